@@ -1,0 +1,1 @@
+"""What ScroogeVM thinks: usage in, free resources out; nothing here touches a wire."""

@@ -1,0 +1,1 @@
+"""Where ScroogeVM meets the world: one module per counterpart."""

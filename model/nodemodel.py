@@ -1,0 +1,175 @@
+"""One node: slices in, in time order; estimates out. Live and offline are one and the same here."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
+from model.series import CPU, MEMORY, RESOURCES, PresentUsage, Resource, Slice, Window
+from model.stability import Stability, assess, mean_predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one strategy says of one resource at the end of a slice, cores or MB.
+
+    Attributes
+    ----------
+    threshold : float
+        The strategy's own figure, unrounded.
+    tier0, tier1, tier2 : float
+        Used for sure, between the two thresholds (always 0 so far), free.
+    published : float
+        What a scheduler is told: the least that is free at any position seen so far.
+    """
+
+    threshold: float
+    tier0: float
+    tier1: float
+    tier2: float
+    published: float
+
+    @property
+    def free(self) -> float:
+        return self.tier2
+
+
+#: The answer to a slice in which the node gave no data: nothing is known, so nothing is promised.
+UNKNOWN = Estimate(threshold=math.nan, tier0=math.nan, tier1=math.nan, tier2=math.nan, published=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceEstimate:
+    """What is said of one resource at the end of a slice: its stability, and each strategy's estimate."""
+
+    stable: bool
+    by_strategy: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEstimate:
+    cpu: ResourceEstimate
+    mem: ResourceEstimate
+
+    def of(self, resource: Resource) -> ResourceEstimate:
+        return self.cpu if resource is CPU else self.mem
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How a node is modelled.
+
+    Attributes
+    ----------
+    historical : int
+        h: how many predecessors at the same position the window holds beside the current slice.
+    strategies : tuple of str
+        Names in :data:`~model.oversubscriptioncomputation.STRATEGIES`.
+    cpu, mem : StrategySettings
+        What the strategies are given, by resource.
+    """
+
+    historical: int
+    strategies: tuple[str, ...]
+    cpu: StrategySettings = StrategySettings()
+    mem: StrategySettings = StrategySettings()
+
+
+class _Position:
+    """The slices of one resource at one position, and the strategies that live there."""
+
+    def __init__(self, historical: int, strategies: Mapping[str, Strategy]) -> None:
+        # One slice more than the window: stability compares the new one with h + 1 older ones.
+        self.slices: deque[PresentUsage] = deque(maxlen=historical + 2)
+        self.window_length = historical + 1
+        self.strategies = strategies
+
+    def stable(self, judge: Stability) -> bool:
+        """Whether the newest slice resembles the h + 1 older ones; not before there are that many."""
+        *older, new = self.slices
+        if len(older) < self.window_length:
+            return False
+        pooled = np.concatenate([past.usage.node for past in older])
+        return pooled.size > 0 and assess(judge, pooled, new.usage.node, new.usage.config)
+
+    def window(self) -> Window:
+        return Window(list(self.slices)[-self.window_length :], self.window_length)
+
+
+class _ResourceModel:
+    """One resource of a node at all positions."""
+
+    def __init__(self, resource: Resource, settings: ModelSettings, judge: Stability) -> None:
+        self.resource = resource
+        self.settings = settings
+        self.judge = judge
+        self.positions: dict[int, _Position] = {}
+        self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
+        self.shared = self._instances(per_position=False)
+
+    def _instances(self, per_position: bool) -> dict[str, Strategy]:
+        chosen = self.settings.cpu if self.resource is CPU else self.settings.mem
+        return {
+            name: STRATEGIES[name](self.resource, chosen)
+            for name in self.settings.strategies
+            if STRATEGIES[name].per_position is per_position
+        }
+
+    def update(self, finished: Slice) -> ResourceEstimate:
+        if finished.position not in self.positions:
+            instances = self.shared | self._instances(per_position=True)
+            self.positions[finished.position] = _Position(self.settings.historical, instances)
+        position = self.positions[finished.position]
+        usage = finished.usage(self.resource)
+        position.slices.append(PresentUsage(finished.vms, usage))
+        if not usage.measured:
+            return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
+        observed = Observation(position.window(), position.stable(self.judge))
+        return ResourceEstimate(
+            observed.stable,
+            {
+                name: self._estimate(name, position.strategies[name].update(observed), usage.config, finished.position)
+                for name in self.settings.strategies
+            },
+        )
+
+    def _estimate(self, name: str, threshold: float, config: float, position: int) -> Estimate:
+        tier0 = self.resource.tier0(threshold)
+        # Six digits keep what a node is configured with and drop what binary fractions add to it.
+        free = round(max(0.0, config - tier0), 6)
+        if name in self.shared:
+            published = free
+        else:
+            self.free[name][position] = free
+            published = min(self.free[name].values())
+        return Estimate(threshold=threshold, tier0=tier0, tier1=0.0, tier2=free, published=published)
+
+
+class NodeModel:
+    """Computes what is free on one node.
+
+    Parameters
+    ----------
+    settings : ModelSettings
+    judges : mapping of resource name to Stability, optional
+        Who decides that a slice is stable; by default the mean predictor for both resources.
+    """
+
+    def __init__(self, settings: ModelSettings, judges: Mapping[str, Stability] | None = None) -> None:
+        self._resources: Sequence[_ResourceModel] = [
+            _ResourceModel(resource, settings, judges[resource.name] if judges else mean_predictor)
+            for resource in RESOURCES
+        ]
+
+    def update(self, finished: Slice) -> NodeEstimate:
+        """Learn from the slice that ended, and estimate what is free. Slices come in time order."""
+        cpu, mem = (model.update(finished) for model in self._resources)
+        return NodeEstimate(cpu=cpu, mem=mem)
+
+
+__all__ = ["CPU", "MEMORY", "Estimate", "ModelSettings", "NodeEstimate", "NodeModel", "ResourceEstimate"]

@@ -1,0 +1,225 @@
+"""The oversubscription strategies: how much of a resource is to be seen as used.
+
+A strategy is one class and the line ``@register("name")`` above it. An instance serves one resource of
+one node at one position (or at all of them, see :attr:`Strategy.per_position`) and keeps what it has to
+remember itself. Once per finished slice, in time order, :meth:`Strategy.update` is told what was observed
+and answers with a threshold; free = config - threshold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from model.series import Resource, Window, aggregate
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySettings:
+    """What the operator chose for one resource.
+
+    Attributes
+    ----------
+    percentile : float
+        P, 0 to 100 (``--cpu``, ``--mem``).
+    aggregation : int
+        N, how many successive samples are averaged before per-slice figures (``--aggreg``).
+    """
+
+    percentile: float = 90.0
+    aggregation: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a strategy sees of one resource at the end of a slice.
+
+    Attributes
+    ----------
+    window : Window
+        The current slice and its predecessors at the same position; the node has samples in the current.
+    stable : bool
+        Whether the current slice resembles the ones before (:mod:`model.stability`).
+    """
+
+    window: Window
+    stable: bool
+
+    @property
+    def config(self) -> float:
+        return self.window.current.config
+
+    @property
+    def booked(self) -> float:
+        return self.window.current.booked
+
+
+class Strategy(ABC):
+    """One way to tell how much of a resource is used."""
+
+    per_position: ClassVar[bool] = True
+    """False: one instance sees every slice in time order, whatever its position."""
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        self.resource = resource
+        self.settings = settings
+
+    @abstractmethod
+    def update(self, observed: Observation) -> float:
+        """Learn from the slice that ended and answer with the threshold T, in cores or MB."""
+
+
+STRATEGIES: dict[str, type[Strategy]] = {}
+
+
+def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
+    """Make a strategy known under the name that the command line uses."""
+
+    def enter(strategy: type[Strategy]) -> type[Strategy]:
+        STRATEGIES[name] = strategy
+        return strategy
+
+    return enter
+
+
+@register("percentile")
+class Percentile(Strategy):
+    """T = P-th percentile (linear interpolation) of the pooled samples of the window."""
+
+    def update(self, observed: Observation) -> float:
+        return float(np.percentile(observed.window.pooled, self.settings.percentile))
+
+
+@register("doa")
+class DegreeOfAggressiveness(Strategy):
+    """T starts at what is booked; calm slices lower it by a twentieth, a full one raises it by half.
+
+    max(u) < 0.95 config: T - round(config / 20), not below -2 config; else T + round(config / 2).
+    u is the current slice, aggregated.
+    """
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.threshold: float | None = None
+
+    def update(self, observed: Observation) -> float:
+        config = observed.config
+        threshold = observed.booked if self.threshold is None else self.threshold
+        busiest = aggregate(observed.window.current.node, self.settings.aggregation).max()
+        if busiest < 0.95 * config:
+            threshold = max(threshold - round(config / 20), -2 * config)
+        else:
+            threshold += round(config / 2)
+        self.threshold = threshold
+        return threshold
+
+
+@register("greedy")
+class Greedy(Strategy):
+    """The highest per-slice percentile, with half of any growth on top until the node calms down.
+
+    P = max over the window's slices of their P-th percentile, rounded up to 0.1 core or 1 MB;
+    dB = booked - previous booked; dP = P - previous T. dB > 0 or dP > 0: T = P + max(dB, dP) / 2;
+    else stable: T = P; else T = previous T. The first time dB = booked and dP = 0.
+    """
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.previous_booked = 0.0
+        self.previous_threshold: float | None = None
+
+    def update(self, observed: Observation) -> float:
+        peak = self.resource.round_up(
+            max(
+                float(np.percentile(aggregate(past.usage.node, self.settings.aggregation), self.settings.percentile))
+                for past in observed.window.slices
+                if past.usage.node.size
+            )
+        )
+        booked_growth = observed.booked - self.previous_booked
+        peak_growth = 0.0 if self.previous_threshold is None else peak - self.previous_threshold
+        if booked_growth > 0 or peak_growth > 0:
+            threshold = peak + max(booked_growth, peak_growth) / 2
+        elif observed.stable or self.previous_threshold is None:
+            threshold = peak
+        else:
+            threshold = self.previous_threshold
+        self.previous_booked = observed.booked
+        self.previous_threshold = threshold
+        return threshold
+
+
+@register("scroogevm")
+class ScroogeVM(Strategy):
+    """T = mean + r std of the pooled samples; r shrinks while the node is stable, grows with its usage.
+
+    r starts at 3.5 and stays in [2, 5]. Stable: r - 0.1; else r + 0.2 when the mean exceeds the previous
+    slice's mean, rounded up to 0.1 core or 1 MB; else r stays.
+    """
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.ratio = 3.5
+        self.previous_mean: float | None = None
+
+    def update(self, observed: Observation) -> float:
+        window = observed.window
+        if observed.stable:
+            self.ratio = max(self.ratio - 0.1, 2.0)
+        elif self.previous_mean is not None and window.mean > self.previous_mean:
+            self.ratio = min(self.ratio + 0.2, 5.0)
+        mean = float(aggregate(window.current.node, self.settings.aggregation).mean())
+        self.previous_mean = self.resource.round_up(mean)
+        return window.mean + self.ratio * window.std
+
+
+@register("nsigma")
+class NSigma(Strategy):
+    """T = mean + 5 std of the pooled samples.
+
+    After the N-sigma predictor of Bashir et al., "Take it to the limit: peak prediction-driven resource
+    overcommitment in datacenters", EuroSys 2021; on absolute node usage and not capped.
+    """
+
+    def update(self, observed: Observation) -> float:
+        return observed.window.mean + 5 * observed.window.std
+
+
+@register("rclike")
+class ResourceCentralLike(Strategy):
+    """T = the sum of the VMs' own peaks; a VM whose window is not full counts with its configuration.
+
+    A peak is the 99th percentile of a VM's CPU usage, at most its vCPUs, or the maximum of its memory.
+    After Cortez et al., "Resource Central", SOSP 2017, as simplified in Bashir et al., EuroSys 2021.
+    """
+
+    def update(self, observed: Observation) -> float:
+        config = observed.window.current.vm_config
+        peak = observed.window.vm_percentile(self.resource.vm_peak_percentile)
+        if self.resource.vm_peak_capped:
+            peak = np.fmin(peak, config)
+        return float(np.nansum(np.where(np.isnan(peak), config, peak)))
+
+
+@register("borg")
+class BorgDefault(Strategy):
+    """T = booked / 1.1: a fixed ratio, after the default of Borg as told in Bashir et al., EuroSys 2021."""
+
+    def update(self, observed: Observation) -> float:
+        return observed.booked / 1.1
+
+
+@register("maxpeak")
+class MaxPeak(Strategy):
+    """T = max(nsigma, rclike), the most careful of both; Bashir et al., EuroSys 2021."""
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.predictors = (NSigma(resource, settings), ResourceCentralLike(resource, settings))
+
+    def update(self, observed: Observation) -> float:
+        return max(predictor.update(observed) for predictor in self.predictors)

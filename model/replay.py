@@ -1,0 +1,90 @@
+"""A trace through the models: every strategy in one pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from model.dump import DumpRecorder
+from model.nodemodel import ModelSettings, NodeEstimate, NodeModel
+from model.scoring import Score, score
+from model.series import RESOURCES, Slice
+from model.stability import Stability
+from model.trace import Trace
+
+class Replay:
+    """The outcome of a replay.
+
+    Parameters
+    ----------
+    trace : Trace
+    settings : ModelSettings
+    judges : mapping of resource name to Stability, optional
+    """
+
+    def __init__(self, trace: Trace, settings: ModelSettings, judges: Mapping[str, Stability] | None = None) -> None:
+        self.trace = trace
+        self.settings = settings
+        self.recorder = DumpRecorder(settings.strategies, trace.vms)
+        self._model = NodeModel(settings, judges)
+
+    def run(
+        self,
+        *,
+        progress: Callable[[Iterable[Slice], int], Iterable[Slice]] = lambda slices, total: slices,
+        on_slice: Callable[[Slice, NodeEstimate], None] = lambda finished, estimate: None,
+    ) -> Replay:
+        """Replay the trace, once.
+
+        Parameters
+        ----------
+        progress : callable
+            Given the slices and their number, hands them on and may show how far it is.
+        on_slice : callable
+            Told every slice and its estimate.
+        """
+        # What overflows on samples that no machine gives is infinite, and null in the dump.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for finished in progress(self.trace.slices(), len(self.trace)):
+                estimate = self._model.update(finished)
+                self.recorder.record(finished, estimate)
+                on_slice(finished, estimate)
+        return self
+
+    def scores(self) -> list[Score]:
+        """A row per strategy and resource."""
+        histories = self.recorder.histories(self.trace.config.positions)
+        return [
+            score(strategy, resource.name, histories[strategy, resource.name])
+            for strategy in self.settings.strategies
+            for resource in RESOURCES
+        ]
+
+    def dumps(self, node_name: str, stability: str) -> dict[str, bytes]:
+        """The dump of each strategy as JSON text.
+
+        Parameters
+        ----------
+        node_name, stability : str
+            As they are to stand in ``config``, beside what the trace's own ``config`` holds.
+        """
+        config: dict[str, Any] = {
+            **self.trace.config_fields,
+            "node_name": node_name,
+            "cpu_percentile": self.settings.cpu.percentile,
+            "mem_percentile": self.settings.mem.percentile,
+            "aggregation": self.settings.cpu.aggregation,
+            "stability": stability,
+        }
+        return self.recorder.encode(config)
+
+
+def dump_name(node_name: str, settings: ModelSettings) -> str:
+    """``dump-<node>_c<cpu>_m<mem>_a<aggregation>.json``, a name that any file system takes."""
+    node = "".join(c for c in node_name if c != "/" and c.isprintable())
+    tail = f"_c{settings.cpu.percentile:g}_m{settings.mem.percentile:g}_a{settings.cpu.aggregation}.json"
+    room = 255 - len("dump-") - len(tail)
+    return f"dump-{node.encode(sys.getfilesystemencoding(), 'ignore')[:room].decode(errors='ignore')}{tail}"

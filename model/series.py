@@ -1,0 +1,270 @@
+"""The carriers: one period of a node and its VMs, and the window of such periods that a strategy sees.
+
+Missing data is settled before a carrier is built: a sample that is not there is NaN in a VM's row and
+absent from the node's array, an unknown configuration is NaN. Inner code never meets ``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+#: The percentiles of a dump: every fifth up to 85, every one from 90 on.
+PERCENTILES: tuple[int, ...] = (*range(10, 90, 5), *range(90, 100))
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What tells CPU and memory apart, so that one function serves both."""
+
+    name: str
+    unit: str
+    resolution: float
+    """The step in which thresholds are counted: 0.1 core, 1 MB."""
+    vm_peak_percentile: float
+    """The percentile that stands for a VM's peak: memory can't be queued for, so its maximum."""
+    vm_peak_capped: bool
+    """Whether a VM's peak is cut at what it was promised (CPU readings overshoot, memory does not)."""
+
+    def round_up(self, amount: float) -> float:
+        """The next multiple of the resolution, ``amount`` itself if it is one already."""
+        # Nine digits: 1.1 / 0.1 is 11.000000000000002, which is no reason to answer 1.2.
+        return round(math.ceil(round(amount / self.resolution, 9)) * self.resolution, 9)
+
+    def tier0(self, threshold: float) -> float:
+        """The threshold as it is published: CPU to one decimal, memory truncated to an integer."""
+        return round(threshold, 1) if self.resolution < 1 else float(math.trunc(threshold))
+
+
+CPU = Resource(name="cpu", unit="cores", resolution=0.1, vm_peak_percentile=99.0, vm_peak_capped=True)
+MEMORY = Resource(name="mem", unit="MB", resolution=1.0, vm_peak_percentile=100.0, vm_peak_capped=False)
+RESOURCES: tuple[Resource, ...] = (CPU, MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One resource of a node and its VMs during one slice.
+
+    Attributes
+    ----------
+    config : float
+        What the node has, cores or MB; NaN when it was never told.
+    node : (n,) float64
+        Usage samples of the node, without gaps; empty when the node gave none.
+    vm_config : (v,) float64
+        What each VM was promised; NaN where unknown.
+    vm_usage : (v, m) float64
+        Usage samples of each VM, a row padded with NaN.
+    """
+
+    config: float
+    node: FloatArray
+    vm_config: FloatArray
+    vm_usage: FloatArray
+
+    @property
+    def booked(self) -> float:
+        """The sum of what the VMs were promised; an unknown promise counts as none."""
+        return float(np.nansum(self.vm_config))
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to compute free resources from."""
+        return self.node.size > 0 and not math.isnan(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One finished slice of a node.
+
+    Attributes
+    ----------
+    end_s : float
+        Its end, Unix seconds.
+    position : int
+        Its index within its scope.
+    vms : tuple of str
+        The VMs present, sorted, in the order of the rows of ``cpu`` and ``mem``.
+    """
+
+    end_s: float
+    position: int
+    vms: tuple[str, ...]
+    cpu: Usage
+    mem: Usage
+
+    def usage(self, resource: Resource) -> Usage:
+        return self.cpu if resource is CPU else self.mem
+
+
+class PresentUsage(NamedTuple):
+    """One resource of a slice beside the names of the VMs whose rows it holds."""
+
+    vms: tuple[str, ...]
+    usage: Usage
+
+
+class Window:
+    """The current slice of one resource and its predecessors at the same position, oldest first.
+
+    What several strategies ask for is computed once: at the first question.
+    """
+
+    def __init__(self, slices: Sequence[PresentUsage], full_length: int) -> None:
+        self.slices = slices
+        self.full_length = full_length
+        self._vm_percentiles: dict[float, FloatArray] = {}
+
+    @property
+    def current(self) -> Usage:
+        return self.slices[-1].usage
+
+    @cached_property
+    def pooled(self) -> FloatArray:
+        """(n,) float64: the raw node samples of all slices."""
+        return np.concatenate([present.usage.node for present in self.slices])
+
+    @cached_property
+    def mean(self) -> float:
+        return float(self.pooled.mean())
+
+    @cached_property
+    def std(self) -> float:
+        """Population standard deviation of the pooled samples."""
+        return float(self.pooled.std())
+
+    def vm_percentile(self, percentile: float) -> FloatArray:
+        """A percentile of each present VM's samples in the window.
+
+        Returns
+        -------
+        (v,) float64
+            NaN for a VM whose window is not full: that has no sample of this resource in one of the
+            slices, or that was not there in one of them.
+        """
+        if percentile not in self._vm_percentiles:
+            self._vm_percentiles[percentile] = self._vm_percentile(percentile)
+        return self._vm_percentiles[percentile]
+
+    def _vm_percentile(self, percentile: float) -> FloatArray:
+        result = np.full(len(self.slices[-1].vms), np.nan)
+        if len(self.slices) < self.full_length:
+            return result
+        rows = [self._rows_by_name(present) for present in self.slices]
+        names = self.slices[-1].vms
+        full = [i for i, name in enumerate(names) if all(name in row for row in rows)]
+        if full:
+            pooled = np.concatenate(
+                [
+                    present.usage.vm_usage[[row[names[i]] for i in full]]
+                    for present, row in zip(self.slices, rows, strict=True)
+                ],
+                axis=1,
+            )
+            result[full] = row_percentiles(np.sort(pooled, axis=1), (percentile,))[0]
+        return result
+
+    @staticmethod
+    def _rows_by_name(present: PresentUsage) -> dict[str, int]:
+        sampled = ~np.isnan(present.usage.vm_usage).all(axis=1)
+        return {name: i for i, name in enumerate(present.vms) if sampled[i]}
+
+
+def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:
+    """Percentiles (linear between the two nearest ranks) of rows of unequal length.
+
+    Parameters
+    ----------
+    rows : (v, m) float64
+        Sorted along the second axis, so that the NaN of a short row stand at its end.
+    percentiles : sequence of p floats
+        0 to 100.
+
+    Returns
+    -------
+    (p, v) float64
+        NaN for a row without samples. The same figures as ``numpy.percentile`` row by row.
+    """
+    counts = rows.shape[1] - np.isnan(rows).sum(axis=1)
+    if rows.shape[1] == 0:
+        return np.full((len(percentiles), rows.shape[0]), np.nan)
+    last = np.maximum(counts - 1, 0)
+    rank = last * (np.asarray(percentiles, dtype=np.float64)[:, None] / 100.0)
+    below = np.floor(rank).astype(np.intp)
+    above = np.minimum(below + 1, last)
+    index = np.arange(rows.shape[0])
+    low, high, weight = rows[index, below], rows[index, above], rank - below
+    step = high - low
+    # From the nearer end, as numpy does: exact at both ends and monotonous in between.
+    return np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The summary figures of v rows of samples.
+
+    Attributes
+    ----------
+    average, deviation, maximum : (v,) float64
+        Mean, population standard deviation and maximum; NaN for a row without samples.
+    percentiles : (26, v) float64
+        One line per entry of :data:`PERCENTILES`.
+    count : (v,) int
+        Number of samples.
+    """
+
+    average: FloatArray
+    deviation: FloatArray
+    maximum: FloatArray
+    percentiles: FloatArray
+    count: NDArray[np.intp]
+
+
+def summarise(rows: FloatArray) -> Summary:
+    """The figures that a dump holds of every node and VM, for all rows at once.
+
+    Parameters
+    ----------
+    rows : (v, m) float64
+        Samples, a row padded with NaN.
+    """
+    ordered = np.sort(rows, axis=1)
+    missing = np.isnan(ordered)
+    count = rows.shape[1] - missing.sum(axis=1)
+    divisor = np.where(count > 0, count, np.nan)
+    if missing.any():
+        filled = np.where(missing, 0.0, ordered)
+        average = filled.sum(axis=1) / divisor
+        gaps = np.where(missing, 0.0, ordered - average[:, None])
+    else:
+        average = ordered.sum(axis=1) / divisor
+        gaps = ordered - average[:, None]
+    ranks = row_percentiles(ordered, (*PERCENTILES, 100))
+    return Summary(
+        average=average,
+        deviation=np.sqrt((gaps * gaps).sum(axis=1) / divisor),
+        maximum=ranks[-1],
+        percentiles=ranks[:-1],
+        count=count,
+    )
+
+
+def aggregate(samples: FloatArray, size: int) -> FloatArray:
+    """The means of each ``size`` successive samples.
+
+    A rest shorter than ``size`` is dropped, unless it is all there is.
+    """
+    if size <= 1 or samples.size == 0:
+        return samples
+    whole = samples.size // size
+    if whole == 0:
+        return samples.mean(keepdims=True)
+    return samples[: whole * size].reshape(whole, size).mean(axis=1)
