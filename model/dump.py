@@ -5,7 +5,8 @@ Numbers that do not exist are NaN inside and ``null`` in the file: a dump is str
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ class DumpError(ValueError):
     """A dump that can't be used; the message is one line that names file and place."""
 
 
+@dataclass(frozen=True, slots=True)
+class _VmFigures:
+    """What a dump says of the VMs present in one slice."""
+
+    row: Mapping[str, int]
+    count: Sequence[int]
+    config: Mapping[str, FloatArray]
+    figures: Mapping[str, FloatArray]
+    """By resource: (v, 29) float64, average, deviation, maximum and percentiles."""
+
+
 class DumpRecorder:
     """Collects what a dump holds, slice by slice, for all strategies at once.
 
@@ -40,50 +52,38 @@ class DumpRecorder:
     def __init__(self, strategies: Sequence[str], vms: Sequence[str]) -> None:
         self.epoch: list[float] = []
         self.strategies = tuple(strategies)
+        self.vms = tuple(vms)
         self._node: dict[str, list[Any]] = {}
-        self._vms: dict[str, dict[str, list[Any]]] = {name: {} for name in vms}
+        self._vm_figures: list[_VmFigures] = []
         self._model: dict[str, dict[str, list[float]]] = {name: {} for name in strategies}
         self._peak: dict[str, list[float]] = {resource.name: [] for resource in RESOURCES}
 
     def record(self, finished: Slice, estimate: NodeEstimate) -> None:
         """Take down one slice and what was estimated at its end."""
         self.epoch.append(finished.end_s)
-        node: dict[str, Any] = {"vm_list": finished.vms}
-        vms: dict[str, dict[str, Any]] = {name: {} for name in finished.vms}
+        node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
         for resource in RESOURCES:
-            usage = finished.usage(resource)
-            own = summarise(usage.node[None, :])
+            usage, said = finished.usage(resource), estimate.of(resource)
+            summary = summarise(usage.node[None, :])
+            self._peak[resource.name].append(float(summary.percentiles[PERCENTILES.index(99), 0]))
             node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
-            node |= _figures(resource, own)[0]
-            node[f"{resource.name}_stable_state"] = estimate.of(resource).stable if usage.measured else None
-            if resource is RESOURCES[0]:
-                node["number_of_values"] = int(own.count[0])
-            self._peak[resource.name].append(float(own.percentiles[PERCENTILES.index(99), 0]))
-            summary = summarise(usage.vm_usage)
-            for name, config, figures in zip(
-                finished.vms, usage.vm_config.tolist(), _figures(resource, summary), strict=True
-            ):
-                vms[name][f"{resource.name}_config"] = config
-                vms[name] |= figures
-            if resource is RESOURCES[0]:
-                for name, count in zip(finished.vms, summary.count.tolist(), strict=True):
-                    vms[name]["number_of_values"] = count
-            for name, said in estimate.of(resource).by_strategy.items():
-                self._record_model(self._model[name], resource, said)
+            node |= _named(resource, _table(summary)[0])
+            node[f"{resource.name}_stable_state"] = said.stable if usage.measured else None
+            for strategy, answer in said.by_strategy.items():
+                _append(self._model[strategy], _model_row(resource, answer))
         _append(self._node, node)
-        for name, columns in self._vms.items():
-            _append_sparse(columns, vms.get(name), len(self.epoch) - 1)
+        self._record_vms(finished)
 
-    @staticmethod
-    def _record_model(columns: dict[str, list[float]], resource: Resource, said: Estimate) -> None:
-        row = {
-            f"free_{resource.name}": said.free,
-            f"{resource.name}_tier0": said.tier0,
-            f"{resource.name}_tier1": said.tier1,
-            f"{resource.name}_tier2": said.tier2,
-            f"published_{resource.name}": said.published,
-        }
-        _append(columns, row)
+    def _record_vms(self, finished: Slice) -> None:
+        summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
+        self._vm_figures.append(
+            _VmFigures(
+                row={name: i for i, name in enumerate(finished.vms)},
+                count=summaries[RESOURCES[0].name].count.tolist(),
+                config={resource.name: finished.usage(resource).vm_config for resource in RESOURCES},
+                figures={name: _table(summary) for name, summary in summaries.items()},
+            )
+        )
 
     def histories(self, lag: int) -> dict[tuple[str, str], History]:
         """What the scores are made of, by strategy and resource name.
@@ -106,61 +106,75 @@ class DumpRecorder:
             for resource in RESOURCES
         }
 
-    def tiers(self, strategy: str, resource: Resource) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(k,) float64 each: tier0, tier1 and tier2 of one strategy."""
-        columns = self._model[strategy]
-        return tuple(_array(columns[f"{resource.name}_tier{i}"]) for i in range(3))  # type: ignore[return-value]
+    def tiers(self, strategy: str, resource: Resource) -> list[FloatArray]:
+        """Three arrays of (k,) float64: tier0, tier1 and tier2 of one strategy."""
+        return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
 
-    def encode(self, config: Mapping[str, Any]) -> dict[str, bytes]:
-        """The dump of each strategy as JSON text.
+    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """The dump of each strategy as JSON text, one after the other.
 
         Parameters
         ----------
         config : mapping
             The ``config`` object, without the strategy's name, which is added.
         """
-        epoch = msgspec.json.encode(self.epoch)
-        node = msgspec.json.encode(self._node)
-        vms = msgspec.json.encode(self._vms)
-        return {
-            strategy: msgspec.json.encode(
-                {
-                    "epoch": msgspec.Raw(epoch),
-                    "config": {**config, "strategy": strategy},
-                    "model": self._model[strategy],
-                    "node": msgspec.Raw(node),
-                    "vm": msgspec.Raw(vms),
-                }
-            )
-            for strategy in self.strategies
+        shared = {
+            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
+            "node": msgspec.Raw(msgspec.json.encode(self._node)),
+            "vm": msgspec.Raw(msgspec.json.encode({name: self._encode_vm(name) for name in self.vms})),
         }
+        for strategy in self.strategies:
+            head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
+            yield strategy, msgspec.json.encode(head | shared)
+
+    def _encode_vm(self, name: str) -> msgspec.Raw:
+        """The columns of one VM, text at once: as objects those of a long trace would fill the memory."""
+        columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
+        for k, figures in enumerate(self._vm_figures):
+            row = figures.row.get(name)
+            if row is None:
+                continue
+            columns["number_of_values"][k] = figures.count[row]
+            for resource in RESOURCES:
+                columns[f"{resource.name}_config"][k] = float(figures.config[resource.name][row])
+                for key, value in _named(resource, figures.figures[resource.name][row]).items():
+                    columns[key][k] = value
+        return msgspec.Raw(msgspec.json.encode(columns))
 
 
-def _figures(resource: Resource, summary: Summary) -> list[dict[str, Any]]:
-    """One object per row of the summary."""
-    keys = [f"{resource.name}_{figure}" for figure in _FIGURES]
-    percentiles = [dict(zip(_PERCENTILE_KEYS, row, strict=True)) for row in summary.percentiles.T.tolist()]
-    columns = (summary.average.tolist(), summary.deviation.tolist(), summary.maximum.tolist(), percentiles)
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-    for row, count in zip(rows, summary.count.tolist(), strict=True):
-        if count == 0:
-            row[keys[-1]] = None
-    return rows
+_VM_KEYS = (
+    "number_of_values",
+    *(f"{resource.name}_{figure}" for resource in RESOURCES for figure in ("config", *_FIGURES)),
+)
+
+
+def _table(summary: Summary) -> FloatArray:
+    """(v, 29) float64: the figures of each row, in the order that :func:`_named` knows."""
+    heads = np.stack([summary.average, summary.deviation, summary.maximum])
+    # Six decimals are a millionth of a core and a byte of memory; more would only make dumps twice as long.
+    return np.ascontiguousarray(np.concatenate([heads, summary.percentiles]).T.round(6))
+
+
+def _named(resource: Resource, figures: FloatArray) -> dict[str, Any]:
+    average, deviation, maximum, *percentiles = figures.tolist()
+    missing = math.isnan(maximum)
+    values = (average, deviation, maximum, None if missing else dict(zip(_PERCENTILE_KEYS, percentiles, strict=True)))
+    return {f"{resource.name}_{figure}": value for figure, value in zip(_FIGURES, values, strict=True)}
+
+
+def _model_row(resource: Resource, said: Estimate) -> dict[str, float]:
+    return {
+        f"free_{resource.name}": said.free,
+        f"{resource.name}_tier0": said.tier0,
+        f"{resource.name}_tier1": said.tier1,
+        f"{resource.name}_tier2": said.tier2,
+        f"published_{resource.name}": said.published,
+    }
 
 
 def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
     for key, value in row.items():
         columns.setdefault(key, []).append(value)
-
-
-def _append_sparse(columns: dict[str, list[Any]], row: Mapping[str, Any] | None, length: int) -> None:
-    """Append a row, or ``None`` in every column; the columns appear with the first row."""
-    if row is not None:
-        for key, value in row.items():
-            columns.setdefault(key, [None] * length).append(value)
-    else:
-        for column in columns.values():
-            column.append(None)
 
 
 def _array(values: Sequence[float | None]) -> FloatArray:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from model.series import Resource, Window, aggregate
+from model.series import Resource, Window, aggregate, round_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,13 @@ class Greedy(Strategy):
         self.previous_threshold: float | None = None
 
     def update(self, observed: Observation) -> float:
-        peak = self.resource.round_up(
+        peak = round_up(
             max(
                 float(np.percentile(aggregate(past.usage.node, self.settings.aggregation), self.settings.percentile))
                 for past in observed.window.slices
                 if past.usage.node.size
-            )
+            ),
+            self.resource.resolution,
         )
         booked_growth = observed.booked - self.previous_booked
         peak_growth = 0.0 if self.previous_threshold is None else peak - self.previous_threshold
@@ -158,7 +159,7 @@ class ScroogeVM(Strategy):
     """T = mean + r std of the pooled samples; r shrinks while the node is stable, grows with its usage.
 
     r starts at 3.5 and stays in [2, 5]. Stable: r - 0.1; else r + 0.2 when the mean exceeds the previous
-    slice's mean, rounded up to 0.1 core or 1 MB; else r stays.
+    slice's mean, rounded up to 0.1 (core or MB); else r stays.
     """
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -173,7 +174,7 @@ class ScroogeVM(Strategy):
         elif self.previous_mean is not None and window.mean > self.previous_mean:
             self.ratio = min(self.ratio + 0.2, 5.0)
         mean = float(aggregate(window.current.node, self.settings.aggregation).mean())
-        self.previous_mean = self.resource.round_up(mean)
+        self.previous_mean = round_up(mean, 0.1)
         return window.mean + self.ratio * window.std
 
 

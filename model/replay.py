@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ class Replay:
             for resource in RESOURCES
         ]
 
-    def dumps(self, node_name: str, stability: str) -> dict[str, bytes]:
-        """The dump of each strategy as JSON text.
+    def dumps(self, node_name: str, stability: str) -> Iterator[tuple[str, bytes]]:
+        """The dump of each strategy as JSON text, one after the other.
 
         Parameters
         ----------

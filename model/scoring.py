@@ -174,6 +174,36 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
+def best(scores: Sequence[Score], risk: float = 0.05) -> Score | None:
+    """The strategy of choice for one resource: whose promise is closest to the truth and seldom broken.
+
+    Parameters
+    ----------
+    scores : sequence of Score
+        Of one resource.
+    risk : float
+        In which share of the slices more may be used than was published. When every strategy breaks its
+        promise more often, the one that does so least often.
+
+    Returns
+    -------
+    Score or None
+        None when nothing could be scored.
+    """
+    return next((row for row in ranked(scores, risk) if not np.isnan(row.published_misprediction)), None)
+
+
+def ranked(scores: Sequence[Score], risk: float = 0.05) -> list[Score]:
+    """The scores of one resource, best first: within the risk by misprediction, the others by frequency."""
+
+    def order(row: Score) -> tuple[bool, bool, float]:
+        broken = row.published_violation_frequency > risk
+        key = row.published_violation_frequency if broken else row.published_misprediction
+        return bool(np.isnan(row.published_misprediction)), broken, 0.0 if np.isnan(key) else key
+
+    return sorted(scores, key=order)
+
+
 def summary_csv(scores: Sequence[Score]) -> str:
     """``summary.csv``: a row per strategy and resource; an empty cell where nothing could be scored."""
     text = io.StringIO()

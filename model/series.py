@@ -34,11 +34,6 @@ class Resource:
     vm_peak_capped: bool
     """Whether a VM's peak is cut at what it was promised (CPU readings overshoot, memory does not)."""
 
-    def round_up(self, amount: float) -> float:
-        """The next multiple of the resolution, ``amount`` itself if it is one already."""
-        # Nine digits: 1.1 / 0.1 is 11.000000000000002, which is no reason to answer 1.2.
-        return round(math.ceil(round(amount / self.resolution, 9)) * self.resolution, 9)
-
     def tier0(self, threshold: float) -> float:
         """The threshold as it is published: CPU to one decimal, memory truncated to an integer."""
         return round(threshold, 1) if self.resolution < 1 else float(math.trunc(threshold))
@@ -47,6 +42,16 @@ class Resource:
 CPU = Resource(name="cpu", unit="cores", resolution=0.1, vm_peak_percentile=99.0, vm_peak_capped=True)
 MEMORY = Resource(name="mem", unit="MB", resolution=1.0, vm_peak_percentile=100.0, vm_peak_capped=False)
 RESOURCES: tuple[Resource, ...] = (CPU, MEMORY)
+
+
+def round_up(amount: float, step: float) -> float:
+    """The next multiple of ``step``, or ``amount`` itself if it is one already.
+
+    >>> round_up(1.11, 0.1), round_up(1.1, 0.1)
+    (1.2, 1.1)
+    """
+    # Nine digits: 1.1 / 0.1 is 11.000000000000002, which is no reason to answer 1.2.
+    return round(math.ceil(round(amount / step, 9)) * step, 9)
 
 
 @dataclass(frozen=True, slots=True)

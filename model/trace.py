@@ -61,7 +61,8 @@ class _Period:
             and _same(self.time, earlier.time)
             and _same(self.cpu_usage, earlier.cpu_usage)
             and _same(self.mem_usage, earlier.mem_usage)
-            and _same(np.array([self.cpu_config, self.mem_config]), np.array([earlier.cpu_config, earlier.mem_config]))
+            and self.cpu_config == earlier.cpu_config
+            and self.mem_config == earlier.mem_config
         )
 
     def config(self, resource: Resource) -> float:
@@ -72,7 +73,8 @@ class _Period:
 
 
 def _same(a: FloatArray, b: FloatArray) -> bool:
-    return a is b or (a.size == b.size and bool(np.array_equal(a, b, equal_nan=True)))
+    # By their bytes: NaN is equal to NaN here, and it costs a tenth of a comparison by elements.
+    return a is b or (a.size == b.size and a.tobytes() == b.tobytes())
 
 
 _NOTHING: FloatArray = np.empty(0)
@@ -408,9 +410,10 @@ class _Reader:
             array = np.frombuffer(struct.pack(f"{len(numbers)}d", *numbers))
         except struct.error:
             array = np.array(numbers, dtype=np.float64)  # where a sample is null: NaN
-        # Comparisons with NaN are false, so a sample that is not there passes.
-        if (np.abs(array) > _LARGEST).any():
-            raise TraceError(f"{self.where(k, field)}: {np.nanmax(np.abs(array)):g} is beyond any machine")
+        size = np.abs(array)
+        # With a sample that is not there the maximum is NaN: then, and only then, look at each.
+        if not size.max() <= _LARGEST and (size > _LARGEST).any():
+            raise TraceError(f"{self.where(k, field)}: {np.nanmax(size):g} is beyond any machine")
         return array
 
     def numbers(self, raw: msgspec.Raw, k: int, field: str) -> list[float | None] | None:

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Staged:
+    """Files that were written beside their targets and wait for their names."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, Path]] = []
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write ``data`` to a temporary file in the folder of ``path``."""
+        temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
+        # Not tempfile: its files are for the owner alone, these are for whom the umask says.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._waiting.append((temporary, path))
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def commit(self) -> None:
+        """Give every file its name."""
+        for temporary, path in self._waiting:
+            temporary.replace(path)
+        self._waiting.clear()
+
+    def discard(self) -> None:
+        """Remove what has no name yet."""
+        for temporary, _ in self._waiting:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self._waiting.clear()
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Staged]:
+    """Several files that appear together at the end of the block, or, when it fails, not at all.
+
+    Raises
+    ------
+    OSError
+        When a file can't be written; none has appeared then.
+    """
+    files = Staged()
+    try:
+        yield files
+        files.commit()
+    finally:
+        files.discard()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that readers see whole: the old one or the new one.
+
+    Raises
+    ------
+    OSError
+        When it can't be written; an older file is left as it was.
+    """
+    with staged() as files:
+        files.write(path, data)

@@ -1,0 +1,98 @@
+"""The outcome of a replay as tables: fresh, or read back from a folder of dumps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.dump import DumpError, read_dump
+from model.oversubscriptioncomputation import STRATEGIES
+from model.replay import Replay
+from model.scoring import History, Score, score, slices_frame, summary_frame
+from model.series import RESOURCES, FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """What several strategies did on one node.
+
+    Attributes
+    ----------
+    name : str
+        How to call them: the folder's or the trace's name.
+    node_name : str
+    epoch : (k,) float64
+        The ends of the slices, Unix seconds.
+    histories : mapping of (strategy, resource name) to History
+    """
+
+    name: str
+    node_name: str
+    epoch: FloatArray
+    histories: Mapping[tuple[str, str], History]
+
+    @property
+    def strategies(self) -> list[str]:
+        return list(dict.fromkeys(strategy for strategy, _ in self.histories))
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        """A row per strategy and resource."""
+        return [score(strategy, resource, history) for (strategy, resource), history in self.histories.items()]
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """The scores as a table."""
+        return summary_frame(self.scores)
+
+    @cached_property
+    def slices(self) -> Mapping[str, pd.DataFrame]:
+        """By resource name: what :func:`model.scoring.slices_frame` makes of all strategies."""
+        return {
+            resource.name: slices_frame(
+                self.epoch, {strategy: self.histories[strategy, resource.name] for strategy in self.strategies}
+            )
+            for resource in RESOURCES
+        }
+
+
+def replay_results(name: str, node_name: str, replay: Replay) -> Results:
+    """The outcome of a replay that has just run."""
+    histories = replay.recorder.histories(replay.trace.config.positions)
+    return Results(name, node_name, np.array(replay.recorder.epoch), histories)
+
+
+def load_results(folder: str | Path) -> Results:
+    """The outcome of a replay, from the dumps in a folder.
+
+    Raises
+    ------
+    DumpError
+        When there are none, when one can't be read, or when they are of different traces.
+    """
+    paths = sorted(Path(folder).glob("dump-*.json"), key=_by_registry)
+    if not paths:
+        raise DumpError(f"{folder}: no dump-*.json in it")
+    dumps = [read_dump(path) for path in paths]
+    for path, dump in zip(paths, dumps, strict=True):
+        if dump.node_name != dumps[0].node_name or not np.array_equal(dump.epoch, dumps[0].epoch):
+            raise DumpError(f"{path}: of another trace than {paths[0].name}")
+    histories = {
+        (dump.strategy, resource.name): dump.histories[resource.name] for dump in dumps for resource in RESOURCES
+    }
+    return Results(Path(folder).resolve().name, dumps[0].node_name, dumps[0].epoch, histories)
+
+
+def _by_registry(path: Path) -> tuple[int, str]:
+    """The order in which the strategies are always shown."""
+    names: Sequence[str] = list(STRATEGIES)
+    name = path.stem.removeprefix("dump-")
+    return (names.index(name) if name in names else len(names), name)
