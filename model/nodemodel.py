@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from model.oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
-from model.series import CPU, MEMORY, RESOURCES, PresentUsage, Resource, Slice, Window
+from model.series import CPU, RESOURCES, PresentUsage, Resource, Slice, Window
 from model.stability import Stability, assess, mean_predictor
 
 
@@ -36,6 +36,7 @@ class Estimate:
 
     @property
     def free(self) -> float:
+        """What is left of the config: tier2."""
         return self.tier2
 
 
@@ -53,10 +54,13 @@ class ResourceEstimate:
 
 @dataclass(frozen=True, slots=True)
 class NodeEstimate:
+    """What is said of a node at the end of a slice."""
+
     cpu: ResourceEstimate
     mem: ResourceEstimate
 
     def of(self, resource: Resource) -> ResourceEstimate:
+        """The estimate of one resource."""
         return self.cpu if resource is CPU else self.mem
 
 
@@ -76,8 +80,8 @@ class ModelSettings:
 
     historical: int
     strategies: tuple[str, ...]
-    cpu: StrategySettings = StrategySettings()
-    mem: StrategySettings = StrategySettings()
+    cpu: StrategySettings = field(default_factory=StrategySettings)
+    mem: StrategySettings = field(default_factory=StrategySettings)
 
 
 class _Position:
@@ -170,6 +174,3 @@ class NodeModel:
         """Learn from the slice that ended, and estimate what is free. Slices come in time order."""
         cpu, mem = (model.update(finished) for model in self._resources)
         return NodeEstimate(cpu=cpu, mem=mem)
-
-
-__all__ = ["CPU", "MEMORY", "Estimate", "ModelSettings", "NodeEstimate", "NodeModel", "ResourceEstimate"]

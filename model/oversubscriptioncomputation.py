@@ -51,10 +51,12 @@ class Observation:
 
     @property
     def config(self) -> float:
+        """What the node has."""
         return self.window.current.config
 
     @property
     def booked(self) -> float:
+        """What is promised to the VMs."""
         return self.window.current.booked
 
 

@@ -15,6 +15,7 @@ from model.series import RESOURCES, Slice
 from model.stability import Stability
 from model.trace import Trace
 
+
 class Replay:
     """The outcome of a replay.
 
@@ -34,8 +35,8 @@ class Replay:
     def run(
         self,
         *,
-        progress: Callable[[Iterable[Slice], int], Iterable[Slice]] = lambda slices, total: slices,
-        on_slice: Callable[[Slice, NodeEstimate], None] = lambda finished, estimate: None,
+        progress: Callable[[Iterable[Slice], int], Iterable[Slice]] = lambda slices, _total: slices,
+        on_slice: Callable[[Slice, NodeEstimate], None] = lambda _finished, _estimate: None,
     ) -> Replay:
         """Replay the trace, once.
 

@@ -41,6 +41,7 @@ class Results:
 
     @property
     def strategies(self) -> list[str]:
+        """Their names, in the order of the histories."""
         return list(dict.fromkeys(strategy for strategy, _ in self.histories))
 
     @cached_property

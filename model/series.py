@@ -107,6 +107,7 @@ class Slice:
     mem: Usage
 
     def usage(self, resource: Resource) -> Usage:
+        """The usage of one resource."""
         return self.cpu if resource is CPU else self.mem
 
 
@@ -130,6 +131,7 @@ class Window:
 
     @property
     def current(self) -> Usage:
+        """The slice that ended."""
         return self.slices[-1].usage
 
     @cached_property
@@ -139,6 +141,7 @@ class Window:
 
     @cached_property
     def mean(self) -> float:
+        """Mean of the pooled samples."""
         return float(self.pooled.mean())
 
     @cached_property
@@ -179,8 +182,8 @@ class Window:
 
     @staticmethod
     def _rows_by_name(present: PresentUsage) -> dict[str, int]:
-        sampled = ~np.isnan(present.usage.vm_usage).all(axis=1)
-        return {name: i for i, name in enumerate(present.vms) if sampled[i]}
+        sampled = np.flatnonzero(~np.isnan(present.usage.vm_usage).all(axis=1))
+        return {present.vms[i]: i for i in sampled.tolist()}
 
 
 def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from model.series import FloatArray
 class Stability(Protocol):
     """Judges one resource of one node."""
 
-    def __call__(self, older: FloatArray, new: FloatArray) -> bool:
+    def __call__(self, older: FloatArray, new: FloatArray, /) -> bool:
         """Whether the new slice resembles its past.
 
         Parameters
@@ -43,12 +42,12 @@ def mean_predictor(older: FloatArray, new: FloatArray) -> bool:
     return bool(abs(error_older - error_new) < 0.01)
 
 
-def always(older: FloatArray, new: FloatArray) -> bool:
+def always(_older: FloatArray, _new: FloatArray) -> bool:
     """Every slice counts as stable."""
     return True
 
 
-def never(older: FloatArray, new: FloatArray) -> bool:
+def never(_older: FloatArray, _new: FloatArray) -> bool:
     """No slice counts as stable."""
     return False
 
@@ -57,7 +56,7 @@ def never(older: FloatArray, new: FloatArray) -> bool:
 STABILITIES: dict[str, Stability] = {"mean": mean_predictor, "always": always, "never": never}
 
 
-def assess(judge: Callable[[FloatArray, FloatArray], bool], older: FloatArray, new: FloatArray, config: float) -> bool:
+def assess(judge: Stability, older: FloatArray, new: FloatArray, config: float) -> bool:
     """Put the samples of two periods before a judge, as shares of the node.
 
     Parameters

@@ -24,6 +24,7 @@ from model.series import CPU, MEMORY, FloatArray, Resource, Slice, Usage
 _LARGEST = 1e15
 _LONGEST_HISTORY = 1_000_000
 
+
 class TraceError(ValueError):
     """A trace that can't be used; the message is one line that names the place."""
 
@@ -97,6 +98,7 @@ class Trace:
 
     def __init__(
         self,
+        *,
         config: TraceConfig,
         config_fields: dict[str, Any],
         epoch: list[float],
@@ -321,7 +323,7 @@ def _build(raw: _RawTrace) -> Trace:
         _check_length(f"vm.{name}.raw_data", vm.raw_data, slices)
         reader = _Reader(f"vm.{name}", time, share=config.vm_cpu_unit == "share")
         vms[name] = reader.periods(vm.raw_data)
-    return Trace(config, config_fields, raw.epoch, node, listed, vms)
+    return Trace(config=config, config_fields=config_fields, epoch=raw.epoch, node=node, listed=listed, vms=vms)
 
 
 def _check_config(config: TraceConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -17,12 +17,16 @@ class Staged:
 
     def write(self, path: Path, data: bytes) -> None:
         """Write ``data`` to a temporary file in the folder of ``path``."""
+        self.write_pieces(path, (data,))
+
+    def write_pieces(self, path: Path, pieces: Iterable[bytes]) -> None:
+        """The same for data that comes in pieces."""
         temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
         # Not tempfile: its files are for the owner alone, these are for whom the umask says.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._waiting.append((temporary, path))
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
 

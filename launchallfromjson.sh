@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Replays a trace with every strategy and compares them.
+#
+#   ./launchallfromjson.sh TRACE.json OUTPUT_FOLDER
+#
+# Leaves in the folder, which must not exist yet: dump-<strategy>.json, summary.csv and report.html.
+set -euo pipefail
+
+usage() {
+    printf 'launchallfromjson.sh: %s\nusage: launchallfromjson.sh TRACE.json OUTPUT_FOLDER\n' "$1" >&2
+    exit 2
+}
+
+[ $# -eq 2 ] || usage "two arguments are needed: a trace, and the folder for the results"
+trace=$1 output=$2 here=$(cd "$(dirname "$0")" && pwd)
+[ -e "$trace" ] || usage "$trace does not exist"
+[ ! -d "$trace" ] || usage "$trace is a folder"
+[ -r "$trace" ] || usage "$trace can't be read"
+[ ! -e "$output" ] || usage "$output exists already"
+
+"$here/misc/setup.sh" offline
+exec "$here/.venv/bin/python" "$here/scroogevm.py" --load="$trace" --strategy=all --output="$output" --report

@@ -1,0 +1,138 @@
+"""The offline mode: a trace in; dumps, a summary, a report and a table out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from model.adapters.commandline import UsageError
+from model.adapters.files import Staged, staged
+from model.adapters.terminal import ProgressBar, print_scores
+from model.nodemodel import ModelSettings, NodeEstimate
+from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
+from model.replay import Replay, dump_name
+from model.results import replay_results
+from model.scoring import summary_csv
+from model.series import Slice
+from model.stability import STABILITIES
+from model.trace import TraceError, printable, read_trace
+
+LOG = logging.getLogger("scroogevm")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay the trace that the command line names.
+
+    Raises
+    ------
+    UsageError
+        When trace, strategies or output can't be used; nothing has been written then.
+    """
+    strategies = chosen_strategies(args.strategy)
+    named = None if args.url is None else node_of(args.url)
+    folder = None if args.output is None else Path(args.output)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output: {args.output!r} is not a folder")
+    bar = ProgressBar()
+    try:
+        with bar.busy(f"reading {Path(args.load).name}"):
+            trace = read_trace(args.load)
+    except TraceError as error:
+        raise UsageError(str(error)) from None
+    node_name = named or trace.config.node_name
+    settings = ModelSettings(
+        historical=trace.config.historical_occurences,
+        strategies=strategies,
+        cpu=StrategySettings(percentile=args.cpu, aggregation=args.aggreg),
+        mem=StrategySettings(percentile=args.mem, aggregation=args.aggreg),
+    )
+    judge = STABILITIES[args.stability]
+    replay = Replay(trace, settings, {"cpu": judge, "mem": judge})
+    replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
+    with bar.busy("writing"):
+        _write(args, folder, replay, node_name)
+    print_scores(replay.scores(), args.risk)
+    return 0
+
+
+def chosen_strategies(text: str) -> tuple[str, ...]:
+    """The names that ``--strategy`` asks for, each once, in its order."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in STRATEGIES and name != "all"]
+    if unknown:
+        raise UsageError(f"--strategy: {unknown[0]!r} is none of {', '.join(STRATEGIES)}, all")
+    return tuple(STRATEGIES) if "all" in names else tuple(names)
+
+
+def node_of(text: str) -> str:
+    """The node that ``--url`` names for a replay: a list of one, or of none to choose from."""
+    try:
+        nodes = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError(f"--url: {text!r} is not JSON") from None
+    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) and node for node in nodes):
+        raise UsageError('--url: not a list of URLs such as ["http://node:9100/metrics"]')
+    if len(nodes) > 1:
+        raise UsageError(f"--url: {len(nodes)} nodes, but a trace is of one")
+    return str(nodes[0])
+
+
+def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstimate], None]:
+    """Logs a line per strategy at the end of each scope."""
+    node, slices = printable(node_name), 0
+
+    def log(finished: Slice, estimate: NodeEstimate) -> None:
+        nonlocal slices
+        slices += 1
+        if slices % positions or not LOG.isEnabledFor(logging.INFO):
+            return
+        for strategy, cpu in estimate.cpu.by_strategy.items():
+            mem = estimate.mem.by_strategy[strategy]
+            LOG.info(
+                "%s scope %d %s: %d VMs, booked %.1f cores %.0f MB, free %.1f cores %.0f MB, "
+                "published %.1f cores %.0f MB",
+                *(node, slices // positions, strategy, len(finished.vms), finished.cpu.booked, finished.mem.booked),
+                *(cpu.free, mem.free, cpu.published, mem.published),
+            )
+
+    return log
+
+
+def _write(args: argparse.Namespace, folder: Path | None, replay: Replay, node_name: str) -> None:
+    """Everything that was asked for appears, or nothing."""
+    target = folder or Path()
+    created = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with staged() as files:
+            if folder is not None:
+                for strategy, text in replay.dumps(node_name, args.stability):
+                    files.write(folder / f"dump-{strategy}.json", text)
+                files.write(folder / "summary.csv", summary_csv(replay.scores()).encode())
+            elif len(replay.settings.strategies) == 1:
+                for _, text in replay.dumps(node_name, args.stability):
+                    files.write(Path(dump_name(node_name, replay.settings)), text)
+            _write_pictures(files, args, target, replay, node_name)
+    except OSError as error:
+        if created:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        raise UsageError(f"{printable(str(target))}: {error.strerror}; nothing was written") from None
+
+
+def _write_pictures(files: Staged, args: argparse.Namespace, target: Path, replay: Replay, node_name: str) -> None:
+    if args.report:
+        # matplotlib is half a second that nobody should wait for who asked for no picture.
+        from model.adapters.report import render_report
+
+        results = replay_results(Path(args.load).stem, node_name, replay)
+        files.write(target / "report.html", render_report(results, args.risk).encode())
+    if args.debug >= 2:
+        from model.adapters.figures import tiers_png
+
+        for strategy in replay.settings.strategies:
+            files.write(target / f"tiers-{strategy}.png", tiers_png(replay.recorder, strategy, node_name))

@@ -1,0 +1,1 @@
+"""What ScroogeVM promises, a file per behaviour."""

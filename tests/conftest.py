@@ -1,0 +1,104 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+SHARED = ROOT.parent / "shared"
+
+TraceObject = dict[str, Any]
+
+
+def lists(
+    time: Sequence[float | None],
+    cpu: float,
+    mem: float,
+    cpu_usage: Sequence[float | None],
+    mem_usage: Sequence[float | None] | None = None,
+) -> dict[str, Any]:
+    """One slice of a node or a VM."""
+    return {
+        "time": list(time),
+        "cpu": [cpu] * len(time),
+        "mem": [mem] * len(time),
+        "cpu_usage": list(cpu_usage),
+        "mem_usage": list(mem_usage) if mem_usage is not None else [100.0 * (u or 0) for u in cpu_usage],
+    }
+
+
+def build_trace(slices: int = 6, positions: int = 1, historical: int = 1) -> TraceObject:
+    """A small legal trace: a node of 16 cores, two VMs of 4 and 2 vCPUs, three samples a slice."""
+    times = [[1800.0 * k + 600 * i for i in range(3)] for k in range(slices)]
+    return {
+        "config": {
+            "node_name": "http://node.test:9100/metrics",
+            "node_scope": 1800 * positions,
+            "slice_scope": 1800,
+            "historical_occurences": historical,
+        },
+        "epoch": [1800 * (k + 1) for k in range(slices)],
+        "node": {
+            "raw_data": [
+                {**lists(times[k], 16.0, 32768.0, [1.0 + k % 3, 2.0, 3.0]), "vm": ["a", "b"]} for k in range(slices)
+            ]
+        },
+        "vm": {
+            "a": {"raw_data": [lists(times[k], 4.0, 4096.0, [0.5, 0.6, 0.7 + k / 10]) for k in range(slices)]},
+            "b": {"raw_data": [lists(times[k], 2.0, 2048.0, [0.1, 0.2, 0.3]) for k in range(slices)]},
+        },
+    }
+
+
+@pytest.fixture
+def trace_object() -> TraceObject:
+    """A small legal trace to be damaged at will."""
+    return copy.deepcopy(build_trace())
+
+
+@pytest.fixture
+def write_trace(tmp_path: Path) -> Callable[[Any], Path]:
+    """Writes an object, or text, as ``trace.json``."""
+
+    def write(trace: Any) -> Path:
+        path = tmp_path / "trace.json"
+        path.write_bytes(trace if isinstance(trace, bytes) else json.dumps(trace).encode())
+        return path
+
+    return write
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def scroogevm(tmp_path: Path) -> Run:
+    """Runs scroogevm.py as its own process in an empty folder."""
+    here = tmp_path / "cwd"
+    here.mkdir()
+
+    def run(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *map(str, arguments)],
+            **{"cwd": here, "capture_output": True, "text": True, "timeout": 120, "check": False, **settings},
+        )
+
+    return run
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Decode JSON that has no NaN in it."""
+
+    def refuse(literal: str) -> Any:
+        raise AssertionError(f"{literal} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
