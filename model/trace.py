@@ -232,14 +232,15 @@ def parse_trace(data: bytes) -> Trace:
         raise TraceError("the file is empty")
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        raw = _decode_trace(data)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError as error:
-        if not (b"NaN" in data or b"Infinity" in data):
-            raise TraceError(_not_json(error, data)) from None
-        raw = _decode_without_literals(data)
-    return _build(raw)
+        try:
+            raw = _decode_trace(data)
+        except msgspec.DecodeError as error:
+            if not (b"NaN" in data or b"Infinity" in data):
+                raise TraceError(_not_json(error, data)) from None
+            raw = _decode_without_literals(data)
+        return _build(raw)
+    except UnicodeDecodeError as error:
+        raise TraceError(f"not JSON: a string is not UTF-8 ({error.reason})") from None
 
 
 def _decode_trace(data: bytes) -> _RawTrace:
