@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 from model.adapters.commandline import Parser, UsageError, number, whole_number
@@ -90,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.report and args.output is None:
         parser.error("--report needs --output=FOLDER")
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
+    # As on Ctrl-C, what is half done is taken back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Not before the command line is known to be good: -h and a mistyped flag answer at once.
         from model.adapters import offline

@@ -52,7 +52,7 @@ main() {
         exit 2
         ;;
     esac
-    local stamp done=.venv/.done-$what
+    local stamp done=.venv/.done-$what covered
     stamp=$(cat misc/setup.sh requirements.txt requirements-dev.txt | cksum)
     if [ -x .venv/bin/python ] && [ "$(cat "$done" 2>/dev/null)" = "$stamp" ]; then
         return 0
@@ -76,7 +76,13 @@ main() {
         "${pip[@]}" "$(grep '^libvirt-python' requirements.txt)" || say "libvirt-python could not be built"
         ;;
     esac
-    printf '%s' "$stamp" >"$done"
+    # Who has more has the rest as well.
+    case $what in
+    offline) covered=(offline) ;;
+    all) covered=(offline all) ;;
+    tests) covered=(offline all tests) ;;
+    esac
+    for what in "${covered[@]}"; do printf '%s' "$stamp" >".venv/.done-$what"; done
 }
 
 main "$@"

@@ -166,9 +166,9 @@ def _stays(plan: Plan, random: np.random.Generator) -> tuple[Sequence[int], Sequ
     # Spread over the middle of the trace: there is a calm start and a calm end.
     moments = np.linspace(0.1, 0.9, moving.size) * plan.slices
     if plan.mix == "increasing":
-        first[moving] = moments.astype(int)
+        first[moving] = np.clip(moments.astype(int), min(1, plan.slices - 1), None)
     elif plan.mix == "decreasing":
-        last[moving] = moments.astype(int) + 1
+        last[moving] = np.clip(moments.astype(int) + 1, 1, max(plan.slices - 1, 1))
     coming, going = order[: plan.arrivals], order[plan.arrivals : plan.arrivals + plan.departures]
     if plan.slices > 1:
         first[coming] = np.maximum(first[coming], random.integers(1, plan.slices, size=coming.size))

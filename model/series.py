@@ -45,13 +45,14 @@ RESOURCES: tuple[Resource, ...] = (CPU, MEMORY)
 
 
 def round_up(amount: float, step: float) -> float:
-    """The next multiple of ``step``, or ``amount`` itself if it is one already.
+    """The next multiple of ``step``, 1 or a fraction of it, or ``amount`` itself if it is one already.
 
     >>> round_up(1.11, 0.1), round_up(1.1, 0.1)
     (1.2, 1.1)
     """
-    # Nine digits: 1.1 / 0.1 is 11.000000000000002, which is no reason to answer 1.2.
-    return round(math.ceil(round(amount / step, 9)) * step, 9)
+    steps = round(1 / step)
+    # Nine digits: 1.1 * 10 is 11.000000000000002, which is no reason to answer 1.2.
+    return math.ceil(round(amount * steps, 9)) / steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def scroogevm(tmp_path: Path) -> Run:
     here.mkdir()
 
     def run(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return subprocess.run(  # noqa: PLW1510  # check is among the settings
             [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *map(str, arguments)],
             **{"cwd": here, "capture_output": True, "text": True, "timeout": 120, "check": False, **settings},
         )

@@ -97,5 +97,11 @@ def row(name: str, misprediction: float, frequency: float) -> Score:
 
 
 def test_ranking_prefers_the_closest_within_the_risk_and_then_the_most_careful() -> None:
-    rows = [row("far", 3, 0.0), row("bold", 0.1, 0.5), row("near", 1, 0.05), row("none", NAN, NAN), row("bolder", 0, 0.6)]
+    rows = [
+        row("far", 3, 0.0),
+        row("bold", 0.1, 0.5),
+        row("near", 1, 0.05),
+        row("none", NAN, NAN),
+        row("bolder", 0, 0.6),
+    ]
     assert [r.strategy for r in ranked(rows, 0.05)] == ["near", "far", "bold", "bolder", "none"]

@@ -250,7 +250,10 @@ def test_strategy_keeps_its_state_to_itself(name: str) -> None:
     """Two models fed in turn say what each would have said alone."""
     first, second = random_slices(2), random_slices(3)
     settings = ModelSettings(1, (name,))
-    alone = [[model.update(s) for s in slices] for model, slices in ((NodeModel(settings), first), (NodeModel(settings), second))]
+    alone = [
+        [model.update(s) for s in slices]
+        for model, slices in ((NodeModel(settings), first), (NodeModel(settings), second))
+    ]
     a, b = NodeModel(settings), NodeModel(settings)
     mixed = [(a.update(x), b.update(y)) for x, y in zip(first, second, strict=True)]
     assert repr([x for x, _ in mixed]) == repr(alone[0])

@@ -45,7 +45,7 @@ def misprediction_figure(results: Sequence[Results]) -> Figure:
 
 def cumulated_misprediction_figure(results: Sequence[Results]) -> Figure:
     """The same, summed up from the start."""
-    return _per_strategy(results, "cumulated_misprediction", "misprediction, cumulated", highest=None, form="%g")
+    return _per_strategy(results, "cumulated_misprediction", "misprediction, cumulated", highest=None, form="{x:g}")
 
 
 def free_figure(results: Sequence[Results]) -> Figure:

@@ -117,11 +117,13 @@ def _write(args: argparse.Namespace, folder: Path | None, replay: Replay, node_n
                 for _, text in replay.dumps(node_name, args.stability):
                     files.write(Path(dump_name(node_name, replay.settings)), text)
             _write_pictures(files, args, target, replay, node_name)
-    except OSError as error:
+    except BaseException as error:
         if created:
             with contextlib.suppress(OSError):
                 target.rmdir()
-        raise UsageError(f"{printable(str(target))}: {error.strerror}; nothing was written") from None
+        if isinstance(error, OSError):
+            raise UsageError(f"{printable(str(target))}: {error.strerror}; nothing was written") from None
+        raise
 
 
 def _write_pictures(files: Staged, args: argparse.Namespace, target: Path, replay: Replay, node_name: str) -> None:
