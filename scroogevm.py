@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
     # As on Ctrl-C, what is half done is taken back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # No matrix is multiplied here, and a thread per core for that would cost as much as a small replay.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         # Not before the command line is known to be good: -h and a mistyped flag answer at once.
         from model.adapters import offline
