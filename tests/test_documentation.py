@@ -1,0 +1,91 @@
+"""The README is a contract: what it names exists, and what exists is named in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import scroogevm
+from misc import traceconvert, tracegen
+from model.oversubscriptioncomputation import STRATEGIES
+from model.scoring import SUMMARY_COLUMNS
+from model.trace import parse_trace
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
+COMMANDS = [
+    line for kind, text in BLOCKS if kind == "sh" for line in text.replace("\\\n", " ").splitlines() if line.strip()
+]
+
+
+def test_every_strategy_is_in_both_tables() -> None:
+    for name in STRATEGIES:
+        assert len(re.findall(rf"^\| `{name}` \|", README, flags=re.M)) == 2
+
+
+def test_every_option_is_documented_and_every_documented_option_exists() -> None:
+    options = {flag for action in scroogevm.build_parser()._actions for flag in action.option_strings}
+    options -= {"-h", "--help", "--version"}
+    table = README[README.index("| option | meaning |") : README.index("A mistake, in the command")]
+    named = set(re.findall(r"(?<![\w-])--?[a-z]+", " ".join(re.findall(r"^\| (`.*?) \|", table, flags=re.M))))
+    assert named == options
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_a_program_and_options_that_exist(command: str) -> None:
+    words = shlex.split(command)
+    program = next(word for word in words if (ROOT / word).is_file() and not word.startswith(".venv/bin/python"))
+    parsers = {
+        "scroogevm.py": scroogevm.build_parser,
+        "misc/tracegen.py": tracegen.build_parser,
+        "misc/traceconvert.py": traceconvert.build_parser,
+    }
+    if program in parsers and "-h" not in words:
+        parsers[program]().parse_args(words[words.index(program) + 1 :])
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for name in re.findall(r"`([\w/]+\.(?:py|sh|ipynb|txt))`", README):
+        places = (ROOT, ROOT / "model", ROOT / "misc")
+        assert any((place / name).exists() for place in places), name
+
+
+def test_every_module_is_on_the_map() -> None:
+    for path in (ROOT / "model").glob("*.py"):
+        assert path.stem == "__init__" or f"`{path.name}`" in README, path.name
+
+
+def test_example_of_a_trace_is_one() -> None:
+    (example,) = [text for kind, text in BLOCKS if kind == "json"]
+    assert [s.vms for s in parse_trace(example.encode()).slices()] == [("vm1",), ()]
+    assert json.loads(example)
+
+
+def test_every_column_of_the_summary_is_named() -> None:
+    for column in SUMMARY_COLUMNS[:7]:
+        assert column in README
+
+
+def test_every_dependency_has_its_reason() -> None:
+    reasons = README[README.index("Why each dependency") :]
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                package = re.split(r"[<>=~]", line)[0].removeprefix("types-").removesuffix("-stubs")
+                assert f"**{package}**" in reasons, package
+
+
+def test_no_path_of_a_machine_is_in_the_repository() -> None:
+    for path in [*ROOT.glob("*.*"), *(ROOT / "model").rglob("*.py"), *(ROOT / "misc").iterdir()]:
+        if path.is_file():
+            assert not re.search(r"(?<![\w.])/(root|home|work)/\w", path.read_text(errors="ignore")), path
+
+
+def test_fixed_files_are_where_they_belong() -> None:
+    fixed = "scroogevm.py launchallfromjson.sh scroogevm_analysis.ipynb requirements.txt README.md LICENSE CHANGELOG.md"
+    assert all(Path(ROOT / name).is_file() for name in fixed.split())
