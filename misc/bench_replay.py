@@ -59,6 +59,9 @@ ORIGINAL_SIMPLE_STRATEGY_S = 32.0
 ORIGINAL_FIVE_STRATEGIES_S = 600.0
 
 
+PROGRAM: tuple[str | Path, ...] = (sys.executable, ROOT / "scroogevm.py")
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What a process cost: CPU and wall seconds, and the most memory that it held, MB."""
@@ -114,8 +117,8 @@ def tell(name: str, cost: Cost, floor: Cost | None = None) -> None:
 def generate(path: Path, *, vms: int, samples: int, scopes: int, fields: int) -> None:
     """Write a trace of a given size; six of the fields are those that every trace has."""
     options = {"vms": vms, "samples": samples, "scopes": scopes, "extra-fields": max(fields - 6, 0)}
-    command = [sys.executable, ROOT / "misc" / "tracegen.py", *(f"--{key}={value}" for key, value in options.items())]
-    run([*command, path])
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    run([sys.executable, ROOT / "misc" / "tracegen.py", *flags, path])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,7 +128,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=f"(default: {default})")
     args = parser.parse_args(argv)
     size = {"scopes": args.scopes, "fields": args.fields}
-    program = [sys.executable, ROOT / "scroogevm.py"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trace = folder / "trace.json"
@@ -136,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         floor_code = folder / "floor.py"
         floor_code.write_text(FLOOR)
-        everything = [*program, f"--load={trace}", "--strategy=all", f"--output={folder / 'out'}"]
+        everything = [*PROGRAM, f"--load={trace}", "--strategy=all", f"--output={folder / 'out'}"]
         floor, replayed, one = in_turn(
             [[sys.executable, floor_code, trace], everything, [*everything, "--strategy=percentile"]], args.rounds
         )
@@ -148,18 +150,17 @@ def main(argv: list[str] | None = None) -> int:
             f"x{ORIGINAL_SIMPLE_STRATEGY_S / one.cpu_s:.0f}; {ORIGINAL_FIVE_STRATEGIES_S:.0f} s for its five, "
             f"x{ORIGINAL_FIVE_STRATEGIES_S / replayed.cpu_s:.0f}\n"
         )
-        _tell_growth(folder, program, args.vms, args.samples, size, args.rounds)
-        helped, numpy = in_turn([[*program, "-h"], [sys.executable, "-c", "import numpy"]], args.rounds)
+        _tell_growth(folder, (args.vms, args.samples), size, args.rounds)
+        helped, numpy = in_turn([[*PROGRAM, "-h"], [sys.executable, "-c", "import numpy"]], args.rounds)
         tell("python -c 'import numpy'", numpy)
         tell("scroogevm.py -h", helped, numpy)
     print(f"\nthe benchmark itself held {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most")
     return 0
 
 
-def _tell_growth(
-    folder: Path, program: Sequence[str | Path], vms: int, samples: int, size: dict[str, int], rounds: int
-) -> None:
+def _tell_growth(folder: Path, largest: tuple[int, int], size: dict[str, int], rounds: int) -> None:
     """Three sizes each way: the cost of twice as much should be twice as high, less what a process costs anyway."""
+    vms, samples = largest
     for what, sizes in (
         ("VMs", [(vms // 4, samples), (vms // 2, samples), (vms, samples)]),
         ("samples", [(vms, samples // 4), (vms, samples // 2), (vms, samples)]),
@@ -168,7 +169,7 @@ def _tell_growth(
         for few_vms, few_samples in sizes:
             path = folder / f"{few_vms}-{few_samples}.json"
             generate(path, vms=few_vms, samples=few_samples, **size)
-            commands.append([*program, f"--load={path}", f"--output={folder / 'out'}"])
+            commands.append([*PROGRAM, f"--load={path}", f"--output={folder / 'out'}"])
         costs = in_turn(commands, min(rounds, 3))
         for (few_vms, few_samples), cost in zip(sizes, costs, strict=True):
             tell(f"{few_vms} VMs x {few_samples} samples", cost)

@@ -1,0 +1,252 @@
+"""Public usage data to traces: Bitbrains (GWA-T-12), Azure (2017 and 2019), any Prometheus server.
+
+The public data sets tell what each VM used, not on which machine it ran. Which VMs share the node, what
+the node has and what it needs for itself is therefore said on the command line, and the node's usage is
+the sum of its VMs. A Prometheus server knows the node itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from misc.tracesources.azure import AZURE_EPOCH_START, convert_azure
+from misc.tracesources.bitbrains import convert_bitbrains
+from misc.tracesources.grid import Conversion, ConversionError, utc
+from misc.tracesources.prometheus import convert_prometheus
+from misc.tracesources.textfiles import LARGEST
+from model.adapters.commandline import Parser, number, whole_number
+from model.adapters.files import write_atomically
+from model.trace import TraceError, parse_trace, printable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, and answer the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        _check_lengths(args)
+        if not args.output.parent.is_dir():
+            raise ConversionError(f"{args.output.parent}: no such folder")
+        conversion: Conversion = args.convert(args)
+        _write(args.output, conversion.encode())
+        for note in conversion.notes:
+            print(f"traceconvert.py: {printable(note)}", file=sys.stderr)
+    except ConversionError as error:
+        print(f"traceconvert.py: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        parse_trace(data)
+    except TraceError as error:
+        raise ConversionError(f"the data makes no valid trace: {error}") from None
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise ConversionError(f"{path}: {error.strerror or error}") from None
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name")
+    return text
+
+
+def _time(text: str) -> float:
+    """Unix seconds; what is not a number is ISO 8601, in UTC unless it says otherwise."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            # Python 3.10 does not know the Z.
+            moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither Unix seconds nor ISO 8601") from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    if not 0.0 <= seconds <= 1e11:
+        raise argparse.ArgumentTypeError(f"{text} makes no sense here")
+    return seconds
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment or not text.isprintable():
+        raise argparse.ArgumentTypeError("the URL of a server is http://HOST[:PORT][/PREFIX]")
+    return text
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="traceconvert.py", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="SOURCE")
+
+    bitbrains = commands.add_parser(
+        "bitbrains",
+        help="Bitbrains VM files, one per VM (GWA-T-12: fastStorage, rnd)",
+        description="Put the VMs of Bitbrains files (GWA-T-12: fastStorage, rnd) on one node.",
+    )
+    bitbrains.add_argument("files", metavar="FILE", type=Path, nargs="+", help="a VM's file, or a folder of them")
+    bitbrains.add_argument("--vms", metavar="N", type=whole_number(1), help="only N of them, picked at random")
+    bitbrains.add_argument("--seed", metavar="S", type=int, default=0, help="of that choice (default 0)")
+    _add_common(bitbrains)
+    _add_node(bitbrains)
+    bitbrains.set_defaults(convert=convert_bitbrains)
+
+    azure = commands.add_parser(
+        "azure",
+        help="Azure Public Dataset, VM traces V1 (2017) and V2 (2019)",
+        description="Put VMs of the Azure Public Dataset (V1, V2) on one node. Files may be gzipped.",
+    )
+    azure.add_argument("--vmtable", metavar="FILE", type=Path, required=True, help="vmtable.csv[.gz]")
+    azure.add_argument("--readings", metavar="FILE", type=Path, required=True, nargs="+", help="vm_cpu_readings files")
+    which = azure.add_mutually_exclusive_group(required=True)
+    which.add_argument("--vm", metavar="ID", type=_text, nargs="+", help="these VMs")
+    which.add_argument("--deployment", metavar="ID", type=_text, help="the VMs of a deployment")
+    which.add_argument(
+        "--vms", metavar="N", type=whole_number(1), help="N of the VMs alive between --start and --end, at random"
+    )
+    azure.add_argument("--seed", metavar="S", type=int, default=0, help="of that choice (default 0)")
+    azure.add_argument("--reading", choices=("avg", "max"), default="avg", help="avgcpu (default) or maxcpu")
+    azure.add_argument("--cores-above", metavar="N", type=number(0, LARGEST), help="what the bucket '>24' counts as")
+    azure.add_argument("--memory-above", metavar="GB", type=number(0, LARGEST), help="what the bucket '>64' counts as")
+    azure.add_argument(
+        "--epoch-start",
+        metavar="TIME",
+        type=_time,
+        default=float(AZURE_EPOCH_START),
+        help=f"when the data's second 0 was (default {utc(AZURE_EPOCH_START)}; the real time is not published)",
+    )
+    azure.add_argument(
+        "--memory-usage-share",
+        metavar="X",
+        type=number(0, 1),
+        help="assign this share (0 to 1) of a VM's memory as used; the data has none, and by default the trace neither",
+    )
+    _add_common(azure)
+    _add_node(azure)
+    azure.set_defaults(convert=convert_azure)
+
+    prometheus = commands.add_parser(
+        "prometheus",
+        help="a Prometheus server that scrapes node_exporter and a libvirt exporter",
+        description="One node and its domains from the history of a Prometheus server.",
+    )
+    prometheus.add_argument("--server", metavar="URL", type=_url, required=True, help="e.g. http://prometheus:9090")
+    prometheus.add_argument(
+        "--node-instance", metavar="LABEL", type=_text, required=True, help="`instance` of the node_exporter"
+    )
+    prometheus.add_argument(
+        "--libvirt-instance",
+        metavar="LABEL",
+        type=_text,
+        help="`instance` of the libvirt exporter (default: any on the same host)",
+    )
+    prometheus.add_argument(
+        "--rate-s",
+        metavar="S",
+        type=whole_number(1),
+        help="window of rates (default: a step, and at least four scrape intervals)",
+    )
+    prometheus.add_argument("--bearer-token-file", metavar="FILE", type=Path, help="a file that holds a bearer token")
+    prometheus.add_argument(
+        "--timeout-s", metavar="S", type=number(0.1, 86400), default=30.0, help="of a query (default 30)"
+    )
+    _add_common(prometheus, own_period=False)
+    prometheus.set_defaults(convert=convert_prometheus)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, own_period: bool = True) -> None:
+    group = parser.add_argument_group("the trace")
+    period = "Unix seconds or ISO 8601 (UTC); only whole slices are taken"
+    if own_period:
+        period += "; default: the data's own"
+    group.add_argument("--output", metavar="FILE", type=Path, required=True, help="the trace to write")
+    group.add_argument(
+        "--node-name",
+        metavar="NAME",
+        type=_text,
+        required=own_period,
+        help="the node's name in the trace" + ("" if own_period else " (default: --node-instance)"),
+    )
+    group.add_argument("--slice-s", metavar="S", type=whole_number(1), required=True, help="length of a slice")
+    group.add_argument(
+        "--scope-s", metavar="S", type=whole_number(1), required=True, help="length of a scope, whole slices"
+    )
+    group.add_argument(
+        "--historical", metavar="H", type=whole_number(0), default=3, help="scopes looked back (default 3)"
+    )
+    group.add_argument(
+        "--step-s",
+        metavar="S",
+        type=whole_number(1),
+        default=300,
+        help="the grid on which samples are aligned (default 300)",
+    )
+    group.add_argument(
+        "--hold",
+        metavar="N",
+        type=whole_number(0),
+        default=2,
+        help="holes of at most N steps are filled with the last sample (default 2)",
+    )
+    group.add_argument("--start", metavar="TIME", type=_time, required=not own_period, help=period)
+    group.add_argument("--end", metavar="TIME", type=_time, required=not own_period, help="likewise")
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the node, which is not in the data")
+    group.add_argument("--node-cores", metavar="N", type=number(0.1, LARGEST), required=True, help="its cores")
+    group.add_argument("--node-memory-mb", metavar="MB", type=number(1, LARGEST), required=True, help="its memory")
+    group.add_argument(
+        "--least-known",
+        metavar="X",
+        type=number(0, 1),
+        default=0.9,
+        help="its usage is unknown at a step where VMs with less than this share of what is booked have a sample, "
+        "0 to 1 (default 0.9)",
+    )
+    group.add_argument(
+        "--node-cpu-overhead",
+        metavar="N",
+        type=number(0, LARGEST),
+        default=0.0,
+        help="cores it needs itself (default 0)",
+    )
+    group.add_argument(
+        "--node-memory-overhead-mb", metavar="MB", type=number(0, LARGEST), default=0.0, help="likewise (default 0)"
+    )
+
+
+def _check_lengths(args: argparse.Namespace) -> None:
+    if args.slice_s % args.step_s:
+        raise ConversionError(f"--slice-s: {args.slice_s} is not a multiple of --step-s, {args.step_s}")
+    if args.scope_s % args.slice_s:
+        raise ConversionError(f"--scope-s: {args.scope_s} is not a multiple of --slice-s, {args.slice_s}")
+    if args.start is not None and args.end is not None and args.end <= args.start:
+        raise ConversionError(f"--end: {utc(args.end)} is not after --start, {utc(args.start)}")
+    if args.node_name is None:
+        args.node_name = args.node_instance
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where usage data comes from, a module per source."""
