@@ -10,6 +10,9 @@ import logging
 import os
 import signal
 import sys
+import threading
+from types import FrameType
+from typing import NoReturn
 
 from model.adapters.commandline import Parser, UsageError, number, whole_number
 
@@ -91,8 +94,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.report and args.output is None:
         parser.error("--report needs --output=FOLDER")
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
-    # As on Ctrl-C, what is half done is taken back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = threading.Event()
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    # On SIGTERM as on Ctrl-C, what is half done is taken back.
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     # No matrix is multiplied here, and a thread per core for that would cost as much as a small replay.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -102,13 +112,16 @@ def main(argv: list[str] | None = None) -> int:
         return offline.run(args)
     except UsageError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        print("scroogevm.py: interrupted, nothing was written", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output has left; without this the interpreter complains at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (KeyboardInterrupt, Exception):
+        # A compiled library that is interrupted while it is loaded makes another error of it.
+        if not interrupted.is_set():
+            raise
+        print("scroogevm.py: interrupted, nothing was written", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
