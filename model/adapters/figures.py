@@ -27,7 +27,7 @@ _TITLES = {CPU: "CPU, cores", MEMORY: "memory, GB"}
 #: Figures of this module are in cores and, so that axes stay readable, in GB of 2^30 bytes.
 _SCALES = {CPU: 1.0, MEMORY: 1024.0}
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#b8a800")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08")
 _TRUTH = "#000000"
 
 
