@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         return offline.run(args)
     except UsageError as error:
         parser.error(str(error))
+    except ModuleNotFoundError as error:
+        parser.error(f"{error.name} is not installed here; misc/setup.sh offline makes .venv/bin/python ready")
     except BrokenPipeError:
         # The reader of our output has left; without this the interpreter complains at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

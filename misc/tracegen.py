@@ -266,7 +266,7 @@ def build_parser() -> Parser:
             "further lists in each slice of a VM, to make a file as large as a live one",
         ),
     ):
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default:g})")
+        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
     parser.add_argument("--node-name", default="http://node.example:9100/metrics", help="name of the node")
     return parser
 

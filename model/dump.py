@@ -184,16 +184,9 @@ def _array(values: Sequence[float | None]) -> FloatArray:
 # --- reading -----------------------------------------------------------------------------------------
 
 
-class _DumpConfig(msgspec.Struct):
-    node_name: str
-    strategy: str
-    node_scope: float
-    slice_scope: float
-
-
 class _DumpText(msgspec.Struct):
     epoch: list[float]
-    config: _DumpConfig
+    config: dict[str, Any]
     model: dict[str, list[float | None]]
     node: dict[str, list[Any]]
 
@@ -205,6 +198,8 @@ class Dump:
     Attributes
     ----------
     node_name, strategy : str
+    config : mapping
+        The whole ``config`` object.
     epoch : (k,) float64
         The ends of the slices, Unix seconds.
     histories : mapping of resource name to History
@@ -212,6 +207,7 @@ class Dump:
 
     node_name: str
     strategy: str
+    config: Mapping[str, Any]
     epoch: FloatArray
     histories: Mapping[str, History]
 
@@ -226,14 +222,18 @@ def read_dump(path: str | Path) -> Dump:
     """
     try:
         text = msgspec.json.decode(Path(path).read_bytes(), type=_DumpText)
-        lag = round(text.config.node_scope / text.config.slice_scope)
+        lag = round(text.config["node_scope"] / text.config["slice_scope"])
+        node_name, strategy = text.config["node_name"], text.config["strategy"]
+        if lag < 1 or not isinstance(node_name, str) or not isinstance(strategy, str):
+            raise ValueError("config makes no sense")
+        columns = _Columns(text)
         histories = {
             resource.name: History(
-                config=_array(text.node[f"{resource.name}_config"]),
-                booked=_array(text.node[f"booked_{resource.name}"]),
-                peak=_array([p and p["99"] for p in text.node[f"{resource.name}_percentile"]]),
-                free=_array(text.model[f"free_{resource.name}"]),
-                published=_array(text.model[f"published_{resource.name}"]),
+                config=columns.of(text.node, f"{resource.name}_config"),
+                booked=columns.of(text.node, f"booked_{resource.name}"),
+                peak=columns.peaks(f"{resource.name}_percentile"),
+                free=columns.of(text.model, f"free_{resource.name}"),
+                published=columns.of(text.model, f"published_{resource.name}"),
                 lag=lag,
             )
             for resource in RESOURCES
@@ -242,6 +242,25 @@ def read_dump(path: str | Path) -> Dump:
         raise DumpError(f"{path}: {error.strerror}") from None
     except KeyError as error:
         raise DumpError(f"{path}: {error.args[0]} is missing") from None
-    except (msgspec.DecodeError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (msgspec.DecodeError, TypeError, ValueError, ArithmeticError) as error:
         raise DumpError(f"{path}: not a dump: {error}") from None
-    return Dump(text.config.node_name, text.config.strategy, _array(text.epoch), histories)
+    return Dump(node_name, strategy, text.config, _array(text.epoch), histories)
+
+
+class _Columns:
+    """The columns of a dump as arrays, each of them as long as the epoch."""
+
+    def __init__(self, text: _DumpText) -> None:
+        self._text = text
+        if not text.epoch:
+            raise ValueError("epoch holds no slice")
+
+    def of(self, table: Mapping[str, Sequence[Any]], key: str) -> FloatArray:
+        array = _array(table[key])
+        if array.shape != (len(self._text.epoch),):
+            raise ValueError(f"{key} has not one number for each of {len(self._text.epoch)} slices")
+        return array
+
+    def peaks(self, key: str) -> FloatArray:
+        figures = self._text.node[key]
+        return self.of({key: [None if found is None else found["99"] for found in figures]}, key)

@@ -8,6 +8,7 @@ and answers with a threshold; free = config - threshold.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ class Greedy(Strategy):
 
     P = max over the window's slices of their P-th percentile, rounded up to 0.1 core or 1 MB;
     dB = booked - previous booked; dP = P - previous T. dB > 0 or dP > 0: T = P + max(dB, dP) / 2;
-    else stable: T = P; else T = previous T. The first time dB = booked and dP = 0.
+    else stable: T = P; else T = previous T. The first time dB = booked and dP = 0. Nothing booked and nothing
+    used in the slice: T = P.
     """
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -135,19 +137,17 @@ class Greedy(Strategy):
         self.previous_threshold: float | None = None
 
     def update(self, observed: Observation) -> float:
-        peak = round_up(
-            max(
-                float(np.percentile(aggregate(past.usage.node, self.settings.aggregation), self.settings.percentile))
-                for past in observed.window.slices
-                if past.usage.node.size
-            ),
-            self.resource.resolution,
-        )
+        chosen = self.settings
+        peaks = (past.peak(chosen.percentile, chosen.aggregation) for past in observed.window.slices)
+        peak = round_up(max(peak for peak in peaks if not math.isnan(peak)), self.resource.resolution)
+        idle = observed.booked == 0 and not observed.window.current.node.any()
         booked_growth = observed.booked - self.previous_booked
         peak_growth = 0.0 if self.previous_threshold is None else peak - self.previous_threshold
-        if booked_growth > 0 or peak_growth > 0:
+        if idle or (observed.stable and booked_growth <= 0 and peak_growth <= 0):
+            threshold = peak
+        elif booked_growth > 0 or peak_growth > 0:
             threshold = peak + max(booked_growth, peak_growth) / 2
-        elif observed.stable or self.previous_threshold is None:
+        elif self.previous_threshold is None:
             threshold = peak
         else:
             threshold = self.previous_threshold

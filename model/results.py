@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.dump import DumpError, read_dump
+from model.dump import Dump, DumpError, read_dump
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay import Replay
 from model.scoring import History, Score, score, slices_frame, summary_frame
@@ -83,13 +83,29 @@ def load_results(folder: str | Path) -> Results:
     if not paths:
         raise DumpError(f"{folder}: no dump-*.json in it")
     dumps = [read_dump(path) for path in paths]
+    seen: set[str] = set()
     for path, dump in zip(paths, dumps, strict=True):
-        if dump.node_name != dumps[0].node_name or not np.array_equal(dump.epoch, dumps[0].epoch):
-            raise DumpError(f"{path}: of another trace than {paths[0].name}")
+        if not _of_one_replay(dump, dumps[0]):
+            raise DumpError(f"{path}: of another trace, or with other settings, than {paths[0].name}")
+        if dump.strategy in seen:
+            raise DumpError(f"{path}: there is another dump of {dump.strategy}")
+        seen.add(dump.strategy)
     histories = {
         (dump.strategy, resource.name): dump.histories[resource.name] for dump in dumps for resource in RESOURCES
     }
     return Results(Path(folder).resolve().name, dumps[0].node_name, dumps[0].epoch, histories)
+
+
+def _of_one_replay(a: Dump, b: Dump) -> bool:
+    """Whether two dumps differ in their strategy alone."""
+    if {**a.config, "strategy": ""} != {**b.config, "strategy": ""} or not np.array_equal(a.epoch, b.epoch):
+        return False
+    pairs = [(a.histories[resource.name], b.histories[resource.name]) for resource in RESOURCES]
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+        for one, other in pairs
+        for name in ("config", "booked", "peak")
+    )
 
 
 def _by_registry(path: Path) -> tuple[int, str]:

@@ -7,10 +7,9 @@ absent from the node's array, an unknown configuration is NaN. Inner code never 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,11 +111,59 @@ class Slice:
         return self.cpu if resource is CPU else self.mem
 
 
-class PresentUsage(NamedTuple):
-    """One resource of a slice beside the names of the VMs whose rows it holds."""
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Stored samples of a machine, in time order.
 
-    vms: tuple[str, ...]
-    usage: Usage
+    Attributes
+    ----------
+    time_ms : (n,) int64
+        Unix milliseconds.
+    fields : mapping of field name to (n,) float64
+        NaN where a sample does not have the field.
+    """
+
+    time_ms: NDArray[np.int64]
+    fields: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """What a store knows of a node and its domains in a period; a domain has its own times."""
+
+    node: Samples
+    domains: Mapping[str, Samples]
+
+
+class PresentUsage:
+    """One resource of a slice beside the names of the VMs whose rows it holds.
+
+    It stays in as many windows as a window has slices; what they ask of it is computed once.
+    """
+
+    __slots__ = ("_peaks", "_rows", "usage", "vms")
+
+    def __init__(self, vms: tuple[str, ...], usage: Usage) -> None:
+        self.vms = vms
+        self.usage = usage
+        self._peaks: dict[tuple[float, int], float] = {}
+        self._rows: dict[str, int] | None = None
+
+    def peak(self, percentile: float, aggregation: int) -> float:
+        """A percentile of the node's samples, averaged in groups; NaN when there are none."""
+        key = (percentile, aggregation)
+        if key not in self._peaks:
+            samples = aggregate(self.usage.node, aggregation)
+            self._peaks[key] = float(np.percentile(samples, percentile)) if samples.size else math.nan
+        return self._peaks[key]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """The row of each VM that has samples."""
+        if self._rows is None:
+            sampled = np.flatnonzero(~np.isnan(self.usage.vm_usage).all(axis=1))
+            self._rows = {self.vms[i]: i for i in sampled.tolist()}
+        return self._rows
 
 
 class Window:
@@ -167,7 +214,7 @@ class Window:
         result = np.full(len(self.slices[-1].vms), np.nan)
         if len(self.slices) < self.full_length:
             return result
-        rows = [self._rows_by_name(present) for present in self.slices]
+        rows = [present.rows for present in self.slices]
         names = self.slices[-1].vms
         full = [i for i, name in enumerate(names) if all(name in row for row in rows)]
         if full:
@@ -180,11 +227,6 @@ class Window:
             )
             result[full] = row_percentiles(np.sort(pooled, axis=1), (percentile,))[0]
         return result
-
-    @staticmethod
-    def _rows_by_name(present: PresentUsage) -> dict[str, int]:
-        sampled = np.flatnonzero(~np.isnan(present.usage.vm_usage).all(axis=1))
-        return {present.vms[i]: i for i in sampled.tolist()}
 
 
 def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:

@@ -35,8 +35,13 @@ class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str
     node_scope: float
     slice_scope: float
-    historical_occurences: int
+    historical_occurences: float
     vm_cpu_unit: Literal["cores", "share"] = "cores"
+
+    @property
+    def historical(self) -> int:
+        """h, as a whole number."""
+        return int(self.historical_occurences)
 
     @property
     def positions(self) -> int:
@@ -292,7 +297,9 @@ def _told(error: msgspec.ValidationError, prefix: str) -> str:
     reason, _, place = str(error).partition(" - at `$")
     place = f"{prefix}{place.rstrip('`')}".lstrip(".") or "the trace"
     # Python's words for what JSON calls otherwise.
-    reason = reason.replace("`", "").replace("object | null", "object")
+    reason = reason.replace("`", "").replace(" | null", " or null")
+    if reason.startswith("Invalid enum value"):
+        reason = f"{reason}, neither 'cores' nor 'share'"
     return f"{printable(place)}: {reason[:1].lower()}{reason[1:]}"
 
 
@@ -332,14 +339,14 @@ def _check_config(config: TraceConfig) -> None:
         if not 0 < getattr(config, name) <= _LARGEST:
             raise TraceError(f"config.{name}: {getattr(config, name):g} is no length of time")
     ratio = config.node_scope / config.slice_scope
-    if ratio < 1 or not math.isclose(ratio, round(ratio), rel_tol=1e-9):
+    if not 1 <= ratio <= _LONGEST_HISTORY or not math.isclose(ratio, round(ratio), rel_tol=1e-9):
         raise TraceError(
-            f"config.node_scope: {config.node_scope:g} s is not a multiple of slice_scope, {config.slice_scope:g} s"
+            f"config.node_scope: {config.node_scope:g} s is not 1 to {_LONGEST_HISTORY} times slice_scope, "
+            f"{config.slice_scope:g} s"
         )
-    if not 0 <= config.historical_occurences <= _LONGEST_HISTORY:
-        raise TraceError(
-            f"config.historical_occurences: {config.historical_occurences} is not in 0..{_LONGEST_HISTORY}"
-        )
+    h = config.historical_occurences
+    if not 0 <= h <= _LONGEST_HISTORY or h != int(h):
+        raise TraceError(f"config.historical_occurences: {h:g} is no whole number from 0 to {_LONGEST_HISTORY}")
 
 
 def _check_epoch(epoch: Sequence[float]) -> None:
@@ -398,7 +405,7 @@ class _Reader:
             mem_config, mem_there = mem.update(raw.mem, k)
             cpu_usage = self._array(raw.cpu_usage, k, "cpu_usage")
             mem_usage = self._array(raw.mem_usage, k, "mem_usage")
-            there = cpu_there or mem_there or cpu_usage.size + mem_usage.size + time.size > 0
+            there = cpu_there or mem_there or _any_number(cpu_usage) or _any_number(mem_usage)
             if self.share:
                 cpu_usage = cpu_usage * cpu_config
             result.append(_Period(time, cpu_config, mem_config, cpu_usage, mem_usage, there))
@@ -435,6 +442,10 @@ class _Reader:
         return printable(f"{self.place}.raw_data[{k}].{field}")
 
 
+def _any_number(samples: FloatArray) -> bool:
+    return samples.size > 0 and not math.isnan(np.fmin.reduce(samples))
+
+
 class _Config:
     """The last known configuration; the same list again, the usual case, is not decoded again."""
 
@@ -456,4 +467,4 @@ class _Config:
             if smallest_wrong or told[-1] > _LARGEST:
                 raise TraceError(f"{self._reader.where(k, self._field)}: {told[-1]:g} makes no sense")
             self._known, self._text = told[-1], text
-        return self._known, bool(numbers)
+        return self._known, bool(told)

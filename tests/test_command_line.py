@@ -207,6 +207,7 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
         (["-l", TINY, "--url", "{}"], "not a list"),
         (["-l", TINY, "--url", '["a", "b"]'], "2 nodes"),
         (["-l", TINY, "--report"], "--output"),
+        (["-l", TINY, "-o", ""], "--output"),
         (["-l", TINY, "-o", TINY], "not a folder"),
         (["-l", TINY, "-o", TINY / "below"], "nothing was written"),
         (["-l", "no-such-file.json"], "no-such-file.json: No such file"),
@@ -254,6 +255,62 @@ def test_full_disk_leaves_the_older_results_whole(scroogevm: Run, tmp_path: Path
         assert (disk / "summary.csv").read_text() == "old"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_failure_at_the_last_file_leaves_none(scroogevm: Run, tmp_path: Path) -> None:
+    (tmp_path / "out" / "summary.csv").mkdir(parents=True)
+    done = scroogevm("-l", TINY, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "nothing was written" in done.stderr
+    assert files_of(tmp_path / "out") == ["summary.csv"]
+
+
+def test_folders_made_for_nothing_go_again(scroogevm: Run, tmp_path: Path) -> None:
+    done = scroogevm("-l", TINY, "-o", tmp_path / "a" / "b" / ("x" * 300))
+    assert done.returncode == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_link_is_written_through_and_a_pipe_is_left_alone(tmp_path: Path) -> None:
+    from model.adapters.files import write_atomically
+
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Not a regular file"):
+        write_atomically(tmp_path / "pipe", b"new")
+    assert files_of(tmp_path) == ["link", "pipe", "target"]
+
+
+def test_jump_in_time_is_warned_about(scroogevm: Run, trace_object: TraceObject, write_trace: WriteTrace) -> None:
+    trace_object["epoch"][3:] = [9000, 10800, 12600]
+    done = scroogevm("-l", write_trace(trace_object))
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert "epoch[3] is 3600 s after the slice before, not 1800" in done.stderr
+
+
+@pytest.mark.parametrize("gone", ["mem mem_usage", "cpu cpu_usage", "mem_usage", "cpu mem cpu_usage mem_usage"])
+def test_trace_without_a_resource_is_replayed_for_the_other(
+    gone: str, tmp_path: Path, trace_object: TraceObject, write_trace: WriteTrace
+) -> None:
+    for raw in trace_object["node"]["raw_data"]:
+        for key in gone.split():
+            del raw[key]
+    command = [
+        sys.executable,
+        ROOT / "scroogevm.py",
+        "-l",
+        write_trace(trace_object),
+        "-o",
+        tmp_path / "out",
+        "--report",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

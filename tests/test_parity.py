@@ -40,7 +40,7 @@ def trace_of(recorded: Any, folder: Path) -> Trace:
 
 def recorded_flags(recorded: Any, trace: Trace, seen: list[tuple[bool, bool]]) -> dict[str, Stability]:
     """The original's flags in place of an assessor, who is asked from slice (h + 1) S on."""
-    first = (trace.config.historical_occurences + 1) * trace.config.positions
+    first = (trace.config.historical + 1) * trace.config.positions
 
     def playback(resource: str) -> Stability:
         flags = iter(recorded["node"][f"{resource}_stable_state"][first:])
@@ -59,7 +59,7 @@ def replay(path: Path, folder: Path, seen: list[tuple[bool, bool]]) -> tuple[Any
     recorded = json.loads(path.read_bytes())
     trace = trace_of(recorded, folder)
     settings = ModelSettings(
-        trace.config.historical_occurences,
+        trace.config.historical,
         (recorded["strategy"],),
         StrategySettings(recorded["cpu_percentile"], recorded["aggregation"]),
         StrategySettings(recorded["mem_percentile"], recorded["aggregation"]),

@@ -20,7 +20,7 @@ TRACES = sorted((SHARED / "traces").glob("*.json"))
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_real_trace_is_replayed_with_every_strategy(path: Path) -> None:
     trace = read_trace(path)
-    outcome = Replay(trace, ModelSettings(trace.config.historical_occurences, tuple(STRATEGIES))).run()
+    outcome = Replay(trace, ModelSettings(trace.config.historical, tuple(STRATEGIES))).run()
     scores = {(row.strategy, row.resource): row for row in outcome.scores()}
     for resource in ("cpu", "mem"):
         # By its formula: the larger of two is never less careful than either.

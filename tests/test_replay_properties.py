@@ -65,7 +65,7 @@ def traces(draw: st.DrawFn) -> Any:
 def replay(trace: Any, percentile: float = 90.0, aggregation: int = 1) -> Replay:
     parsed = parse_trace(json.dumps(trace).encode())
     chosen = StrategySettings(percentile, aggregation)
-    return Replay(parsed, ModelSettings(parsed.config.historical_occurences, tuple(STRATEGIES), chosen, chosen)).run()
+    return Replay(parsed, ModelSettings(parsed.config.historical, tuple(STRATEGIES), chosen, chosen)).run()
 
 
 ANY_TRACE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import subprocess
@@ -87,6 +88,31 @@ def test_results_of_different_traces_are_not_mixed(scroogevm: Run, tmp_path: Pat
     scroogevm("-l", TINY, "-o", tmp_path / "b", "-s", "nsigma", "--url", '["other"]')
     shutil.copy(tmp_path / "b" / "dump-nsigma.json", tmp_path / "a")
     with pytest.raises(DumpError, match=r"dump-nsigma\.json: of another trace"):
+        load_results(tmp_path / "a")
+
+
+def test_results_of_different_settings_are_not_mixed(scroogevm: Run, tmp_path: Path) -> None:
+    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa,borg")
+    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "greedy", "-c", "50")
+    with pytest.raises(DumpError, match=r"dump-greedy\.json: of another trace, or with other settings"):
+        load_results(tmp_path / "a")
+
+
+def test_two_dumps_of_one_strategy_are_not_one(scroogevm: Run, tmp_path: Path) -> None:
+    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa")
+    shutil.copy(tmp_path / "a" / "dump-doa.json", tmp_path / "a" / "dump-doa2.json")
+    with pytest.raises(DumpError, match="another dump of doa"):
+        load_results(tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", [("model", "free_cpu"), ("node", "cpu_config"), ("node", "mem_percentile")])
+def test_dump_with_a_short_column_is_told(scroogevm: Run, tmp_path: Path, damage: tuple[str, str]) -> None:
+    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa")
+    path = tmp_path / "a" / "dump-doa.json"
+    dump = json.loads(path.read_bytes())
+    dump[damage[0]][damage[1]].pop()
+    path.write_text(json.dumps(dump))
+    with pytest.raises(DumpError, match=damage[1]):
         load_results(tmp_path / "a")
 
 

@@ -106,6 +106,28 @@ def test_greedy_takes_half_of_growing_usage() -> None:
     assert thresholds("greedy", [usage([3]), usage([5])]) == [3.0, 6.0]
 
 
+def test_greedy_lets_go_of_a_node_on_which_nothing_is_booked_and_nothing_used() -> None:
+    assert thresholds("greedy", [usage([4, 4]), usage([0, 0]), usage([4, 4])], h=0) == [4.0, 0.0, 6.0]
+
+
+def test_a_long_history_is_summed_up_once_per_slice() -> None:
+    """A slice stays in h + 1 windows; its percentile is asked for in each of them."""
+    asked = []
+
+    class Counted(np.ndarray):  # type: ignore[type-arg]
+        def __array_finalize__(self, obj: object) -> None:
+            asked.append(1)
+
+    samples = np.ones(4).view(Counted)
+    slices = [a_slice(k, Usage(10.0, samples, np.empty(0), np.empty((0, 0)))) for k in range(40)]
+    for h in (5, 30):
+        asked.clear()
+        estimates("greedy", slices, h=h)
+        if h == 5:
+            few = len(asked)
+    assert len(asked) < 2 * few
+
+
 def test_greedy_works_for_memory_in_steps_of_one_mb() -> None:
     slices = [a_slice(0, usage([1.0]), usage([1000.2], 4096))]
     assert estimates("greedy", slices)[0][1].tier0 == 1001.0

@@ -127,6 +127,16 @@ def test_vm_without_data_is_not_there(trace_object: TraceObject) -> None:
     assert present(trace_object) == [("a", "b"), ("b",), ("b",), ("a", "b"), ("a", "b"), ("a", "b")]
 
 
+def test_vm_whose_samples_are_all_null_is_not_there(trace_object: TraceObject) -> None:
+    trace_object["vm"]["a"]["raw_data"][1] = {"time": [1.0], "cpu": [None], "cpu_usage": [None], "mem": []}
+    assert present(trace_object)[1] == ("b",)
+
+
+def test_history_may_be_written_as_a_float(trace_object: TraceObject) -> None:
+    trace_object["config"]["historical_occurences"] = 2.0
+    assert parse(trace_object).config.historical == 2
+
+
 def test_vm_that_the_node_does_not_list_is_not_there(trace_object: TraceObject) -> None:
     trace_object["node"]["raw_data"][3]["vm"] = ["b", "unheard of"]
     assert present(trace_object)[3] == ("b",)
@@ -246,6 +256,7 @@ def drop(path: str) -> Damage:
         (put("config.slice_scope", 0), "config.slice_scope: "),
         (put("config.slice_scope", -1800), "config.slice_scope: "),
         (put("config.node_scope", 2700), "config.node_scope: "),
+        (lambda t: put("config.node_scope", 1e15)(put("config.slice_scope", 1e-300)(t)), "config.node_scope: "),
         (put("config.node_scope", 900), "config.node_scope: "),
         (put("config.historical_occurences", -1), "config.historical_occurences: "),
         (put("config.historical_occurences", 1.5), "config.historical_occurences: "),

@@ -120,7 +120,7 @@ def test_real_bitbrains_files_give_the_figures_of_a_hand_calculation(convert: Co
     trace = convert.trace("bitbrains", BITBRAINS, *NODE, *HOUR, *overhead)
     slices = list(trace.slices())
     assert trace.epoch == [T0 + 3600 * (k + 1) for k in range(6)]
-    assert trace.config.historical_occurences == 3
+    assert trace.config.historical == 3
     first = slices[0]
     assert first.vms == ("122", "22", "76")
     assert first.cpu.vm_config.tolist() == [4.0, 4.0, 8.0]

@@ -55,7 +55,7 @@ def free_figure(results: Sequence[Results]) -> Figure:
         scale = _SCALES[resource]
         _draw_lines(axes, table, "free", scale)
         _draw_truth(axes, table, "really_free", scale, "really free")
-        axes.set_ylim(0, 1.05 * float(table["config"].max()) / scale)
+        axes.set_ylim(0, _size_of_node(table) / scale)
         axes.set_ylabel(f"free {_TITLES[resource]}")
 
     return _grid(results, draw)
@@ -89,7 +89,7 @@ def published_figure(results: Results, resource: Resource) -> Figure:
         broken = one[one["broken"]]
         axes.plot(broken["scope"], broken["really_free"] / scale, ".", color="#c00000", markersize=4, label="broken")
         axes.set_title(f"{name}: {len(broken)} broken", fontsize=9)
-        axes.set_ylim(0, 1.05 * float(table["config"].max()) / scale)
+        axes.set_ylim(0, _size_of_node(table) / scale)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     grid.flat[0].legend(fontsize=7, loc="lower left")
@@ -178,8 +178,19 @@ def _readable_top(table: pd.DataFrame, column: str) -> float:
     return 1.08 * float(tops[0]) or 1.0
 
 
+def _size_of_node(table: pd.DataFrame) -> float:
+    """A little more than what the node has at most; 1 when nobody knows."""
+    return 1.05 * _largest(table["config"])
+
+
 def _visible_top(truth: pd.Series, said: pd.Series) -> float:
-    return min(1.5 * float(truth.max(skipna=True) or 1.0), 1.08 * float(said.max(skipna=True) or 1.0)) or 1.0
+    return min(1.5 * _largest(truth), 1.08 * _largest(said))
+
+
+def _largest(column: pd.Series) -> float:
+    """The largest number of a column; 1 when there is none above 0."""
+    largest = column.max(skipna=True)
+    return float(largest) if largest > 0 else 1.0
 
 
 def _plain(text: str) -> str:

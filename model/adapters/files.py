@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,17 @@ class Staged:
         self.write_pieces(path, (data,))
 
     def write_pieces(self, path: Path, pieces: Iterable[bytes]) -> None:
-        """The same for data that comes in pieces."""
+        """The same for data that comes in pieces.
+
+        Raises
+        ------
+        OSError
+            Also when something else than a regular file is in the place: a device or a pipe is not replaced.
+        """
+        # Through a symbolic link, to what it points at.
+        path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
         temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
         # Not tempfile: its files are for the owner alone, these are for whom the umask says.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

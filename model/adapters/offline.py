@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from model.adapters.commandline import UsageError
@@ -19,7 +20,7 @@ from model.results import replay_results
 from model.scoring import summary_csv
 from model.series import Slice
 from model.stability import STABILITIES
-from model.trace import TraceError, printable, read_trace
+from model.trace import Trace, TraceError, printable, read_trace
 
 LOG = logging.getLogger("scroogevm")
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     strategies = chosen_strategies(args.strategy)
     named = None if args.url is None else node_of(args.url)
     folder = None if args.output is None else Path(args.output)
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if args.output == "" or (folder is not None and folder.exists() and not folder.is_dir()):
         raise UsageError(f"--output: {args.output!r} is not a folder")
     bar = ProgressBar()
     try:
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     except TraceError as error:
         raise UsageError(str(error)) from None
     node_name = named or trace.config.node_name
+    _warn_of_jumps(trace)
     settings = ModelSettings(
-        historical=trace.config.historical_occurences,
+        historical=trace.config.historical,
         strategies=strategies,
         cpu=StrategySettings(percentile=args.cpu, aggregation=args.aggreg),
         mem=StrategySettings(percentile=args.mem, aggregation=args.aggreg),
@@ -57,6 +59,17 @@ def run(args: argparse.Namespace) -> int:
         _write(args, folder, replay, node_name)
     print_scores(replay.scores(), args.risk)
     return 0
+
+
+def _warn_of_jumps(trace: Trace) -> None:
+    """Positions are counted, slice by slice: a trace that leaves slices out has others than its node had."""
+    for k, (before, end_s) in enumerate(itertools.pairwise(trace.epoch), 1):
+        if abs(end_s - before - trace.config.slice_scope) > 1e-3 * trace.config.slice_scope:
+            LOG.warning(
+                "epoch[%d] is %g s after the slice before, not %g: positions count slices as if there were no gap",
+                *(k, end_s - before, trace.config.slice_scope),
+            )
+            return
 
 
 def chosen_strategies(text: str) -> tuple[str, ...]:
@@ -90,6 +103,9 @@ def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstima
         slices += 1
         if slices % positions or not LOG.isEnabledFor(logging.INFO):
             return
+        if not (finished.cpu.measured or finished.mem.measured):
+            LOG.info("%s scope %d: no data in its last slice", node, slices // positions)
+            return
         for strategy, cpu in estimate.cpu.by_strategy.items():
             mem = estimate.mem.by_strategy[strategy]
             LOG.info(
@@ -105,24 +121,31 @@ def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstima
 def _write(args: argparse.Namespace, folder: Path | None, replay: Replay, node_name: str) -> None:
     """Everything that was asked for appears, or nothing."""
     target = folder or Path()
-    created = not target.exists()
+    with _made(target), staged() as files:
+        if folder is not None:
+            for strategy, text in replay.dumps(node_name, args.stability):
+                files.write(folder / f"dump-{strategy}.json", text)
+            files.write(folder / "summary.csv", summary_csv(replay.scores()).encode())
+        elif len(replay.settings.strategies) == 1:
+            for _, text in replay.dumps(node_name, args.stability):
+                files.write(Path(dump_name(node_name, replay.settings)), text)
+        _write_pictures(files, args, target, replay, node_name)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder for what is written in the block; when that fails, the folders that were made for it go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with staged() as files:
-            if folder is not None:
-                for strategy, text in replay.dumps(node_name, args.stability):
-                    files.write(folder / f"dump-{strategy}.json", text)
-                files.write(folder / "summary.csv", summary_csv(replay.scores()).encode())
-            elif len(replay.settings.strategies) == 1:
-                for _, text in replay.dumps(node_name, args.stability):
-                    files.write(Path(dump_name(node_name, replay.settings)), text)
-            _write_pictures(files, args, target, replay, node_name)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException as error:
-        if created:
+        for path in missing:
             with contextlib.suppress(OSError):
-                target.rmdir()
+                path.rmdir()
         if isinstance(error, OSError):
-            raise UsageError(f"{printable(str(target))}: {error.strerror}; nothing was written") from None
+            place = printable(str(error.filename or folder))
+            raise UsageError(f"{place}: {error.strerror}; nothing was written") from None
         raise
 
 
