@@ -1,0 +1,164 @@
+"""``vmaggreg.py``: settings in; a store, a spool, an aggregator and its metrics, wired and run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+
+from prometheus_client import CollectorRegistry, start_http_server
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from model.adapters.aggregator import Aggregator, AggregatorMetrics, few_at_once
+from model.adapters.commandline import UsageError
+from model.adapters.runtime import set_up_logging, stop_on_signals
+from model.adapters.scraper import ScrapeError, Scraper, open_session
+from model.adapters.settings import (
+    AggregatorSettings,
+    SettingsError,
+    StoreSettings,
+    aggregator_settings,
+    environment,
+)
+from model.adapters.spool import Spool
+from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable
+
+LOG = logging.getLogger("scroogevm.aggregator")
+
+#: How long the last ticks may take at the end.
+_FLUSH_S = 10.0
+_EXPIRE_EVERY_S = 600.0
+
+
+def open_store(settings: StoreSettings) -> Store:
+    """The store that is meant.
+
+    Raises
+    ------
+    StoreRefused
+        When the embedded one can't be opened. A server that is away is no fault: it may come back.
+    """
+    if settings.influx is None:
+        return SqliteStore(settings.path, settings.retention_s)
+    # A third of a second that only those wait for who use it.
+    from model.adapters.influx import InfluxStore
+
+    return InfluxStore(settings.influx)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what the command line asks for; the exit code.
+
+    Raises
+    ------
+    UsageError
+        When settings or store can't be used.
+    """
+    set_up_logging(args.debug > 0)
+    try:
+        settings = aggregator_settings(environment())
+        store = open_store(settings.store)
+    except (SettingsError, StoreRefused) as error:
+        raise UsageError(str(error)) from None
+    with contextlib.closing(store):
+        if args.check:
+            return asyncio.run(_check(settings, store))
+        return _aggregate(settings, store, once=args.once)
+
+
+def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int:
+    registry = CollectorRegistry()
+    metrics = AggregatorMetrics(registry)
+    spool = Spool(store, settings.queue_bytes)
+    metrics.watch(spool, registry)
+    aggregator = Aggregator(settings, spool.put, metrics)
+    stopped = threading.Event()
+    try:
+        if once:
+            answered = asyncio.run(aggregator.once())
+            LOG.info("%d of %d nodes answered", answered, len(settings.stubs))
+        else:
+            if settings.metrics_port:
+                _serve(settings, registry)
+            if isinstance(store, SqliteStore):
+                threading.Thread(target=_expire, args=(store, stopped), daemon=True).start()
+            asyncio.run(_until_stopped(aggregator))
+            answered = len(settings.stubs)
+    finally:
+        stopped.set()
+        flushed = spool.close(_FLUSH_S)
+    return 0 if flushed and answered == len(settings.stubs) else 1
+
+
+async def _until_stopped(aggregator: Aggregator) -> None:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    await aggregator.run(stop)
+
+
+def _serve(settings: AggregatorSettings, registry: CollectorRegistry) -> None:
+    try:
+        start_http_server(settings.metrics_port, settings.metrics_address, registry)
+    except OSError as error:
+        raise UsageError(f"AGGREG_METRICS_PORT: {settings.metrics_port} can't be served: {error.strerror}") from None
+
+
+def _expire(store: SqliteStore, stopped: threading.Event) -> None:
+    """Delete what is too old, from time to time."""
+    while not stopped.is_set():
+        try:
+            deleted = store.expire()
+            LOG.info("deleted %d ticks older than %g s", deleted, store.retention_s)
+        except StoreUnavailable as error:
+            LOG.warning("old ticks could not be deleted: %s", error)
+        stopped.wait(_EXPIRE_EVERY_S)
+
+
+async def _check(settings: AggregatorSettings, store: Store) -> int:
+    """Ask every target and the store once, and print what they said."""
+    async with open_session(settings.timeout_s) as session:
+        scrapers = [Scraper(stub, session, settings.timeout_s, settings.max_page_bytes) for stub in settings.stubs]
+        answers = await few_at_once(_ask(scraper) for scraper in scrapers)
+    table = Table(box=None)
+    for heading in ("target", "answer", "what it said"):
+        table.add_column(heading, no_wrap=heading != "what it said")
+    rows = [(stub.node, *answer) for stub, answer in zip(settings.stubs, answers, strict=True)]
+    rows.append((_name(settings.store), *_ask_store(store)))
+    for name, good, words in rows:
+        table.add_row(Text(name), Text("ok" if good else "FAILED"), Text(words))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    return 0 if all(good for _, good, _ in rows) else 1
+
+
+async def _ask(scraper: Scraper) -> tuple[bool, str]:
+    start = time.monotonic()
+    try:
+        reading = await scraper.scrape()
+    except ScrapeError as error:
+        return False, str(error)
+    took = f"{(time.monotonic() - start) * 1000:.0f} ms"
+    cores, memory = reading.node.get("cpu_total", 0), reading.node.get("memory_total", 0) / 2**20
+    if reading.domains is None:
+        return False, f"{cores:g} cores, {memory:.0f} GB, but nothing is known of its VMs ({took})"
+    told = sum("memory_unused" in domain for domain in reading.domains.values())
+    missing = "" if told == len(reading.domains) else f", {len(reading.domains) - told} of them without guest memory"
+    return True, f"{cores:g} cores, {memory:.0f} GB, {len(reading.domains)} VMs{missing} ({took})"
+
+
+def _ask_store(store: Store) -> tuple[bool, str]:
+    try:
+        return True, store.check()
+    except StoreUnavailable as error:
+        return False, str(error)
+
+
+def _name(settings: StoreSettings) -> str:
+    return f"store {settings.path}" if settings.influx is None else f"store {settings.influx.url}"

@@ -1,0 +1,158 @@
+"""The aggregator: every node at its own pace, every tick into the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
+
+from model.adapters.runtime import Changes, Pace, jitter
+from model.adapters.scraper import ScrapeError, Scraper, open_session
+from model.adapters.settings import AggregatorSettings
+from model.adapters.spool import Spool
+from model.rates import NodeRates, Reading, Tick
+
+LOG = logging.getLogger("scroogevm.aggregator")
+
+#: Until a probe has told its own delay.
+_FIRST_DELAY_S = 5.0
+_SHORTEST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 3600.0
+#: Where all nodes are asked one time, and not spread over a period.
+_AT_ONCE = 32
+
+T = TypeVar("T")
+
+
+async def few_at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers of all jobs, in their order; so few run at a time that waiting costs none of them its time."""
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def placed(job: Coroutine[Any, Any, T]) -> T:
+        async with places:
+            return await job
+
+    return await asyncio.gather(*(placed(job) for job in jobs))
+
+
+class AggregatorMetrics:
+    """What the aggregator tells of itself to a Prometheus server.
+
+    Parameters
+    ----------
+    registry : CollectorRegistry
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.scrapes = Counter("scroogevm_scrapes", "Scrapes of a node.", ["node"], registry=registry)
+        self.failures = Counter(
+            "scroogevm_scrape_failures", "Scrapes that brought nothing.", ["node", "reason"], registry=registry
+        )
+        self.missed = Counter("scroogevm_scrapes_missed", "Scrapes left out: too late.", ["node"], registry=registry)
+        self.duration = Summary("scroogevm_scrape_duration_seconds", "Time it took.", ["node"], registry=registry)
+        self.up = Gauge("scroogevm_node_up", "1 if the last scrape brought a page.", ["node"], registry=registry)
+        self.bad_lines = Gauge("scroogevm_page_bad_lines", "Lines that made no sense.", ["node"], registry=registry)
+
+    def watch(self, spool: Spool, registry: CollectorRegistry) -> None:
+        """Tell of the spool too."""
+        for name, words, read in (
+            ("written", "Points that the store keeps.", lambda: spool.counts().written),
+            ("dropped", "Points given up because the queue was full.", lambda: spool.counts().dropped),
+            ("refused", "Points that the store refused for good.", lambda: spool.counts().refused),
+            ("queued", "Points that wait for the store.", lambda: spool.counts().queued),
+        ):
+            Gauge(f"scroogevm_points_{name}", words, registry=registry).set_function(read)
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node and what is remembered of it."""
+
+    scraper: Scraper
+    rates: NodeRates
+    probe_delay_s: float = _FIRST_DELAY_S
+
+
+class Aggregator:
+    """Scrapes all nodes for as long as it is told to.
+
+    Parameters
+    ----------
+    settings : AggregatorSettings
+    put : callable
+        Takes each tick, and never waits.
+    metrics : AggregatorMetrics
+    """
+
+    def __init__(self, settings: AggregatorSettings, put: Callable[[Tick], None], metrics: AggregatorMetrics) -> None:
+        self._settings = settings
+        self._put = put
+        self._metrics = metrics
+        self._changes = Changes(LOG)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Scrape every node at its pace until the event is set."""
+        async with open_session(self._settings.timeout_s) as session:
+            nodes = self._nodes(session)
+            await asyncio.gather(*(self._watch(node, stop) for node in nodes))
+
+    async def once(self) -> int:
+        """Scrape every node one time; how many of them answered."""
+        async with open_session(self._settings.timeout_s) as session:
+            return sum(await few_at_once(self._scrape(node) for node in self._nodes(session)))
+
+    def _nodes(self, session: aiohttp.ClientSession) -> list[_Node]:
+        chosen = self._settings
+        return [
+            _Node(Scraper(stub, session, chosen.timeout_s, chosen.max_page_bytes), NodeRates(stub.node))
+            for stub in chosen.stubs
+        ]
+
+    def _delay_s(self, node: _Node) -> float:
+        return self._settings.fetch_delay_s or node.probe_delay_s
+
+    async def _watch(self, node: _Node, stop: asyncio.Event) -> None:
+        """One node, for ever: whatever it does is its own affair."""
+        name = node.scraper.stub.node
+        pace = Pace(jitter(name) * self._delay_s(node))
+        while await pace.wait(stop):
+            await self._scrape(node)
+            missed = pace.advance(self._delay_s(node))
+            if missed:
+                self._metrics.missed.labels(name).inc(missed)
+
+    async def _scrape(self, node: _Node) -> bool:
+        """Scrape a node and hand on what it told; whether it told anything."""
+        name = node.scraper.stub.node
+        start = time.monotonic()
+        reading: Reading | None = None
+        try:
+            reading = await node.scraper.scrape()
+            self._hand_on(node, reading)
+            self._changes.right(name)
+        except ScrapeError as error:
+            self._metrics.failures.labels(name, error.reason).inc()
+            self._changes.wrong(name, str(error))
+        except Exception:
+            # A fault of ours, which must not cost the other nodes: told with all that is known.
+            LOG.exception("%s: the scrape failed", name)
+            self._metrics.failures.labels(name, "internal").inc()
+        self._metrics.scrapes.labels(name).inc()
+        self._metrics.duration.labels(name).observe(time.monotonic() - start)
+        self._metrics.up.labels(name).set(reading is not None)
+        self._metrics.bad_lines.labels(name).set(node.scraper.bad_lines)
+        return reading is not None
+
+    def _hand_on(self, node: _Node, reading: Reading) -> None:
+        delay_s = reading.node.get("probe_delay", 0.0) / 1000.0
+        if _SHORTEST_DELAY_S <= delay_s <= _LONGEST_DELAY_S:
+            node.probe_delay_s = delay_s
+        tick = node.rates.update(reading)
+        if tick is not None:
+            self._put(tick)

@@ -1,0 +1,365 @@
+"""InfluxDB 2.x as a store: measurement ``node`` with tag ``url``, measurement ``domain`` with tags ``url`` and
+``domain``; all fields float but ``vm_number``, an integer.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import urllib3.exceptions
+from influxdb_client.client.influxdb_client import InfluxDBClient
+from influxdb_client.client.write_api import SYNCHRONOUS
+from influxdb_client.domain.dialect import Dialect
+from influxdb_client.domain.write_precision import WritePrecision
+from influxdb_client.rest import ApiException
+
+from model.adapters.settings import InfluxSettings
+from model.adapters.store import Encoded, StoreRefused, StoreUnavailable
+from model.rates import Tick
+from model.series import Period, Samples
+
+LOG = logging.getLogger("scroogevm.influx")
+
+_MS: Any = WritePrecision.MS
+#: One Flux stream can't mix the integer with the floats, so it is asked for by itself.
+_INTEGERS = frozenset({"vm_number"})
+#: Requests no larger than this: a server refuses some size, and a lost answer costs a whole request again.
+_LARGEST_REQUEST = 4 * 2**20
+_DROPPED = re.compile(r"dropped=(\d+)")
+_ERROR_TABLE = re.compile(rb"(?:^|\n),?error,reference\r?\n([^\n]*)")
+_TAG_ESCAPES = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ "})
+
+_DTYPES: Any = {"_time": "category", "_field": "category", "domain": "category", "_value": np.float64}
+
+_FLUX = """
+from(bucket: bucket)
+  |> range(start: time(v: start_ns), stop: time(v: stop_ns))
+  |> filter(fn: (r) => r._measurement == "node" or r._measurement == "domain")
+  |> filter(fn: (r) => r.url == url)
+  |> filter(fn: (r) => {fields})
+  |> keep(columns: ["_time", "_value", "_field", "domain"])
+  |> group(columns: ["_field"])
+"""
+_FLUX_LAST = """
+from(bucket: bucket)
+  |> range(start: 0)
+  |> filter(fn: (r) => r._measurement == "node" or r._measurement == "domain")
+  |> filter(fn: (r) => r.url == url)
+  |> filter(fn: (r) => {fields})
+  |> last()
+  |> keep(columns: ["_time", "_value", "_field", "domain"])
+  |> group(columns: ["_field"])
+"""
+_FLUX_NODES = """
+import "influxdata/influxdb/schema"
+schema.tagValues(bucket: bucket, tag: "url", start: 0, predicate: (r) => r._measurement == "node")
+"""
+_FLUX_DOMAINS = """
+from(bucket: bucket)
+  |> range(start: time(v: start_ns), stop: time(v: stop_ns))
+  |> filter(fn: (r) => r._measurement == "domain" and r._field == "cpu" and r.url == url)
+  |> last()
+  |> keep(columns: ["domain"])
+  |> group()
+  |> rename(columns: {domain: "_value"})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of an answer; fields and domains by their place among the names. A domain "" is the node."""
+
+    times: Any
+    values: Any
+    field_names: Sequence[str]
+    fields: Any
+    domain_names: Sequence[str]
+    domains: Any
+
+
+_DIALECT = Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339")
+
+
+class InfluxStore:
+    """A bucket of an InfluxDB 2.x server.
+
+    Parameters
+    ----------
+    settings : InfluxSettings
+    """
+
+    def __init__(self, settings: InfluxSettings) -> None:
+        self._settings = settings
+        self._client = InfluxDBClient(
+            url=settings.url, token=settings.token, org=settings.org, timeout=int(settings.timeout_s * 1000)
+        )
+        self._write_api = self._client.write_api(write_options=SYNCHRONOUS)
+
+    def encode(self, tick: Tick) -> Encoded:
+        """A tick as lines of line protocol; what can't be written is left out, counted and logged."""
+        url = _tag(tick.node)
+        lines = []
+        unwritable = [name for name in tick.domains if not _is_writable(name)]
+        if unwritable:
+            LOG.warning(
+                "%s: no tag of InfluxDB can hold the name of %d domains: %r", tick.node, len(unwritable), unwritable[:3]
+            )
+        for name, fields in tick.domains.items():
+            figures = _figures(fields)
+            if figures and _is_writable(name):
+                lines.append(f"domain,domain={_tag(name)},url={url} {figures} {tick.time_ms}")
+        figures = _figures(tick.fields)
+        if figures and _is_writable(tick.node):
+            lines.append(f"node,url={url} {figures} {tick.time_ms}")
+        text = "\n".join(lines)
+        return Encoded(text, len(text.encode()) + 200, len(lines))
+
+    def write(self, ticks: Sequence[Encoded]) -> int:
+        """One request for all, or as many as their size asks for.
+
+        A line that the server can't parse makes it refuse the whole request: the request is halved until the
+        line is found, and the line is given up. Single points that it drops by itself are counted.
+        """
+        refused, size = 0, 0
+        batch: list[str] = []
+        for tick in ticks:
+            if batch and size + tick.size > _LARGEST_REQUEST:
+                refused += self._write_lines("\n".join(batch).split("\n"))
+                batch, size = [], 0
+            if tick.payload:
+                batch.append(tick.payload)
+                size += tick.size
+        return refused + (self._write_lines("\n".join(batch).split("\n")) if batch else 0)
+
+    def _write_lines(self, lines: list[str]) -> int:
+        try:
+            self._request(lines)
+        except ApiException as error:
+            words = _words(error)
+            if error.status in {400, 413} and len(lines) > 1:
+                half = len(lines) // 2
+                return self._write_lines(lines[:half]) + self._write_lines(lines[half:])
+            if error.status in {400, 413}:
+                LOG.warning("InfluxDB refused a point for good: %s", words)
+                return 1
+            if error.status == 422:
+                found = _DROPPED.search(words)
+                dropped = int(found[1]) if found else len(lines)
+                LOG.warning("InfluxDB dropped %d of %d points: %s", dropped, len(lines), words)
+                return dropped
+            raise StoreUnavailable(f"InfluxDB: {words}", _retry_after(error)) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise StoreUnavailable(f"InfluxDB: {_reason(error)}") from None
+        return 0
+
+    def _request(self, lines: list[str]) -> None:
+        self._write_api.write(
+            bucket=self._settings.bucket,
+            org=self._settings.org,
+            record="\n".join(lines),
+            write_precision=_MS,
+        )
+
+    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
+        """A query for all fields together, as CSV, read by pandas."""
+        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        tables = [
+            self._table(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
+            for kind in _kinds(fields)
+            if kind and end_ms > start_ms
+        ]
+        return _period([table for table in tables if table is not None], fields)
+
+    def nodes(self) -> list[str]:
+        """Values of the tag ``url``."""
+        return self._tag_values(_FLUX_NODES, {})
+
+    def domains(self, node: str, start_ms: int, end_ms: int) -> list[str]:
+        """Those that have a sample: the tags' own index knows no times within a shard."""
+        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        return self._tag_values(_FLUX_DOMAINS, {"url": node, **times})
+
+    def last(self, node: str) -> Tick | None:
+        """The last value of every field, where it is of the newest tick."""
+        conditions = ('r._field != "vm_number"', 'r._field == "vm_number"')
+        tables = [self._table(_FLUX_LAST.format(fields=condition), {"url": node}) for condition in conditions]
+        found = [rows for rows in tables if rows is not None]
+        if not found:
+            return None
+        newest = max(int(rows.times.max()) for rows in found)
+        own: dict[str, float] = {}
+        domains: dict[str, dict[str, float]] = {}
+        for rows in found:
+            for i in np.flatnonzero(rows.times == newest).tolist():
+                domain = rows.domain_names[rows.domains[i]]
+                machine = domains.setdefault(domain, {}) if domain else own
+                machine[rows.field_names[rows.fields[i]]] = float(rows.values[i])
+        return Tick(node, newest, own, domains)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._write_api.close()
+        self._client.close()
+
+    def check(self) -> str:
+        """Reads the bucket, writes nothing to it, and asks for the version."""
+        self._query("from(bucket: bucket) |> range(start: -1m) |> limit(n: 1)", {})
+        # An empty body is refused where a real one would be.
+        self._write_lines([""])
+        return f"InfluxDB {self._client.version()}, bucket {self._settings.bucket}"
+
+    def _query(self, flux: str, params: Mapping[str, Any]) -> bytes:
+        try:
+            response = self._client.query_api().query_raw(
+                flux,
+                dialect=Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339"),
+                params={"bucket": self._settings.bucket, **params},
+            )
+            body = response.read(decode_content=True)
+        except ApiException as error:
+            raise StoreUnavailable(f"InfluxDB: {_words(error)}", _retry_after(error)) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise StoreUnavailable(f"InfluxDB: {_reason(error)}") from None
+        # A query that fails on its way ends with a table of errors, and the status is 200 all the same.
+        at = max(
+            body.rfind(b"\nerror,reference"), body.rfind(b",error,reference"), body.startswith(b"error,reference") - 1
+        )
+        if at >= 0:
+            words = body[at:].decode(errors="replace").split("\n")
+            raise StoreUnavailable(f"InfluxDB: {' '.join(words[-2:]).strip()[:300]}")
+        return bytes(body)
+
+    def _tag_values(self, flux: str, params: Mapping[str, Any]) -> list[str]:
+        import pandas as pd
+
+        body = self._query(flux, params)
+        if not body.strip():
+            return []
+        return sorted(pd.read_csv(io.BytesIO(body), usecols=["_value"], dtype=str, keep_default_na=False)["_value"])
+
+    def _table(self, flux: str, params: Mapping[str, Any]) -> _Rows | None:
+        import pandas as pd
+
+        body = self._query(flux, params)
+        if not body.strip():
+            return None
+        header, _, rest = body.partition(b"\n")
+        # Each table of the answer starts with the header, behind an empty line.
+        body = header + b"\n" + rest.replace(b"\r\n\r\n" + header + b"\n", b"\r\n")
+        has_domain = b",domain" in header
+        table = pd.read_csv(
+            io.BytesIO(body),
+            usecols=["_time", "_value", "_field", *(["domain"] if has_domain else [])],
+            dtype=_DTYPES,
+            keep_default_na=False,
+            na_filter=False,
+        )
+        # Few different times, fields and domains stand on many rows: they are looked at once each.
+        stamps = pd.to_datetime(table["_time"].cat.categories, format="ISO8601", utc=True).as_unit("ms").asi8
+        fields = table["_field"].cat
+        domains = table["domain"].cat if has_domain else None
+        return _Rows(
+            times=np.asarray(stamps)[table["_time"].cat.codes],
+            values=table["_value"].to_numpy(),
+            field_names=list(fields.categories),
+            fields=fields.codes.to_numpy(),
+            domain_names=list(domains.categories) if domains is not None else [""],
+            domains=domains.codes.to_numpy() if domains is not None else np.zeros(len(table), np.int8),
+        )
+
+
+def _kinds(fields: Collection[str]) -> tuple[list[str], list[str]]:
+    return sorted(set(fields) - _INTEGERS), sorted(set(fields) & _INTEGERS)
+
+
+def _condition(fields: Iterable[str]) -> str:
+    """Fields are named by us, never from outside."""
+    for name in fields:
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise StoreRefused(f"{name!r} is no field")
+    return " or ".join(f'r._field == "{name}"' for name in fields)
+
+
+def _period(tables: Sequence[_Rows], fields: Collection[str]) -> Period:
+    series: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for rows in tables:
+        key = rows.domains.astype(np.int64) * len(rows.field_names) + rows.fields
+        order = np.lexsort((rows.times, key))
+        key, times, values = key[order], rows.times[order], rows.values[order]
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), key.size], strict=True):
+            domain, field = divmod(int(key[start]), len(rows.field_names))
+            found = (times[start:end], values[start:end])
+            series.setdefault(rows.domain_names[domain], {})[rows.field_names[field]] = found
+    node = _samples(series.pop("", {}), fields)
+    return Period(node, {name: _samples(columns, fields) for name, columns in sorted(series.items())})
+
+
+def _samples(columns: Mapping[str, tuple[Any, Any]], fields: Collection[str]) -> Samples:
+    """Columns, each with times of its own, on the times of all of them."""
+    moments = np.empty(0, np.int64)
+    for times, _ in columns.values():
+        if not np.array_equal(moments, times):
+            moments = np.union1d(moments, times)
+    result = {}
+    for name in fields:
+        times, values = columns.get(name, (moments[:0], np.empty(0)))
+        if times.size == moments.size:
+            result[name] = values
+        else:
+            result[name] = np.full(moments.size, np.nan)
+            result[name][np.searchsorted(moments, times)] = values
+    return Samples(moments, result)
+
+
+def _is_writable(name: str) -> bool:
+    """A tag can't be empty, end in a backslash or hold a line break."""
+    return bool(name) and not name.endswith("\\") and "\n" not in name and "\r" not in name
+
+
+def _tag(name: str) -> str:
+    return name.translate(_TAG_ESCAPES)
+
+
+def _figures(fields: Mapping[str, float]) -> str:
+    return ",".join(
+        f"{name}={int(value)}i" if name in _INTEGERS else f"{name}={value!r}"
+        for name, value in fields.items()
+        if math.isfinite(value)
+    )
+
+
+def _words(error: ApiException) -> str:
+    """The server's own words; never a header, which may hold the token."""
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
+    found = re.search(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)"', body)
+    words = (found[1] if found else body).strip().replace("\n", " ")
+    return f"HTTP status {error.status}: {words[:300] or error.reason}"
+
+
+def _retry_after(error: ApiException) -> float | None:
+    """Seconds; the server may also name a date, which is as good as not naming anything."""
+    headers: Any = error.headers or {}
+    text = str(headers.get("Retry-After", ""))
+    return float(text) if text.isdecimal() else None
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of an error that is wrapped several times over."""
+    if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
+        return "no answer in time"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__ or getattr(cause, "reason", None)
+        if not isinstance(cause, BaseException):
+            break
+    return f"no connection ({type(error).__name__})"

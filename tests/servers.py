@@ -1,0 +1,121 @@
+"""Real servers for the tests: started on free ports with throwaway folders, stopped by their pid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.adapters.settings import InfluxSettings
+
+TOKEN = "a-token-of-the-tests-alone"
+ORG = "scroogevm"
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def wait_for(ready: Callable[[], Any], seconds: float = 30.0, every: float = 0.05) -> Any:
+    """What ``ready`` answers once that is not false; the test fails when it never is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            answer = ready()
+            if answer:
+                return answer
+        time.sleep(every)
+    raise AssertionError(f"not within {seconds} s: {ready}")
+
+
+def fetch(url: str, data: Any = None, token: str | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
+    """Status and body of an HTTP request; ``data`` is sent as JSON."""
+    request = urllib.request.Request(url, data=None if data is None else json.dumps(data).encode())
+    if token:
+        request.add_header("Authorization", f"Token {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+class Influxd:
+    """A real InfluxDB of ours, which can be killed and started again on its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.version = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            *("influxd", "run", "--reporting-disabled", "--http-bind-address", f"127.0.0.1:{self.port}"),
+            *("--bolt-path", self.folder / "bolt", "--engine-path", self.folder / "engine"),
+            *("--sqlite-path", self.folder / "sqlite", "--log-level", "error"),
+        ]
+        self._process = subprocess.Popen(
+            [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        health = wait_for(self._healthy, 60)
+        self.version = json.loads(health).get("version", "?")
+
+    def _healthy(self) -> bytes | None:
+        status, body = fetch(f"{self.url}/health")
+        return body if status == 200 else None
+
+    def set_up(self) -> None:
+        data = {"username": "u", "password": "p" * 12, "org": ORG, "bucket": "unused", "token": TOKEN}
+        status, body = fetch(f"{self.url}/api/v2/setup", data)
+        assert status == 201, body
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+
+def settings_of_bucket(url: str, token: str, org: str, bucket: str, timeout_s: float = 20.0) -> InfluxSettings:
+    return InfluxSettings(url, token, org, bucket, timeout_s)
+
+
+def make_bucket(url: str, token: str, org: str, name: str) -> None:
+    _, body = fetch(f"{url}/api/v2/orgs?org={org}", token=token)
+    org_id = json.loads(body)["orgs"][0]["id"]
+    status, body = fetch(f"{url}/api/v2/buckets", {"orgID": org_id, "name": name, "retentionRules": []}, token)
+    assert status == 201, body
+
+
+@contextlib.contextmanager
+def influx_server(folder: Path) -> Iterator[tuple[str, str, str, Influxd | None]]:
+    """URL, token and organisation of a real server: one that is named, or one of our own."""
+    named = os.environ.get("SCROOGEVM_TEST_INFLUXDB_URL")
+    if named:
+        environ = os.environ
+        yield named, environ["SCROOGEVM_TEST_INFLUXDB_TOKEN"], environ["SCROOGEVM_TEST_INFLUXDB_ORG"], None
+        return
+    if shutil.which("influxd") is None:
+        pytest.skip("no InfluxDB: neither SCROOGEVM_TEST_INFLUXDB_URL nor influxd on PATH")
+    server = Influxd(folder)
+    server.start()
+    try:
+        server.set_up()
+        yield server.url, TOKEN, ORG, server
+    finally:
+        server.kill()
