@@ -170,12 +170,11 @@ class InfluxStore:
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
         """A query for all fields together, as CSV, read by pandas."""
         times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
-        tables = [
-            self._table(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
-            for kind in _kinds(fields)
-            if kind and end_ms > start_ms
-        ]
-        return _period([table for table in tables if table is not None], fields)
+        found: list[_Rows] = []
+        for kind in _kinds(fields):
+            if kind and end_ms > start_ms:
+                found += self._tables(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
+        return _period(found, fields)
 
     def nodes(self) -> list[str]:
         """Values of the tag ``url``."""
@@ -189,8 +188,7 @@ class InfluxStore:
     def last(self, node: str) -> Tick | None:
         """The last value of every field, where it is of the newest tick."""
         conditions = ('r._field != "vm_number"', 'r._field == "vm_number"')
-        tables = [self._table(_FLUX_LAST.format(fields=condition), {"url": node}) for condition in conditions]
-        found = [rows for rows in tables if rows is not None]
+        found = [rows for kind in conditions for rows in self._tables(_FLUX_LAST.format(fields=kind), {"url": node})]
         if not found:
             return None
         newest = max(int(rows.times.max()) for rows in found)
@@ -244,35 +242,40 @@ class InfluxStore:
             return []
         return sorted(pd.read_csv(io.BytesIO(body), usecols=["_value"], dtype=str, keep_default_na=False)["_value"])
 
-    def _table(self, flux: str, params: Mapping[str, Any]) -> _Rows | None:
-        import pandas as pd
+    def _tables(self, flux: str, params: Mapping[str, Any]) -> list[_Rows]:
+        """The answer's rows; tables that have the same columns together."""
+        by_header: dict[bytes, list[bytes]] = {}
+        # An empty line stands between tables, each of which starts with its header.
+        for table in self._query(flux, params).split(b"\r\n\r\n"):
+            header, _, rows = table.strip().partition(b"\n")
+            if rows:
+                by_header.setdefault(header, []).append(rows)
+        return [_rows(header, b"\n".join(parts)) for header, parts in by_header.items()]
 
-        body = self._query(flux, params)
-        if not body.strip():
-            return None
-        header, _, rest = body.partition(b"\n")
-        # Each table of the answer starts with the header, behind an empty line.
-        body = header + b"\n" + rest.replace(b"\r\n\r\n" + header + b"\n", b"\r\n")
-        has_domain = b",domain" in header
-        table = pd.read_csv(
-            io.BytesIO(body),
-            usecols=["_time", "_value", "_field", *(["domain"] if has_domain else [])],
-            dtype=_DTYPES,
-            keep_default_na=False,
-            na_filter=False,
-        )
-        # Few different times, fields and domains stand on many rows: they are looked at once each.
-        stamps = pd.to_datetime(table["_time"].cat.categories, format="ISO8601", utc=True).as_unit("ms").asi8
-        fields = table["_field"].cat
-        domains = table["domain"].cat if has_domain else None
-        return _Rows(
-            times=np.asarray(stamps)[table["_time"].cat.codes],
-            values=table["_value"].to_numpy(),
-            field_names=list(fields.categories),
-            fields=fields.codes.to_numpy(),
-            domain_names=list(domains.categories) if domains is not None else [""],
-            domains=domains.codes.to_numpy() if domains is not None else np.zeros(len(table), np.int8),
-        )
+
+def _rows(header: bytes, body: bytes) -> _Rows:
+    import pandas as pd
+
+    has_domain = b",domain" in header
+    table = pd.read_csv(
+        io.BytesIO(header + b"\n" + body),
+        usecols=["_time", "_value", "_field", *(["domain"] if has_domain else [])],
+        dtype=_DTYPES,
+        keep_default_na=False,
+        na_filter=False,
+    )
+    # Few different times, fields and domains stand on many rows: they are looked at once each.
+    stamps = pd.to_datetime(table["_time"].cat.categories, format="ISO8601", utc=True).as_unit("ms").asi8
+    fields = table["_field"].cat
+    domains = table["domain"].cat if has_domain else None
+    return _Rows(
+        times=np.asarray(stamps)[table["_time"].cat.codes],
+        values=table["_value"].to_numpy(),
+        field_names=list(fields.categories),
+        fields=fields.codes.to_numpy(),
+        domain_names=list(domains.categories) if domains is not None else [""],
+        domains=domains.codes.to_numpy() if domains is not None else np.zeros(len(table), np.int8),
+    )
 
 
 def _kinds(fields: Collection[str]) -> tuple[list[str], list[str]]:
@@ -353,13 +356,12 @@ def _retry_after(error: ApiException) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """What is at the bottom of an error that is wrapped several times over."""
-    if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
-        return "no answer in time"
-    cause: BaseException | None = error
-    while cause is not None:
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__ or error)
+    for cause in causes:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-        cause = cause.__cause__ or cause.__context__ or getattr(cause, "reason", None)
-        if not isinstance(cause, BaseException):
-            break
+    if any(isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes):
+        return "no answer in time"
     return f"no connection ({type(error).__name__})"
