@@ -69,7 +69,8 @@ main() {
         "${pip[@]}" -r requirements.txt
         ;;
     tests)
-        apt_install "${BUILD[@]}" python3-dev prometheus chromium || true
+        apt_install "${BUILD[@]}" python3-dev prometheus \
+            prometheus-node-exporter prometheus-libvirt-exporter chromium || true
         # libvirt-python is compiled against the system's libvirt; where that can't be had, its tests skip.
         grep -v '^-r' requirements-dev.txt | cat - <(grep -v '^libvirt-python' requirements.txt) >.venv/requirements-tests.txt
         "${pip[@]}" -r .venv/requirements-tests.txt

@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,11 @@ _INTEGERS = frozenset({"vm_number"})
 #: Requests no larger than this: a server refuses some size, and a lost answer costs a whole request again.
 _LARGEST_REQUEST = 4 * 2**20
 _DROPPED = re.compile(r"dropped=(\d+)")
-_ERROR_TABLE = re.compile(rb"(?:^|\n),?error,reference\r?\n([^\n]*)")
+_ERROR_TABLE = re.compile(rb"\s*,?error,reference\r?\n([^\n]*)")
+#: So much of an answer is taken from the connection at once.
+_PIECE = 2**18
+#: And so much is made arrays of while the server is at the next.
+_PART = 2**19
 _TAG_ESCAPES = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ "})
 
 _DTYPES: Any = {"_time": "category", "_field": "category", "domain": "category", "_value": np.float64}
@@ -74,7 +78,7 @@ from(bucket: bucket)
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of an answer; fields and domains by their place among the names. A domain "" is the node."""
+    """Rows of an answer; fields and domains by their place among the names, a domain "" is the node."""
 
     times: Any
     values: Any
@@ -169,12 +173,14 @@ class InfluxStore:
 
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
         """A query for all fields together, as CSV, read by pandas."""
+        return _period((_rows(table) for table in self.transfer(node, start_ms, end_ms, fields)), fields)
+
+    def transfer(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Iterator[bytes]:
+        """The tables that :meth:`read` makes arrays of, as they come from the server."""
         times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
-        found: list[_Rows] = []
         for kind in _kinds(fields):
             if kind and end_ms > start_ms:
-                found += self._tables(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
-        return _period(found, fields)
+                yield from self._query(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
 
     def nodes(self) -> list[str]:
         """Values of the tag ``url``."""
@@ -188,7 +194,8 @@ class InfluxStore:
     def last(self, node: str) -> Tick | None:
         """The last value of every field, where it is of the newest tick."""
         conditions = ('r._field != "vm_number"', 'r._field == "vm_number"')
-        found = [rows for kind in conditions for rows in self._tables(_FLUX_LAST.format(fields=kind), {"url": node})]
+        answers = (self._query(_FLUX_LAST.format(fields=kind), {"url": node}) for kind in conditions)
+        found = [_rows(table) for answer in answers for table in answer]
         if not found:
             return None
         newest = max(int(rows.times.max()) for rows in found)
@@ -208,57 +215,70 @@ class InfluxStore:
 
     def check(self) -> str:
         """Reads the bucket, writes nothing to it, and asks for the version."""
-        self._query("from(bucket: bucket) |> range(start: -1m) |> limit(n: 1)", {})
+        list(self._query("from(bucket: bucket) |> range(start: -1m) |> limit(n: 1)", {}))
         # An empty body is refused where a real one would be.
         self._write_lines([""])
         return f"InfluxDB {self._client.version()}, bucket {self._settings.bucket}"
 
-    def _query(self, flux: str, params: Mapping[str, Any]) -> bytes:
+    def _query(self, flux: str, params: Mapping[str, Any]) -> Iterator[bytes]:
+        """The tables of an answer, as text, each as soon as it is there: the server works on while we do.
+
+        Raises
+        ------
+        StoreUnavailable
+            At once, or behind the first tables: a query that fails on its way ends with a table of errors,
+            and the status is a good one all the same.
+        """
         try:
             response = self._client.query_api().query_raw(
-                flux,
-                dialect=Dialect(header=True, delimiter=",", annotations=[], date_time_format="RFC3339"),
-                params={"bucket": self._settings.bucket, **params},
+                flux, dialect=_DIALECT, params={"bucket": self._settings.bucket, **params}
             )
-            body = response.read(decode_content=True)
+            for table in _tables(response.stream(_PIECE, decode_content=True)):
+                if failed := _ERROR_TABLE.match(table):
+                    raise StoreUnavailable(f"InfluxDB: {failed[1].decode(errors='replace').strip()[:300]}")
+                yield table
         except ApiException as error:
             raise StoreUnavailable(f"InfluxDB: {_words(error)}", _retry_after(error)) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"InfluxDB: {_reason(error)}") from None
-        # A query that fails on its way ends with a table of errors, and the status is 200 all the same.
-        at = max(
-            body.rfind(b"\nerror,reference"), body.rfind(b",error,reference"), body.startswith(b"error,reference") - 1
-        )
-        if at >= 0:
-            words = body[at:].decode(errors="replace").split("\n")
-            raise StoreUnavailable(f"InfluxDB: {' '.join(words[-2:]).strip()[:300]}")
-        return bytes(body)
 
     def _tag_values(self, flux: str, params: Mapping[str, Any]) -> list[str]:
         import pandas as pd
 
-        body = self._query(flux, params)
-        if not body.strip():
-            return []
-        return sorted(pd.read_csv(io.BytesIO(body), usecols=["_value"], dtype=str, keep_default_na=False)["_value"])
-
-    def _tables(self, flux: str, params: Mapping[str, Any]) -> list[_Rows]:
-        """The answer's rows; tables that have the same columns together."""
-        by_header: dict[bytes, list[bytes]] = {}
-        # An empty line stands between tables, each of which starts with its header.
-        for table in self._query(flux, params).split(b"\r\n\r\n"):
-            header, _, rows = table.strip().partition(b"\n")
-            if rows:
-                by_header.setdefault(header, []).append(rows)
-        return [_rows(header, b"\n".join(parts)) for header, parts in by_header.items()]
+        how: Any = {"usecols": ["_value"], "dtype": str, "keep_default_na": False}
+        found = [pd.read_csv(io.BytesIO(table), **how)["_value"] for table in self._query(flux, params)]
+        return sorted(name for names in found for name in names)
 
 
-def _rows(header: bytes, body: bytes) -> _Rows:
+def _tables(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut an answer into parts that are tables by themselves, each with its header.
+
+    An empty line stands between tables of different columns; a long table is cut between two rows.
+    """
+    rest, header = bytearray(), b""
+    for piece in pieces:
+        # The mark may be cut by the end of a piece, but the part before it need not be searched again.
+        start = max(len(rest) - 3, 0)
+        rest += piece
+        while (end := rest.find(b"\r\n\r\n", start)) >= 0:
+            yield header + bytes(rest[: end + 2])
+            del rest[: end + 4]
+            header, start = b"", 0
+        if len(rest) > _PART:
+            end = rest.rfind(b"\r\n") + 2
+            yield header + bytes(rest[:end])
+            header = header or bytes(rest[: rest.find(b"\r\n") + 2])
+            del rest[:end]
+    if rest.strip():
+        yield header + bytes(rest)
+
+
+def _rows(table_text: bytes) -> _Rows:
     import pandas as pd
 
-    has_domain = b",domain" in header
+    has_domain = b",domain" in table_text[: table_text.find(b"\n")]
     table = pd.read_csv(
-        io.BytesIO(header + b"\n" + body),
+        io.BytesIO(table_text),
         usecols=["_time", "_value", "_field", *(["domain"] if has_domain else [])],
         dtype=_DTYPES,
         keep_default_na=False,
@@ -290,19 +310,33 @@ def _condition(fields: Iterable[str]) -> str:
     return " or ".join(f'r._field == "{name}"' for name in fields)
 
 
-def _period(tables: Sequence[_Rows], fields: Collection[str]) -> Period:
-    series: dict[str, dict[str, tuple[Any, Any]]] = {}
-    for rows in tables:
+def _period(parts: Iterable[_Rows], fields: Collection[str]) -> Period:
+    series: dict[str, dict[str, list[tuple[Any, Any]]]] = {}
+    for rows in parts:
         key = rows.domains.astype(np.int64) * len(rows.field_names) + rows.fields
-        order = np.lexsort((rows.times, key))
-        key, times, values = key[order], rows.times[order], rows.values[order]
-        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        starts = _starts(key)
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), key.size], strict=True):
             domain, field = divmod(int(key[start]), len(rows.field_names))
-            found = (times[start:end], values[start:end])
-            series.setdefault(rows.domain_names[domain], {})[rows.field_names[field]] = found
-    node = _samples(series.pop("", {}), fields)
-    return Period(node, {name: _samples(columns, fields) for name, columns in sorted(series.items())})
+            found = series.setdefault(rows.domain_names[domain], {}).setdefault(rows.field_names[field], [])
+            found.append((rows.times[start:end], rows.values[start:end]))
+    columns = {domain: {name: _joined(runs) for name, runs in own.items()} for domain, own in series.items()}
+    node = _samples(columns.pop("", {}), fields)
+    return Period(node, {name: _samples(own, fields) for name, own in sorted(columns.items())})
+
+
+def _joined(runs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The runs of a series as one, in time order: as a rule they come in it, but that is not promised."""
+    times = np.concatenate([times for times, _ in runs])
+    values = np.concatenate([values for _, values in runs])
+    if (np.diff(times) > 0).all():
+        return times, values
+    order = np.argsort(times, kind="stable")
+    return times[order], values[order]
+
+
+def _starts(key: Any) -> Any:
+    """Where runs of equal keys start."""
+    return np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
 
 
 def _samples(columns: Mapping[str, tuple[Any, Any]], fields: Collection[str]) -> Samples:
