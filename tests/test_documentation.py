@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import scroogevm
-from misc import traceconvert, tracegen
+import vmaggreg
+from misc import fakeworkers, traceconvert, tracegen
 from model.oversubscriptioncomputation import STRATEGIES
 from model.scoring import SUMMARY_COLUMNS
 from model.trace import parse_trace
@@ -44,6 +46,8 @@ def test_every_command_names_a_program_and_options_that_exist(command: str) -> N
         "scroogevm.py": scroogevm.build_parser,
         "misc/tracegen.py": tracegen.build_parser,
         "misc/traceconvert.py": traceconvert.build_parser,
+        "misc/fakeworkers.py": fakeworkers.build_parser,
+        "vmaggreg.py": vmaggreg.build_parser,
     }
     if program in parsers and "-h" not in words:
         parsers[program]().parse_args(words[words.index(program) + 1 :])
@@ -51,13 +55,44 @@ def test_every_command_names_a_program_and_options_that_exist(command: str) -> N
 
 def test_every_file_that_is_named_exists() -> None:
     for name in re.findall(r"`([\w/]+\.(?:py|sh|ipynb|txt))`", README):
-        places = (ROOT, ROOT / "model", ROOT / "misc")
+        places = (ROOT, ROOT / "model", ROOT / "model" / "adapters", ROOT / "misc")
         assert any((place / name).exists() for place in places), name
 
 
 def test_every_module_is_on_the_map() -> None:
     for path in (ROOT / "model").glob("*.py"):
         assert path.stem == "__init__" or f"`{path.name}`" in README, path.name
+
+
+def keys_of_dotenv() -> set[str]:
+    return set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (ROOT / "dotenv").read_text(), flags=re.M))
+
+
+def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> None:
+    code = (ROOT / "model" / "adapters" / "settings.py").read_text()
+    script = (ROOT / "misc" / "influxdb.sh").read_text()
+    read = set(re.findall(r'env\.(?:text|required|number|whole|json|url)\("([A-Z0-9_]+)"', code))
+    read |= set(re.findall(r"setting ([A-Z0-9_]+)", script))
+    assert keys_of_dotenv() == read
+
+
+def test_dotenv_shows_the_defaults() -> None:
+    from dotenv import dotenv_values
+
+    from model.adapters.settings import Environment, aggregator_settings
+
+    text = (ROOT / "dotenv").read_text()
+    written = dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.M)))
+    influx = {key for key in written if key.startswith("INFLUXDB")}
+    as_shown = aggregator_settings(Environment({key: value for key, value in written.items() if key not in influx}))
+    by_default = aggregator_settings(Environment({"AGGREG_STUB_LIST": written["AGGREG_STUB_LIST"]}))
+    assert as_shown == by_default
+
+
+def test_every_metric_of_the_aggregator_is_documented() -> None:
+    code = (ROOT / "model" / "adapters" / "aggregator.py").read_text()
+    for name in re.findall(r'"(scroogevm_[a-z_]+)"', code):
+        assert name in README, name
 
 
 def test_example_of_a_trace_is_one() -> None:
@@ -87,5 +122,5 @@ def test_no_path_of_a_machine_is_in_the_repository() -> None:
 
 
 def test_fixed_files_are_where_they_belong() -> None:
-    fixed = "scroogevm.py launchallfromjson.sh scroogevm_analysis.ipynb requirements.txt README.md LICENSE CHANGELOG.md"
+    fixed = "scroogevm.py vmaggreg.py dotenv launchallfromjson.sh scroogevm_analysis.ipynb requirements.txt README.md LICENSE CHANGELOG.md"
     assert all(Path(ROOT / name).is_file() for name in fixed.split())
