@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 #: Bytes and kibibytes of a MB.
 _MB = 2.0**20
@@ -207,11 +208,16 @@ def _add_rates(
         fields["sched_busy"] = grown["sched_waittime"] / runtime if runtime > 0 else 0.0
 
 
+@lru_cache(maxsize=1024)
+def _performance_names(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Those of perf, with and without their section; machines tell the same names over and over."""
+    return tuple((name, name.removeprefix("perf_")) for name in names if name.startswith("perf_"))
+
+
 def _add_performance(fields: dict[str, float], now: Metrics) -> None:
     """The raw counters of perf, which start anew with each of the probe's reads, and their ratios."""
-    for name, value in now.items():
-        if name.startswith("perf_"):
-            fields[name.removeprefix("perf_")] = value
+    for name, short in _performance_names(tuple(now)):
+        fields[short] = now[name]
     for ratio, above, below in _RATIOS:
         if above in now and now.get(below, 0.0) > 0:
             fields[ratio] = now[above] / now[below]

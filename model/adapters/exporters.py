@@ -7,9 +7,10 @@ the parser of prometheus-client, the reference for the format. So a bad line cos
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -94,6 +95,25 @@ def split_name(name: str, domains: Mapping[str, object] = {}) -> tuple[str | Non
     return domain, f"{section}_{metric}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The names of a page, in its order, and which of them make up which machine.
+
+    Attributes
+    ----------
+    first : bytes
+        The first name, prefix included.
+    ends : sequence of bytes
+        What stands behind each value: the end of its line and the next name, behind the last one the end alone.
+    groups : sequence of (domain, metrics, getter)
+        The getter takes a machine's values from among those of the page.
+    """
+
+    first: bytes
+    ends: Sequence[bytes]
+    groups: Sequence[tuple[str | None, Sequence[str], Callable[[list[float]], tuple[float, ...]]]]
+
+
 @dataclass(slots=True)
 class VmprobePages:
     """Reads the pages of one vmprobe.
@@ -111,6 +131,7 @@ class VmprobePages:
 
     prefix: str
     bad_lines: int = 0
+    _last: _Layout | None = None
     _places: dict[bytes, tuple[str | None, str] | None] = field(default_factory=dict)
     _names: frozenset[bytes] = frozenset()
     _missing: frozenset[bytes] = frozenset()
@@ -123,6 +144,9 @@ class VmprobePages:
         PageError
             When the page is empty, cut off, or not vmprobe's.
         """
+        reading = self._like_the_last(page)
+        if reading is not None:
+            return reading
         values = self._values(page)
         if not values:
             raise PageError(f"no metric of prefix {self.prefix!r} on the page")
@@ -149,7 +173,55 @@ class VmprobePages:
                 raise PageError(f"the page is cut off: it has no global_{need}")
         # A VM that has just started is on the page with some counters, before libvirt tells its size.
         told = {domain: found for domain, found in domains.items() if found.keys() >= _DOMAIN_NEEDS}
+        self._last = self._layout(values)
         return Reading(node["probe_epoch"], node, told)
+
+    def _layout(self, values: Mapping[bytes, float]) -> _Layout | None:
+        """What to expect of the next page: the names of this one, in its order."""
+        names = [f"{self.prefix}_".encode() + name for name in values]
+        machines: defaultdict[str | None, list[tuple[str, int]]] = defaultdict(list)
+        for i, name in enumerate(values):
+            place = self._places.get(name)
+            if place is not None:
+                machines[place[0]].append((place[1], i))
+        if any(len(found) < 2 for found in machines.values()):
+            return None  # a getter of one item answers with that item, and not with a tuple
+        groups = [
+            (domain, [metric for metric, _ in found], operator.itemgetter(*(i for _, i in found)))
+            for domain, found in machines.items()
+        ]
+        return _Layout(names[0], [*(b"\n" + name for name in names[1:]), b"\n"], groups)
+
+    def _like_the_last(self, page: bytes) -> Reading | None:
+        """Read a page that holds the names of the last one, in its order, and nothing else; a fifth of the time.
+
+        A probe's own file is such a page as long as no VM comes or goes. None when this is not one.
+        """
+        last = self._last
+        if last is None:
+            return None
+        # Cut at blanks, every piece but the first is a value, the end of its line and the next name: so it must be.
+        first, *cells = page.split(b" ")
+        if first != last.first or len(cells) != len(last.ends) or not all(map(bytes.endswith, cells, last.ends)):
+            return None
+        texts = list(map(bytes.removesuffix, cells, last.ends))
+        if b"_" in b"".join(texts):
+            return None
+        try:
+            values = list(map(float, texts))
+        except ValueError:
+            return None
+        if not math.isfinite(sum(values)):
+            return None
+        node: dict[str, float] = {}
+        domains: dict[str, dict[str, float]] = {}
+        for domain, metrics, figures in last.groups:
+            machine = dict(zip(metrics, figures(values), strict=True))
+            if domain is None:
+                node = machine
+            elif machine.keys() >= _DOMAIN_NEEDS:
+                domains[domain] = machine
+        return Reading(node["probe_epoch"], node, domains)
 
     def _place(self, name: bytes, domains: Mapping[str, object]) -> tuple[str | None, str] | None:
         if len(self._places) >= _MOST_NAMES:
