@@ -91,14 +91,44 @@ class Influxd:
             self._process = None
 
 
+class Container(Influxd):
+    """The same in a container, where there is no influxd but a docker."""
+
+    def start(self) -> None:
+        command = [
+            "docker",
+            "run",
+            "-d",
+            "--rm",
+            "-p",
+            f"127.0.0.1:{self.port}:8086",
+            "-v",
+            f"{self.folder}:/var/lib/influxdb2",
+        ]
+        started = subprocess.run([*command, "influxdb:2.7"], capture_output=True, text=True, timeout=300, check=True)
+        self._name = started.stdout.strip()
+        health = wait_for(lambda: self._healthy(), 60)
+        self.version = json.loads(health).get("version", "?")
+
+    def kill(self) -> None:
+        subprocess.run(["docker", "kill", self._name], capture_output=True, timeout=60, check=False)
+
+
+def engine_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, timeout=60, check=False).returncode == 0
+
+
 def settings_of_bucket(url: str, token: str, org: str, bucket: str, timeout_s: float = 20.0) -> InfluxSettings:
     return InfluxSettings(url, token, org, bucket, timeout_s)
 
 
-def make_bucket(url: str, token: str, org: str, name: str) -> None:
+def make_bucket(url: str, token: str, org: str, name: str, retention_s: int = 0) -> None:
     _, body = fetch(f"{url}/api/v2/orgs?org={org}", token=token)
     org_id = json.loads(body)["orgs"][0]["id"]
-    status, body = fetch(f"{url}/api/v2/buckets", {"orgID": org_id, "name": name, "retentionRules": []}, token)
+    rules = [{"type": "expire", "everySeconds": retention_s}] if retention_s else []
+    status, body = fetch(f"{url}/api/v2/buckets", {"orgID": org_id, "name": name, "retentionRules": rules}, token)
     assert status == 201, body
 
 
@@ -110,9 +140,9 @@ def influx_server(folder: Path) -> Iterator[tuple[str, str, str, Influxd | None]
         environ = os.environ
         yield named, environ["SCROOGEVM_TEST_INFLUXDB_TOKEN"], environ["SCROOGEVM_TEST_INFLUXDB_ORG"], None
         return
-    if shutil.which("influxd") is None:
-        pytest.skip("no InfluxDB: neither SCROOGEVM_TEST_INFLUXDB_URL nor influxd on PATH")
-    server = Influxd(folder)
+    server = Influxd(folder) if shutil.which("influxd") else Container(folder) if engine_answers() else None
+    if server is None:
+        pytest.skip("no InfluxDB: neither SCROOGEVM_TEST_INFLUXDB_URL, nor influxd on PATH, nor a docker that answers")
     server.start()
     try:
         server.set_up()

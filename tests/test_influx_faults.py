@@ -178,11 +178,41 @@ def test_value_of_another_kind_costs_that_value_alone(
     store.write([type(integer)(integer.payload.replace("cpu=64.0", "cpu=64.0,other=1i"), integer.size, integer.points)])
     with caplog.at_level(logging.WARNING):
         assert write(store, tick(1, other=0.5), tick(2)) == 1
-    assert "dropped 1 of" in caplog.text
-    assert "other" in caplog.text  # the server's own words
+        assert write(store, tick(3, other=0.5), tick(4, other=2.5)) == 0
+    # Told once, in the server's own words.
+    assert len(caplog.records) == 1
+    assert "field other of node is left out from now on" in caplog.text
+    assert "already exists as type integer" in caplog.text
     period = store.read(NODE, T0, T0 + 10_000, ("cpu", "cpu_usage"))
-    assert period.node.time_ms.tolist() == [T0, T0 + 2000]
-    assert period.domains["a"].time_ms.tolist() == [T0, T0 + 1000, T0 + 2000]
+    assert period.node.time_ms.tolist() == [T0 + 1000 * k for k in range(5)]
+    assert period.domains["a"].time_ms.tolist() == [T0 + 1000 * k for k in range(5)]
+
+
+def test_several_fields_of_another_kind_cost_those_alone(influx: tuple[InfluxStore, Influxd | None]) -> None:
+    store, _ = influx
+    one = store.encode(tick(0))
+    there = one.payload.replace("cpu=64.0", "cpu=64.0,x=1i,y=true").replace("cpu=4.0", 'cpu=4.0,z="text"')
+    store.write([type(one)(there, one.size, one.points)])
+    mixed = Tick(NODE, T0 + 1000, {"cpu": 64.0, "x": 1.0, "y": 2.0}, {"a": {"cpu": 4.0, "z": 3.0}})
+    assert write(store, mixed, tick(2)) == 3
+    period = store.read(NODE, T0, T0 + 10_000, ("cpu",))
+    assert period.node.time_ms.size == period.domains["a"].time_ms.size == 3
+
+
+def test_points_that_are_too_old_for_the_bucket_are_counted(
+    influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _ = influx
+    to = store._settings
+    make_bucket(to.url, to.token, to.org, f"{to.bucket}-short", retention_s=3600)
+    short = InfluxStore(settings_of_bucket(to.url, to.token, to.org, f"{to.bucket}-short"))
+    old = Tick(NODE, T0 - 10**8, {"cpu": 1.0}, {"a": {"cpu": 1.0}})
+    now = Tick(NODE, int(time.time() * 1000), {"cpu": 1.0}, {})
+    with caplog.at_level(logging.WARNING):
+        assert write(short, old, now) == 2
+    assert "dropped 2 of 3 points" in caplog.text
+    assert short.last(NODE) == now
+    short.close()
 
 
 def test_line_that_can_not_be_parsed_costs_that_line_alone(

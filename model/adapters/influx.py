@@ -32,7 +32,8 @@ _MS: Any = WritePrecision.MS
 _INTEGERS = frozenset({"vm_number"})
 #: Requests no larger than this: a server refuses some size, and a lost answer costs a whole request again.
 _LARGEST_REQUEST = 4 * 2**20
-_DROPPED = re.compile(r"dropped=(\d+)")
+_CONFLICT = re.compile(r'field type conflict: input field \\?"([^"\\]+)\\?" on measurement \\?"([^"\\]+)\\?"')
+_DROPPED = re.compile(r"dropped[= ](\d+)")
 _ERROR_TABLE = re.compile(rb"\s*,?error,reference\r?\n([^\n]*)")
 #: So much of an answer is taken from the connection at once.
 _PIECE = 2**18
@@ -104,6 +105,7 @@ class InfluxStore:
         self._client = InfluxDBClient(
             url=settings.url, token=settings.token, org=settings.org, timeout=int(settings.timeout_s * 1000)
         )
+        self._excluded: set[tuple[str, str]] = set()
         self._write_api = self._client.write_api(write_options=SYNCHRONOUS)
 
     def encode(self, tick: Tick) -> Encoded:
@@ -116,20 +118,28 @@ class InfluxStore:
                 "%s: no tag of InfluxDB can hold the name of %d domains: %r", tick.node, len(unwritable), unwritable[:3]
             )
         for name, fields in tick.domains.items():
-            figures = _figures(fields)
+            figures = self._figures("domain", fields)
             if figures and _is_writable(name):
                 lines.append(f"domain,domain={_tag(name)},url={url} {figures} {tick.time_ms}")
-        figures = _figures(tick.fields)
+        figures = self._figures("node", tick.fields)
         if figures and _is_writable(tick.node):
             lines.append(f"node,url={url} {figures} {tick.time_ms}")
         text = "\n".join(lines)
         return Encoded(text, len(text.encode()) + 200, len(lines))
 
+    def _figures(self, measurement: str, fields: Mapping[str, float]) -> str:
+        return ",".join(
+            f"{name}={int(value)}i" if name in _INTEGERS else f"{name}={value!r}"
+            for name, value in fields.items()
+            if math.isfinite(value) and not (self._excluded and (measurement, name) in self._excluded)
+        )
+
     def write(self, ticks: Sequence[Encoded]) -> int:
         """One request for all, or as many as their size asks for.
 
         A line that the server can't parse makes it refuse the whole request: the request is halved until the
-        line is found, and the line is given up. Single points that it drops by itself are counted.
+        line is found, and the line is given up. A value of another kind than its field has in the bucket
+        costs that value alone.
         """
         refused, size = 0, 0
         batch: list[str] = []
@@ -154,14 +164,32 @@ class InfluxStore:
                 LOG.warning("InfluxDB refused a point for good: %s", words)
                 return 1
             if error.status == 422:
-                found = _DROPPED.search(words)
-                dropped = int(found[1]) if found else len(lines)
-                LOG.warning("InfluxDB dropped %d of %d points: %s", dropped, len(lines), words)
-                return dropped
+                return self._write_without_conflict(lines, words)
             raise StoreUnavailable(f"InfluxDB: {words}", _retry_after(error)) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"InfluxDB: {_reason(error)}") from None
         return 0
+
+    def _write_without_conflict(self, lines: list[str], words: str) -> int:
+        """Write again what the server dropped for one field that is of another kind in its bucket.
+
+        It drops the whole point and names the field; from now on that field is left out. Points that are
+        dropped for another reason, such as their age, are lost.
+        """
+        conflict = _CONFLICT.search(words)
+        if conflict is None or (conflict[2], conflict[1]) in self._excluded:
+            found = _DROPPED.search(words)
+            dropped = int(found[1]) if found else len(lines)
+            LOG.warning("InfluxDB dropped %d of %d points: %s", dropped, len(lines), words)
+            return dropped
+        field, measurement = conflict[1], conflict[2]
+        LOG.warning("field %s of %s is left out from now on: %s", field, measurement, words)
+        self._excluded.add((measurement, field))
+        kept = [_without(line, measurement, field) for line in lines]
+        changed = sum(a != b for a, b in zip(kept, lines, strict=True))
+        # Who was not dropped is written twice, which is once.
+        rest = [line for line in kept if line]
+        return changed + (self._write_lines(rest) if rest else 0)
 
     def _request(self, lines: list[str]) -> None:
         self._write_api.write(
@@ -365,12 +393,14 @@ def _tag(name: str) -> str:
     return name.translate(_TAG_ESCAPES)
 
 
-def _figures(fields: Mapping[str, float]) -> str:
-    return ",".join(
-        f"{name}={int(value)}i" if name in _INTEGERS else f"{name}={value!r}"
-        for name, value in fields.items()
-        if math.isfinite(value)
-    )
+def _without(line: str, measurement: str, field: str) -> str:
+    """A line without one of its fields, if it is of that measurement; empty when nothing is left of it."""
+    if not line.startswith(f"{measurement},"):
+        return line
+    # Fields and time hold no blanks: figures are all that is in them.
+    head, figures, stamp = line.rsplit(" ", 2)
+    kept = [figure for figure in figures.split(",") if not figure.startswith(f"{field}=")]
+    return f"{head} {','.join(kept)} {stamp}" if kept else ""
 
 
 def _words(error: ApiException) -> str:
