@@ -14,9 +14,8 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
+from model import __version__
 from model.adapters.commandline import Parser, UsageError, number, whole_number
-
-__version__ = "0.1.0"
 
 EPILOG = """\
 strategies (T is what is to be seen as used; free = config - T):

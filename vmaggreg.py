@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from model import __version__
 from model.adapters.commandline import Parser, UsageError, whole_number
 
 EPILOG = """\
@@ -32,7 +33,7 @@ def build_parser() -> Parser:
         metavar="LEVEL",
         help="0: warnings and errors; 1: what is done, too (default: 0)",
     )
-    parser.add_argument("--version", action="version", version="ScroogeVM 0.1.0")
+    parser.add_argument("--version", action="version", version=f"ScroogeVM {__version__}")
     return parser
 
 

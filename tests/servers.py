@@ -107,7 +107,7 @@ class Container(Influxd):
         ]
         started = subprocess.run([*command, "influxdb:2.7"], capture_output=True, text=True, timeout=300, check=True)
         self._name = started.stdout.strip()
-        health = wait_for(lambda: self._healthy(), 60)
+        health = wait_for(self._healthy, 60)
         self.version = json.loads(health).get("version", "?")
 
     def kill(self) -> None:
