@@ -126,7 +126,9 @@ def test_node_and_domains_of_label_exporters_are_rated() -> None:
         asyncio.run(for_a_while())
     tick = ticks[-1]
     assert tick.fields["cpu"] == os.cpu_count()
-    assert 0 < tick.fields["cpu_usage"] <= tick.fields["cpu"] * 1.05
+    # The kernel counts in hundredths of a second: on a quiet machine half a second may show none.
+    usages = [tick.fields["cpu_usage"] for tick in ticks[1:]]
+    assert 0 < max(usages) <= tick.fields["cpu"] * 1.1
     assert 0 < tick.fields["mem_usage"] < tick.fields["mem"]
     assert tick.fields["vm_number"] == 1
     test = tick.domains["test"]
