@@ -6,6 +6,7 @@ backwards, when no time has passed, and for a VM that was not on the page before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -69,6 +70,8 @@ _FREQUENCIES = (("freq", "cpu_freq"), ("minfreq", "cpu_minfreq"), ("maxfreq", "c
 
 #: How long a guest may take to tell statistics of its new size before the old way of telling is given up, ms.
 _SETTLING_MS = 60_000.0
+#: How much more than it has a node may seem to have used: clocks and counters are not read at one moment.
+_MOST_USAGE = 1.5
 #: By how much of a VM's memory what its kernel keeps for itself may differ from one size to another.
 _RESERVE_TOLERANCE = 0.01
 
@@ -103,7 +106,7 @@ class NodeRates:
         last = self._last
         if last is not None and last.epoch_ms == reading.epoch_ms:
             return None
-        elapsed_ms = reading.epoch_ms - last.epoch_ms if last is not None else 0.0
+        elapsed_ms = self._elapsed_ms(reading)
         domains: dict[str, dict[str, float]] = {}
         for name, metrics in (reading.domains or {}).items():
             before = (last.domains or {}).get(name) if last is not None else None
@@ -117,6 +120,17 @@ class NodeRates:
         else:
             self._last = Reading(reading.epoch_ms, reading.node, None)
         return Tick(self.node, int(reading.epoch_ms), fields, domains)
+
+    def _elapsed_ms(self, reading: Reading) -> float:
+        """Time since the last reading by the node's clock; 0 when that can't be right.
+
+        A node can't have used more than it has: then its clock was set, and no rate of any machine is known.
+        """
+        if self._last is None:
+            return 0.0
+        elapsed_ms = reading.epoch_ms - self._last.epoch_ms
+        usage = _node_fields(reading.node, self._last.node, elapsed_ms).get("cpu_usage", 0.0)
+        return elapsed_ms if usage <= _MOST_USAGE * reading.node.get("cpu_total", math.inf) else 0.0
 
     def _domain(
         self, name: str, now: Metrics, before: Metrics | None, epoch_ms: float, elapsed_ms: float

@@ -178,12 +178,102 @@ def test_metrics_that_stay_away_are_gone_in_the_end() -> None:
     pages = VmprobePages("vmprobe")
     pages.read(PAGE)
     without = PAGE.replace(b"vmprobe_domain_vm1_memory_unused 451844\n", b"")
-    with pytest.raises(PageError, match="1 metrics"):
-        pages.read(without)
-    reading = pages.read(without)
+    later = without.replace(b"1795357894930", b"1795357897930")
+    for _ in range(3):  # a file that was left half written stays so
+        with pytest.raises(PageError, match="1 metrics"):
+            pages.read(without)
+    reading = pages.read(later)
     assert reading.domains is not None
     assert "memory_unused" not in reading.domains["vm1"]
-    assert pages.read(without)
+    assert pages.read(later)
+    # From now on it is not missed, whether it comes and goes or not.
+    for k in range(20):
+        page = (PAGE if k % 2 else without).replace(b"1795357894930", b"%d" % (1795357900000 + k))
+        assert pages.read(page)
+
+
+def test_metrics_that_come_and_go_at_random_do_not_hide_the_node() -> None:
+    import random
+
+    dice, pages, refused = random.Random(1), VmprobePages("vmprobe"), 0
+    names = [f"vmprobe_domain_vm{i}_" for i in range(40)]
+    for k in range(500):
+        lines = [PAGE.splitlines(keepends=True)[i] for i in range(7)]
+        lines[0] = b"vmprobe_global_probe_epoch %d\n" % (1795357894930 + k)
+        for name in names:
+            lines += [f"{name}{metric} 1\n".encode() for metric in ("cpu_alloc", "cpu_cputime", "memory_alloc")]
+            if dice.random() < 0.9:
+                lines.append(f"{name}memory_unused 1\n".encode())
+        try:
+            assert len(pages.read(b"".join(lines)).domains or ()) == 40
+        except PageError:
+            refused += 1
+    assert refused <= 40  # each of them is missed once
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"x", b"9\x00"])
+def test_figure_that_makes_no_sense_does_not_take_its_vm_away(value: bytes) -> None:
+    pages = VmprobePages("vmprobe")
+    pages.read(PAGE)
+    bad = PAGE.replace(b"vmprobe_domain_vm1_memory_alloc 524288", b"vmprobe_domain_vm1_memory_alloc " + value)
+    reading = pages.read(bad)
+    assert set(reading.domains or {}) == {"vm1", "vm_two"}
+    assert "memory_alloc" not in (reading.domains or {})["vm1"]
+
+
+def test_vm_that_never_tells_its_memory_is_there() -> None:
+    reading = read(PAGE.replace(b"vmprobe_domain_vm1_memory_alloc 524288\n", b""))
+    assert "vm1" in (reading.domains or {})
+
+
+def test_figure_that_is_told_twice_differently_is_nobodys() -> None:
+    reading = read(PAGE + b"vmprobe_domain_vm1_cpu_cputime 1\n")
+    assert "cpu_cputime" not in (reading.domains or {})["vm1"]
+    assert read(PAGE + PAGE) == read(PAGE)
+
+
+@pytest.mark.parametrize("epoch", [b"0", b"-5", b"1e300", b"4e18", b"NaN"])
+def test_clock_that_shows_no_time_is_a_missed_scrape(epoch: bytes) -> None:
+    pages = VmprobePages("vmprobe")
+    pages.read(PAGE)
+    for reader in (pages, VmprobePages("vmprobe")):
+        with pytest.raises(PageError):
+            reader.read(PAGE.replace(b"1795357894930", epoch))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"vmprobe_x{" + b",".join(b'a%d="\\\\"' % i for i in range(100_000)) + b"} 1\n",
+        b"vmprobe_domain_a" + b"_cpu_x" * 200_000 + b" 1\n",
+        b"vmprobe_1  1\n" * 300_000,
+        b"vmprobe_domain_vm1_cpu_" + b"y" * 5000 + b" 1\n",
+    ],
+    ids=["labels", "sections", "unusual lines", "long name"],
+)
+def test_page_made_to_be_slow_is_not(line: bytes) -> None:
+    import time
+
+    start = time.process_time()
+    reading = read(PAGE + line)
+    assert reading.domains == read(PAGE).domains
+    assert time.process_time() - start < 20  # it took minutes, or all memory
+
+
+def test_label_page_that_is_cut_in_a_number_is_not_believed() -> None:
+    with pytest.raises(PageError):
+        labels("", NODE[:-4])
+    assert labels("libvirt_up 1\n" + domain("a", "kumina")[:-3]).domains is None
+
+
+def test_core_that_goes_leaves_no_false_sum_behind() -> None:
+    pages = LabelPages()
+    pages.read(NODE, b"", 1.0)
+    without = b"".join(line for line in NODE.splitlines(keepends=True) if b'cpu="1"' not in line)
+    reading = pages.read(without, b"", 2.0)
+    assert "cpu_user" not in reading.node
+    assert reading.node["cpu_total"] == 1
+    assert "cpu_user" in pages.read(without, b"", 3.0).node
 
 
 def test_domain_that_leaves_whole_is_gone_at_once() -> None:

@@ -63,6 +63,9 @@ def server(*answers: Answer) -> Iterator[tuple[InfluxStore, list[tuple[str, byte
             asked.append((self.path, body))
             answers[min(len(asked), len(answers)) - 1](self)
 
+        def do_GET(self) -> None:
+            says(200, "hello")(self)
+
         def log_message(self, *args: Any) -> None:
             pass
 
@@ -149,6 +152,11 @@ def test_values_from_outside_are_no_part_of_a_query() -> None:
     request = json.loads(asked[0][1])
     assert evil not in request["query"]
     assert evil in json.dumps(request["extern"], ensure_ascii=False).encode().decode("unicode_escape")
+
+
+def test_web_server_that_is_no_influxdb_is_told() -> None:
+    with server(says(200, "")) as (store, _), pytest.raises(StoreUnavailable, match="no InfluxDB"):
+        store.check()
 
 
 def test_token_is_in_no_message_and_no_representation() -> None:

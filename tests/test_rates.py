@@ -172,6 +172,13 @@ def test_one_counter_that_went_backwards_takes_all_rates_of_its_machine() -> Non
     assert not RATES & tick.domains["a"].keys()
 
 
+def test_clock_that_was_set_gives_no_rates_and_not_impossible_ones() -> None:
+    busy = {"a": vm(cpu_cputime=55 * NS)}
+    tick = last(Reading(1000, node(), {"a": vm()}), Reading(1001, node(cpu_user=105 * NS), busy))
+    assert not RATES & tick.fields.keys()
+    assert not RATES & tick.domains["a"].keys()
+
+
 def test_same_epoch_is_the_same_page() -> None:
     first = Reading(1000, node(), {"a": vm()})
     assert ticks(first, first, Reading(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None

@@ -133,6 +133,17 @@ def test_fault_in_a_write_costs_that_batch_alone(store: Flaky, caplog: pytest.Lo
     assert "given up" in caplog.text
 
 
+def test_tick_that_can_not_be_written_costs_itself_alone(store: Flaky) -> None:
+    store.away.set()
+    spool = Spool(store, 10**7)
+    for k in range(20):
+        spool.put(tick(10**30 if k == 7 else k))  # no integer of SQLite's
+    store.away.clear()
+    assert spool.close(10)
+    assert store.times() == [k for k in range(20) if k != 7]
+    assert spool.counts().refused == 2
+
+
 def test_stop_flushes_what_waits_and_gives_up_in_time(store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
     store.away.set()
     spool = Spool(store, 10**6)

@@ -307,6 +307,31 @@ def test_full_disk_is_told_and_survived(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_file_that_is_taken_away_is_noticed(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "s"
+    store = SqliteStore(path, 86400)
+    write(store, tick(0))
+    for part in tmp_path.glob("s*"):
+        part.unlink()
+    if replaced:
+        path.mkdir()
+        with pytest.raises(StoreUnavailable):
+            write(store, tick(1))
+        path.rmdir()
+    write(store, tick(1), tick(2))
+    assert store.read(NODE, T0, T0 + 10**6, ("cpu",)).node.time_ms.tolist() == [T0 + 5000, T0 + 10_000]
+    again = SqliteStore(path, 86400)
+    assert again.last(NODE) == tick(2)
+
+
+def test_second_tick_of_a_moment_does_not_take_the_firsts_rates(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s", 86400)
+    write(store, tick(0))
+    write(store, Tick(NODE, T0, {"cpu": 64.0}, {}))  # as a daemon that was just started has it
+    assert store.last(NODE) == tick(0)
+
+
 def test_ids_of_what_was_undone_are_not_used(tmp_path: Path) -> None:
     """A write that fails half way takes its new nodes and layouts with it."""
     store = SqliteStore(tmp_path / "s", 86400)

@@ -289,6 +289,54 @@ def test_secret_is_not_repeated_in_a_fault(env: Environment) -> None:
     assert "s3cr" not in "".join(told)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("AGGREG_FETCH_DELAY", "1e-9"),
+        ("AGGREG_FETCH_DELAY", "nan"),
+        ("STORE_PATH", "a\nb"),
+        ("INFLUXDB_BUCKET", "b\udcff"),
+        ("AGGREG_STUB_LIST", '[["http://w1/metrics", "_"]]'),
+        ("AGGREG_STUB_LIST", '[["http://w 1/metrics", "p"]]'),
+    ],
+)
+def test_value_that_makes_no_sense_is_refused(env: Environment, key: str, value: str) -> None:
+    there = {"INFLUXDB_URL": "http://127.0.0.1:9", "INFLUXDB_TOKEN": "t", "INFLUXDB_ORG": "o", "INFLUXDB_BUCKET": "b"}
+    (told,) = faults({**env, **there}, **{key: value})
+    assert told.startswith(f"{key}: ")
+
+
+def test_dotenv_that_is_no_text_is_told(env: Environment, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / ".env").write_bytes(b"A=\xff\xfe\n")
+    done = run(env, "--once", cwd=here)
+    assert (done.returncode, done.stderr) == (2, "vmaggreg.py: .env: is not UTF-8\n")
+
+
+def test_password_of_the_store_is_not_shown(env: Environment) -> None:
+    there = {
+        "INFLUXDB_URL": "http://me:s3cr3t@127.0.0.1:9",
+        "INFLUXDB_TOKEN": "t",
+        "INFLUXDB_ORG": "o",
+        "INFLUXDB_BUCKET": "b",
+    }
+    done = run({**env, **there}, "--check")
+    assert "s3cr3t" not in done.stdout + done.stderr
+
+
+def test_node_that_hangs_does_not_delay_the_end(env: Environment, fakes: FakeWorkers) -> None:
+    env["AGGREG_TIMEOUT_S"] = "60"
+    process = start(env)
+    wait_for(lambda: Path(env["STORE_PATH"]).exists() and times_of(env, fakes.url(0)))
+    fakes.inject("all", "hang")
+    time.sleep(0.6)
+    began = time.monotonic()
+    end(process)
+    assert process.returncode == 0
+    assert time.monotonic() - began < 15
+
+
 def test_store_that_can_not_be_opened_is_told(env: Environment, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (told,) = faults(env, STORE_PATH=str(tmp_path / "file" / "store"))

@@ -24,6 +24,7 @@ from model.adapters.settings import (
     StoreSettings,
     aggregator_settings,
     environment,
+    without_password,
 )
 from model.adapters.spool import Spool
 from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable
@@ -92,7 +93,8 @@ def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int
     finally:
         stopped.set()
         flushed = spool.close(_FLUSH_S)
-    return 0 if flushed and answered == len(settings.stubs) else 1
+    lost = spool.counts().dropped + spool.counts().refused
+    return 0 if flushed and answered == len(settings.stubs) and not (once and lost) else 1
 
 
 async def _until_stopped(aggregator: Aggregator) -> None:
@@ -104,8 +106,9 @@ async def _until_stopped(aggregator: Aggregator) -> None:
 def _serve(settings: AggregatorSettings, registry: CollectorRegistry) -> None:
     try:
         start_http_server(settings.metrics_port, settings.metrics_address, registry)
-    except OSError as error:
-        raise UsageError(f"AGGREG_METRICS_PORT: {settings.metrics_port} can't be served: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or "METRICS_ADDRESS is no address"
+        raise UsageError(f"AGGREG_METRICS_PORT: {settings.metrics_port} can't be served: {words}") from None
 
 
 def _expire(store: SqliteStore, stopped: threading.Event) -> None:
@@ -161,4 +164,4 @@ def _ask_store(store: Store) -> tuple[bool, str]:
 
 
 def _name(settings: StoreSettings) -> str:
-    return f"store {settings.path}" if settings.influx is None else f"store {settings.influx.url}"
+    return f"store {settings.path}" if settings.influx is None else f"store {without_password(settings.influx.url)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +28,8 @@ _SHORTEST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 3600.0
 #: Where all nodes are asked one time, and not spread over a period.
 _AT_ONCE = 32
+#: Names that are looked up at the same time.
+_LOOKUPS = 128
 
 T = TypeVar("T")
 
@@ -39,6 +43,13 @@ async def few_at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             return await job
 
     return await asyncio.gather(*(placed(job) for job in jobs))
+
+
+def _make_room() -> None:
+    """As many connections as the system allows, and look-ups of dead names that do not keep others waiting."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup"))
 
 
 class AggregatorMetrics:
@@ -98,12 +109,18 @@ class Aggregator:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Scrape every node at its pace until the event is set."""
+        _make_room()
         async with open_session(self._settings.timeout_s) as session:
-            nodes = self._nodes(session)
-            await asyncio.gather(*(self._watch(node, stop) for node in nodes))
+            watchers = [asyncio.create_task(self._watch(node, stop)) for node in self._nodes(session)]
+            await stop.wait()
+            # Nobody waits for a node that hangs.
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
 
     async def once(self) -> int:
         """Scrape every node one time; how many of them answered."""
+        _make_room()
         async with open_session(self._settings.timeout_s) as session:
             return sum(await few_at_once(self._scrape(node) for node in self._nodes(session)))
 

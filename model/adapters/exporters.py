@@ -46,7 +46,14 @@ _KNOWN = {
 _PERF = re.compile(r"[a-z0-9]+\Z")
 #: Without these a page was cut off while the probe wrote it.
 _NODE_NEEDS = ("probe_epoch", "cpu_total", "cpu_user", "cpu_kernel", "memory_total", "memory_available")
-_DOMAIN_NEEDS = {"cpu_alloc", "cpu_cputime", "memory_alloc"}
+#: A domain that has none of these has just been started: libvirt does not tell of it yet.
+_DOMAIN_SIGNS = {"cpu_alloc", "cpu_cputime", "memory_alloc"}
+#: A longer name is nobody's, and a longer line is not worth what reading it costs: both may be sent to harm.
+_LONGEST_NAME = 512
+_LONGEST_LINE = 4096
+_MOST_UNUSUAL_LINES = 5000
+#: Years that a probe's clock may show, Unix milliseconds: 1970 to 2100.
+_EPOCHS_MS = (0.0, 4.1e12)
 #: So many names are remembered; a page that always shows new ones must not fill the memory.
 _MOST_NAMES = 200_000
 
@@ -134,7 +141,8 @@ class VmprobePages:
     _last: _Layout | None = None
     _places: dict[bytes, tuple[str | None, str] | None] = field(default_factory=dict)
     _names: frozenset[bytes] = frozenset()
-    _missing: frozenset[bytes] = frozenset()
+    _optional: set[bytes] = field(default_factory=set)
+    _refused_epoch_ms: float | None = None
 
     def read(self, page: bytes) -> Reading:
         """What a page tells.
@@ -147,34 +155,30 @@ class VmprobePages:
         reading = self._like_the_last(page)
         if reading is not None:
             return reading
-        values = self._values(page)
+        values, unreadable = self._values(page)
         if not values:
             raise PageError(f"no metric of prefix {self.prefix!r} on the page")
-        self._refuse_what_is_cut_off(page, frozenset(values))
+        self._refuse_what_is_cut_off(page, values, frozenset(values) | unreadable)
         node: dict[str, float] = {}
         domains: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        places = self._places
-        for name, value in values.items():
-            if value - value != 0.0:  # neither NaN nor infinite: there is no such figure
-                continue
-            try:
-                place = places[name]
-            except KeyError:
-                place = self._place(name, domains)
+        there: set[str] = set()
+        for name in [*values, *unreadable]:
+            place = self._place(name, domains)
             if place is None:
                 continue
             domain, metric = place
-            if domain is None:
-                node[metric] = value
-            else:
-                domains[domain][metric] = value
+            value = values.get(name, math.nan)
+            if domain is not None and metric in _DOMAIN_SIGNS:
+                there.add(domain)  # even when the figure itself makes no sense
+            if math.isfinite(value):
+                (node if domain is None else domains[domain])[metric] = value
         for need in _NODE_NEEDS:
             if need not in node:
                 raise PageError(f"the page is cut off: it has no global_{need}")
-        # A VM that has just started is on the page with some counters, before libvirt tells its size.
-        told = {domain: found for domain, found in domains.items() if found.keys() >= _DOMAIN_NEEDS}
-        self._last = self._layout(values)
-        return Reading(node["probe_epoch"], node, told)
+        if not _EPOCHS_MS[0] < node["probe_epoch"] < _EPOCHS_MS[1]:
+            raise PageError(f"the probe's clock says {node['probe_epoch']:g}, which is no time")
+        self._last = self._layout(values) if not unreadable else None
+        return Reading(node["probe_epoch"], node, {domain: domains[domain] for domain in domains if domain in there})
 
     def _layout(self, values: Mapping[bytes, float]) -> _Layout | None:
         """What to expect of the next page: the names of this one, in its order."""
@@ -202,10 +206,11 @@ class VmprobePages:
             return None
         # Cut at blanks, every piece but the first is a value, the end of its line and the next name: so it must be.
         first, *cells = page.split(b" ")
-        if first != last.first or len(cells) != len(last.ends) or not all(map(bytes.endswith, cells, last.ends)):
-            return None
         texts = list(map(bytes.removesuffix, cells, last.ends))
-        if b"_" in b"".join(texts):
+        as_expected = (
+            first == last.first and len(cells) == len(last.ends) and all(map(bytes.endswith, cells, last.ends))
+        )
+        if not as_expected or b"_" in b"".join(texts):
             return None
         try:
             values = list(map(float, texts))
@@ -219,61 +224,95 @@ class VmprobePages:
             machine = dict(zip(metrics, figures(values), strict=True))
             if domain is None:
                 node = machine
-            elif machine.keys() >= _DOMAIN_NEEDS:
+            elif not _DOMAIN_SIGNS.isdisjoint(machine):
                 domains[domain] = machine
+        if not _EPOCHS_MS[0] < node["probe_epoch"] < _EPOCHS_MS[1]:
+            return None
         return Reading(node["probe_epoch"], node, domains)
 
     def _place(self, name: bytes, domains: Mapping[str, object]) -> tuple[str | None, str] | None:
-        if len(self._places) >= _MOST_NAMES:
-            self._places.clear()
-        place = self._places[name] = split_name(name.decode("ascii"), domains)
-        return place
+        places = self._places
+        if name not in places:
+            if len(places) >= _MOST_NAMES:
+                places.clear()
+            places[name] = split_name(name.decode("ascii"), domains) if len(name) <= _LONGEST_NAME else None
+        return places[name]
 
-    def _values(self, page: bytes) -> dict[bytes, float]:
+    def _values(self, page: bytes) -> tuple[dict[bytes, float], set[bytes]]:
+        """The figures by name, and the names of those that are there and can't be read; a name told twice is such."""
         prefix = re.escape(self.prefix.encode())
         usual = re.findall(rb"^%b_([a-zA-Z0-9_:]+) (%b)$" % (prefix, _VALUE), page, flags=re.MULTILINE)
         values: dict[bytes, float] = {}
+        unreadable: set[bytes] = set()
         unusual = 0
         for name, text in usual:
             try:
-                values[name] = float(text)
+                value = float(text)
             except ValueError:
                 unusual += 1
+                continue
+            if values.setdefault(name, value) != value:
+                # Two domains whose names differ by what the probe leaves out of them: nobody knows whose it is.
+                unreadable.add(name)
         mine = len(re.findall(rb"^%b_" % prefix, page, flags=re.MULTILINE))
         if unusual or mine > len(usual):
-            self._add_unusual(values, page)
-        return values
+            self._add_unusual(values, unreadable, page)
+        for name in unreadable:
+            values.pop(name, None)
+        return values, unreadable
 
-    def _add_unusual(self, values: dict[bytes, float], page: bytes) -> None:
+    def _add_unusual(self, values: dict[bytes, float], unreadable: set[bytes], page: bytes) -> None:
         """Add what stands on lines with labels, time stamps or blanks, and count the bad ones."""
         start = f"{self.prefix}_".encode()
+        usual = re.compile(rb"%b[a-zA-Z0-9_:]+ [-+.0-9eEa-zA-Z]+\Z" % re.escape(start))
+        looked_at = 0
         for line in page.split(b"\n"):
-            if not line.startswith(start):
+            if not line.startswith(start) or (usual.match(line) and _is_number(line)):
                 continue
-            found = list(_samples(line))
-            if not found:
-                self.bad_lines += 1
+            looked_at += 1
+            found = list(_samples(line)) if looked_at <= _MOST_UNUSUAL_LINES else []
             for name, _, value in found:
                 values[name.removeprefix(f"{self.prefix}_").encode()] = value
+            if not found:
+                self.bad_lines += 1
+                if name_of := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % _LONGEST_NAME, line[len(start) :]):
+                    unreadable.add(name_of[0])
 
-    def _refuse_what_is_cut_off(self, page: bytes, names: frozenset[bytes]) -> None:
+    def _refuse_what_is_cut_off(self, page: bytes, values: Mapping[bytes, float], names: frozenset[bytes]) -> None:
         """A probe truncates its file and then writes it: who reads in between gets a part.
 
         Raises
         ------
         PageError
-            When the last line has no end, or when metrics of a domain that is still there are missing that
-            were there the last time. Two such pages in a row that miss the same are a new way of telling.
+            When the last line has no end, or when a machine that is still there lacks metrics that it had the
+            last time. The next page of a later time is believed, and what it lacks is not missed again.
         """
         if not page.endswith(b"\n"):
             raise PageError("the page is cut off in the middle of a line")
-        gone = self._names - names
-        if gone and gone != self._missing:
-            left = {place[0] for name in names if (place := self._places.get(name)) is not None}
-            if any((place := self._places.get(name)) is not None and place[0] in left for name in gone):
-                self._missing = gone
-                raise PageError(f"the page is cut off: {len(gone)} metrics of the last one are missing")
-        self._names, self._missing = names, frozenset()
+        places = self._places
+        left = {place[0] for name in names if (place := places.get(name)) is not None}
+        gone = {
+            name
+            for name in self._names - names - self._optional
+            if (place := places.get(name)) is not None and place[0] in left
+        }
+        epoch_ms = values.get(b"global_probe_epoch", 0.0)
+        if gone and (self._refused_epoch_ms is None or epoch_ms <= self._refused_epoch_ms):
+            if self._refused_epoch_ms is None:
+                self._refused_epoch_ms = epoch_ms
+            raise PageError(f"the page is cut off: {len(gone)} metrics of the last one are missing")
+        if len(self._optional) > _MOST_NAMES:
+            self._optional.clear()
+        self._optional |= gone
+        self._names, self._refused_epoch_ms = names, None
+
+
+def _is_number(line: bytes) -> bool:
+    try:
+        float(line.rpartition(b" ")[2])
+    except ValueError:
+        return False
+    return True
 
 
 # --- node_exporter and libvirt exporters ------------------------------------------------------------
@@ -319,6 +358,8 @@ Sample = tuple[str, Mapping[str, str], float]
 
 def _samples(line: bytes) -> Iterator[Sample]:
     """The sample on a line, if there is one."""
+    if len(line) > _LONGEST_LINE:
+        return
     try:
         for family in text_string_to_metric_families(line.decode("utf-8") + "\n"):
             for sample in family.samples:
@@ -344,6 +385,7 @@ class LabelPages:
     """
 
     bad_lines: int = 0
+    _series: frozenset[tuple[str, str]] | None = None
 
     def read(self, node_page: bytes, libvirt_page: bytes | None, epoch_ms: float) -> Reading:
         """What the pages of one scrape tell.
@@ -361,26 +403,34 @@ class LabelPages:
         PageError
             When the node's page is empty or not node_exporter's.
         """
+        if not node_page.endswith(b"\n"):
+            raise PageError("the page is cut off in the middle of a line")
         node = self._node(node_page)
-        domains = None if libvirt_page is None else self._domains(libvirt_page)
+        whole = libvirt_page is not None and (libvirt_page.endswith(b"\n") or not libvirt_page)
+        domains = self._domains(libvirt_page) if libvirt_page is not None and whole else None
         return Reading(epoch_ms, node, domains)
 
     def _node(self, page: bytes) -> dict[str, float]:
-        cores: set[str] = set()
+        series: set[tuple[str, str]] = set()
         metrics: dict[str, float] = {}
         busy = {"cpu_user": 0.0, "cpu_kernel": 0.0}
         for name, labels, value in self._interesting(page, _NODE_NAMES):
             if name == "node_cpu_seconds_total":
                 mode = labels.get("mode", "")
-                cores.add(labels.get("cpu", ""))
+                series.add((labels.get("cpu", ""), mode))
                 if mode not in _MODES_LEFT_OUT:
                     busy["cpu_user" if mode in _USER_MODES else "cpu_kernel"] += value * _NS_PER_S
             elif name == "node_memory_MemTotal_bytes":
                 metrics["memory_total"] = value / _KIB
             else:
                 metrics["memory_available"] = value / _KIB
-        if not cores or "memory_total" not in metrics:
+        if not series or "memory_total" not in metrics:
             raise PageError("not a page of node_exporter: no node_cpu_seconds_total or node_memory_MemTotal_bytes")
+        before, self._series = self._series, frozenset(series)
+        cores = {cpu for cpu, _ in series}
+        if before is not None and before != self._series:
+            # A core went or came: sums over others than last time have no rate.
+            return {"cpu_total": float(len(cores)), **metrics}
         return {"cpu_total": float(len(cores)), **busy, **metrics}
 
     def _domains(self, page: bytes) -> dict[str, dict[str, float]] | None:
@@ -421,8 +471,13 @@ class LabelPages:
             yield from self._unusual(page, names, starts)
 
     def _unusual(self, page: bytes, names: set[str], starts: re.Pattern[bytes]) -> Iterator[Sample]:
+        looked_at = 0
         for line in page.split(b"\n"):
             if starts.match(line) and not _LABELLED.match(line):
+                looked_at += 1
+                if looked_at > _MOST_UNUSUAL_LINES:
+                    self.bad_lines += 1
+                    continue
                 found = [sample for sample in _samples(line) if sample[0] in names]
                 self.bad_lines += not found
                 yield from (sample for sample in found if math.isfinite(sample[2]))

@@ -246,7 +246,14 @@ class InfluxStore:
         list(self._query("from(bucket: bucket) |> range(start: -1m) |> limit(n: 1)", {}))
         # An empty body is refused where a real one would be.
         self._write_lines([""])
-        return f"InfluxDB {self._client.version()}, bucket {self._settings.bucket}"
+        return f"InfluxDB {self._version()}, bucket {self._settings.bucket}"
+
+    def _version(self) -> str:
+        """What the server says it is: any web server may answer with a good status."""
+        version = str(self._client.version())
+        if version == "unknown":
+            raise StoreUnavailable("InfluxDB: what answers there is no InfluxDB")
+        return version
 
     def _query(self, flux: str, params: Mapping[str, Any]) -> Iterator[bytes]:
         """The tables of an answer, as text, each as soon as it is there: the server works on while we do.

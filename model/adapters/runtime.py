@@ -54,6 +54,8 @@ class Pace:
 
     async def wait(self, stop: asyncio.Event) -> bool:
         """Wait for the moment; False when it is time to stop."""
+        if stop.is_set():
+            return False
         pause = max(0.0, self._next - self._clock())
         try:
             await asyncio.wait_for(stop.wait(), pause)

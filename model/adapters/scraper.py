@@ -15,6 +15,7 @@ from model.rates import Reading
 #: Nothing is asked to be packed: a page is small, and a bomb is not unpacked.
 _HEADERS = {"Accept": "text/plain; version=0.0.4", "Accept-Encoding": "identity", "User-Agent": "scroogevm"}
 _PIECE = 2**16
+_LARGE = 2**20
 
 
 class ScrapeError(Exception):
@@ -69,7 +70,11 @@ class Scraper:
         """
         try:
             if isinstance(self.stub, VmprobeStub):
-                return self._vmprobe.read(await self._page(self.stub.url))
+                page = await self._page(self.stub.url)
+                if len(page) > _LARGE:
+                    # So that the others' turn comes while this one is read.
+                    return await asyncio.to_thread(self._vmprobe.read, page)
+                return self._vmprobe.read(page)
             return await self._scrape_labels(self.stub)
         except PageError as error:
             raise ScrapeError("page", str(error)) from None

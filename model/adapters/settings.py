@@ -15,6 +15,9 @@ from dotenv import dotenv_values
 
 T = TypeVar("T")
 
+#: Who asks a node more often than ten times a second harms it.
+_SHORTEST_DELAY_S = 0.1
+
 
 class SettingsError(ValueError):
     """Settings that can't be used.
@@ -136,12 +139,16 @@ class Environment:
 
     def text(self, key: str, default: str = "") -> str:
         """A text; empty counts as unset."""
-        return self._values.get(key) or default
+        value = self._values.get(key) or default
+        if not value.isprintable():
+            self.fault(key, "holds characters that can't be printed")
+            return default
+        return value
 
     def required(self, key: str, why: str) -> str:
         """A text that must be there."""
         value = self.text(key)
-        if not value:
+        if not value and not self._values.get(key):
             self.fault(key, f"is not set; {why}")
         return value
 
@@ -193,7 +200,11 @@ class Environment:
 
 def environment() -> Environment:
     """The process' environment over what ``.env`` in the working directory says."""
-    return Environment({**dotenv_values(".env"), **os.environ})
+    try:
+        written = dotenv_values(".env")
+    except UnicodeDecodeError:
+        raise SettingsError([".env: is not UTF-8"]) from None
+    return Environment({**written, **os.environ})
 
 
 def is_url(text: str) -> bool:
@@ -201,7 +212,13 @@ def is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         # The port is looked at only when it is asked for.
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+        return (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
     except ValueError:
         return False
 
@@ -240,6 +257,8 @@ def _parse_stub(entry: Any, place: str) -> Stub:
             raise ValueError(f"{place}: is not an http(s) URL")
         if not all(c.isascii() and (c.isalnum() or c in "_:") for c in prefix) or prefix[0].isdigit():
             raise ValueError(f"{place}: {prefix!r} can't be the prefix of a metric")
+        if not prefix.strip("_:"):
+            raise ValueError(f"{place}: {prefix!r} can't be the prefix of a metric")
         return VmprobeStub(without_password(url), url, prefix.rstrip("_"))
     keys = {"node", "node_exporter", "libvirt_exporter"}
     if isinstance(entry, dict) and set(entry) == keys and all(isinstance(entry[key], str) for key in keys):
@@ -248,7 +267,11 @@ def _parse_stub(entry: Any, place: str) -> Stub:
                 raise ValueError(f"{place}: {key} is not an http(s) URL")
         if not entry["node"] or not entry["node"].isprintable():
             raise ValueError(f"{place}: node is no name")
-        return LabelStub(entry["node"], entry["node_exporter"], entry["libvirt_exporter"])
+        return LabelStub(
+            without_password(entry["node"]) if is_url(entry["node"]) else entry["node"],
+            entry["node_exporter"],
+            entry["libvirt_exporter"],
+        )
     raise ValueError(f"{place}: is neither [URL, prefix] nor an object with {', '.join(sorted(keys))}")
 
 
@@ -290,9 +313,12 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
     stubs: tuple[Stub, ...] = env.json("AGGREG_STUB_LIST", parse_stubs, ())
     if not stubs and not any(fault.startswith("AGGREG_STUB_LIST") for fault in env.faults):
         env.fault("AGGREG_STUB_LIST", 'names no worker node; e.g. [["http://worker1:9100/metrics", "vmprobe"]]')
+    fetch_delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
+    if 0 < fetch_delay_s < _SHORTEST_DELAY_S:
+        env.fault("AGGREG_FETCH_DELAY", f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
     settings = AggregatorSettings(
         stubs=stubs,
-        fetch_delay_s=env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400),
+        fetch_delay_s=fetch_delay_s,
         timeout_s=env.number("AGGREG_TIMEOUT_S", 4.0, 0.05, 600),
         max_page_bytes=env.whole("AGGREG_MAX_PAGE_MB", 8, 1, 1024) * 2**20,
         queue_bytes=env.whole("AGGREG_QUEUE_MB", 256, 1, 2**20) * 2**20,

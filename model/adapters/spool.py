@@ -62,6 +62,7 @@ class Spool:
         self._closing = False
         self._give_up_at = float("inf")
         self._dropping = False
+        self._one_by_one = 0
         self._away = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
@@ -122,10 +123,13 @@ class Spool:
                 if not self._wait_to_try_again(pause):
                     return
                 continue
-            except Exception:
-                # A tick that can't be written must not stop those behind it.
-                LOG.exception("%d ticks could not be written and are given up", len(batch))
-                refused = sum(tick.points for tick in batch)
+            except Exception as error:
+                if len(batch) > 1:
+                    # One of them can't be written: those around it can, one by one.
+                    self._one_by_one = len(batch)
+                    continue
+                LOG.error("a tick can't be written and is given up: %s", type(error).__name__, exc_info=error)
+                refused = batch[0].points
             backoff_s = _FIRST_BACKOFF_S
             self._tell_back()
             self._done(batch, refused)
@@ -141,6 +145,9 @@ class Spool:
     def _batch(self) -> list[Encoded]:
         size = 0
         batch: list[Encoded] = []
+        if self._one_by_one:
+            self._one_by_one -= 1
+            return [self._queue[0]]
         for tick in self._queue:
             if batch and size + tick.size > _LARGEST_BATCH:
                 break

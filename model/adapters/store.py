@@ -25,6 +25,8 @@ from model.series import FloatArray, Period, Samples
 #: Rows that one transaction deletes: a writer waits no longer than for these.
 _DELETED_AT_ONCE = 2000
 _BUSY_S = 10.0
+#: Nodes and layouts whose numbers are remembered.
+_MOST_KNOWN = 10_000
 
 
 class StoreUnavailable(Exception):
@@ -128,7 +130,7 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, retention_s: float) -> None:
-        self.path = path
+        self.path = path = path.expanduser().absolute()
         self.retention_s = retention_s
         # Connections are not shared between threads; a write and a read never wait for each other.
         self._local = threading.local()
@@ -138,11 +140,12 @@ class SqliteStore:
         self._layouts: dict[str, int] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._transaction() as connection:
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-        except (OSError, sqlite3.Error, StoreUnavailable) as error:
-            raise StoreRefused(f"{path}: {_words(error)}") from None
+            with self._transaction():
+                pass
+        except StoreUnavailable as error:
+            raise StoreRefused(str(error)) from None
+        except (OSError, ValueError) as error:
+            raise StoreRefused(f"{path!s}: {_words(error)}") from None
 
     def encode(self, tick: Tick) -> Encoded:
         """A layout and a block of figures."""
@@ -155,7 +158,7 @@ class SqliteStore:
             domain = tick.domains[name]
             figures += [domain.get(field, math.nan) for field in domain_fields]
         data = np.array(figures, dtype=np.float64).tobytes()
-        return Encoded((tick.node, tick.time_ms, layout, data), len(data) + 200, 1 + len(names))
+        return Encoded((tick.node, tick.time_ms, layout, data), len(data) + 4 * len(layout) + 300, 1 + len(names))
 
     def write(self, ticks: Sequence[Encoded]) -> int:
         """Write all of them in one transaction."""
@@ -164,7 +167,7 @@ class SqliteStore:
                 (self._id(connection, "node", self._nodes, node), time_ms, self._layout(connection, layout), data)
                 for node, time_ms, layout, data in (tick.payload for tick in ticks)
             ]
-            connection.executemany("INSERT OR REPLACE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)", rows)
+            connection.executemany("INSERT OR IGNORE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)", rows)
         return 0
 
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
@@ -242,15 +245,20 @@ class SqliteStore:
         self._local = threading.local()
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        connection, file = getattr(self._local, "opened", (None, None))
+        if connection is None or file != _identity(self.path):
+            # The first time, or the file that was open is no longer the one of that name.
+            self._nodes.clear()
+            self._layouts.clear()
             connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            with self._lock:
+                self._connections.append(connection)
             # A killed process loses nothing that was committed; only a power cut may cost the last moments.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            self._local.opened = (connection, _identity(self.path))
         return connection
 
     @contextlib.contextmanager
@@ -282,6 +290,8 @@ class SqliteStore:
 
     @staticmethod
     def _id(connection: sqlite3.Connection, table: str, known: dict[str, int], name: str) -> int:
+        if len(known) > _MOST_KNOWN:
+            known.clear()
         if name not in known:
             # The table is one of our own two; the name goes in as a value.
             connection.execute(f"INSERT OR IGNORE INTO {table}(name) VALUES (?)", (name,))  # noqa: S608
@@ -306,6 +316,15 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS tick_by_age ON tick(time_ms)",
 )
 _NODES_WITH_TICKS = "SELECT name FROM node WHERE EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id) ORDER BY name"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that takes its name; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _words(error: BaseException) -> str:
