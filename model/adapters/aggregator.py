@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import time
@@ -48,7 +49,8 @@ async def few_at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 def _make_room() -> None:
     """As many connections as the system allows, and look-ups of dead names that do not keep others waiting."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(ValueError, OSError):  # where a limit may not be moved, it stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup"))
 
 
