@@ -106,31 +106,22 @@ class NodeRates:
         last = self._last
         if last is not None and last.epoch_ms == reading.epoch_ms:
             return None
-        elapsed_ms = self._elapsed_ms(reading)
+        elapsed_ms = reading.epoch_ms - last.epoch_ms if last is not None else 0.0
+        fields = _node_fields(reading.node, last.node if last is not None else None, elapsed_ms)
+        if fields.get("cpu_usage", 0.0) > _MOST_USAGE * fields.get("cpu", math.inf):
+            # More than the node has: its clock was set, and no rate of any machine is known.
+            elapsed_ms = 0.0
+            fields = _node_fields(reading.node, None, elapsed_ms)
         domains: dict[str, dict[str, float]] = {}
         for name, metrics in (reading.domains or {}).items():
             before = (last.domains or {}).get(name) if last is not None else None
             domains[name] = self._domain(name, metrics, before, reading.epoch_ms, elapsed_ms)
-        fields = _node_fields(reading.node, last.node if last is not None else None, elapsed_ms)
         if reading.domains is not None:
             _add_sums(fields, domains)
             # Who is not on the page has left: should he return, nothing is known of him.
             self._balloons = {name: self._balloons[name] for name in domains if name in self._balloons}
-            self._last = reading
-        else:
-            self._last = Reading(reading.epoch_ms, reading.node, None)
+        self._last = reading
         return Tick(self.node, int(reading.epoch_ms), fields, domains)
-
-    def _elapsed_ms(self, reading: Reading) -> float:
-        """Time since the last reading by the node's clock; 0 when that can't be right.
-
-        A node can't have used more than it has: then its clock was set, and no rate of any machine is known.
-        """
-        if self._last is None:
-            return 0.0
-        elapsed_ms = reading.epoch_ms - self._last.epoch_ms
-        usage = _node_fields(reading.node, self._last.node, elapsed_ms).get("cpu_usage", 0.0)
-        return elapsed_ms if usage <= _MOST_USAGE * reading.node.get("cpu_total", math.inf) else 0.0
 
     def _domain(
         self, name: str, now: Metrics, before: Metrics | None, epoch_ms: float, elapsed_ms: float

@@ -87,7 +87,7 @@ def test_no_node_harms_another(caplog: pytest.LogCaptureFixture) -> None:
     names = list(REASONS)
     with in_thread(Plan(workers=len(names) + 2, vms=4, probe_delay_ms=0)) as fakes:
         stubs = stubs_of(fakes)
-        run_before = Run(settings(stubs), 0.6)
+        run_before = Run(settings(stubs), 1.5)
         assert len(run_before.ticks) == len(stubs)
         for worker, fault in enumerate(names):
             fakes.inject(worker, fault, delay_s=3.0) if fault == "slow" else fakes.inject(worker, fault)
