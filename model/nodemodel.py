@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,29 @@ class ModelSettings:
     cpu: StrategySettings = field(default_factory=StrategySettings)
     mem: StrategySettings = field(default_factory=StrategySettings)
 
+    @property
+    def uses_vm_samples(self) -> bool:
+        """Whether any of the strategies looks at what single VMs used."""
+        return any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a node's model carries from slice to slice, but for the slices themselves.
+
+    Nested dicts whose leaves are numbers, texts and None, so that it can be written down.
+
+    Attributes
+    ----------
+    node : dict
+        By resource name, what is common to all positions.
+    position : dict
+        By resource name, what belongs to one position.
+    """
+
+    node: dict[str, Any] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)
+
 
 class _Position:
     """The slices of one resource at one position, and the strategies that live there."""
@@ -115,6 +139,7 @@ class _ResourceModel:
         self.positions: dict[int, _Position] = {}
         self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
         self.shared = self._instances(per_position=False)
+        self.begun = False
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
         chosen = self.settings.cpu if self.resource is CPU else self.settings.mem
@@ -124,12 +149,36 @@ class _ResourceModel:
             if STRATEGIES[name].per_position is per_position
         }
 
-    def update(self, finished: Slice) -> ResourceEstimate:
-        if finished.position not in self.positions:
+    def _at(self, position: int) -> _Position:
+        if position not in self.positions:
             instances = self.shared | self._instances(per_position=True)
-            self.positions[finished.position] = _Position(self.settings.historical, instances)
-        position = self.positions[finished.position]
+            self.positions[position] = _Position(self.settings.historical, instances)
+        return self.positions[position]
+
+    def memory(self, position: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is common to all positions, and what belongs to this one."""
+        own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
+        shared = {name: strategy.state() for name, strategy in self.shared.items()}
+        return {"begun": self.begun, "free": self.free, "shared": shared}, own
+
+    def recall(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
+        self.begun = bool(common["begun"])
+        self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
+        place = self._at(position)
+        for name, strategy in place.strategies.items():
+            if name in self.shared:
+                strategy.restore(common["shared"][name])
+            elif name in own:
+                strategy.restore(own[name])
+        place.slices.extend(PresentUsage(finished.vms, finished.usage(self.resource)) for finished in past)
+
+    def update(self, finished: Slice) -> ResourceEstimate:
         usage = finished.usage(self.resource)
+        # Slices from before a node's first word are not gaps in what is known of it.
+        self.begun = self.begun or usage.measured
+        if not self.begun:
+            return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
+        position = self._at(finished.position)
         position.slices.append(PresentUsage(finished.vms, usage))
         if not usage.measured:
             return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
@@ -169,6 +218,36 @@ class NodeModel:
             _ResourceModel(resource, settings, judges[resource.name] if judges else mean_predictor)
             for resource in RESOURCES
         ]
+
+    def memory(self, position: int) -> Memory:
+        """What has to be kept beside the slices of this position so that :meth:`recall` can go on from here."""
+        found = {model.resource.name: model.memory(position) for model in self._resources}
+        return Memory(
+            node={name: common for name, (common, _) in found.items()},
+            position={name: own for name, (_, own) in found.items()},
+        )
+
+    def recall(self, memory: Memory, position: int, past: Iterable[Slice]) -> None:
+        """Go on at one position from where another model's memory was taken.
+
+        Parameters
+        ----------
+        memory : Memory
+            Empty parts are those of a model that has seen nothing.
+        position : int
+        past : iterable of Slice
+            The last h + 2 slices at that position, or as many as there were, oldest first.
+
+        Raises
+        ------
+        KeyError, TypeError
+            When the memory is not that of a model with these settings.
+        """
+        past = tuple(past)
+        for model in self._resources:
+            name = model.resource.name
+            if name in memory.node:
+                model.recall(memory.node[name], memory.position.get(name, {}), position, past)
 
     def update(self, finished: Slice) -> NodeEstimate:
         """Learn from the slice that ended, and estimate what is free. Slices come in time order."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,10 +66,29 @@ class Strategy(ABC):
 
     per_position: ClassVar[bool] = True
     """False: one instance sees every slice in time order, whatever its position."""
+    uses_vm_samples: ClassVar[bool] = False
+    """Whether it looks at what single VMs used, and not only at what they were promised."""
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """The attributes that it carries from slice to slice; numbers, texts, None, and lists or dicts of them."""
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         self.resource = resource
         self.settings = settings
+
+    def state(self) -> dict[str, Any]:
+        """What it carries from slice to slice."""
+        return {name: getattr(self, name) for name in self.remembers}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another instance's :meth:`state` was taken.
+
+        Raises
+        ------
+        KeyError
+            When something is missing in it.
+        """
+        for name in self.remembers:
+            setattr(self, name, state[name])
 
     @abstractmethod
     def update(self, observed: Observation) -> float:
@@ -105,6 +124,8 @@ class DegreeOfAggressiveness(Strategy):
     u is the current slice, aggregated.
     """
 
+    remembers = ("threshold",)
+
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
         self.threshold: float | None = None
@@ -130,6 +151,8 @@ class Greedy(Strategy):
     else stable: T = P; else T = previous T. The first time dB = booked and dP = 0. Nothing booked and nothing
     used in the slice: T = P.
     """
+
+    remembers = ("previous_booked", "previous_threshold")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -163,6 +186,8 @@ class ScroogeVM(Strategy):
     r starts at 3.5 and stays in [2, 5]. Stable: r - 0.1; else r + 0.2 when the mean exceeds the previous
     slice's mean, rounded up to 0.1 (core or MB); else r stays.
     """
+
+    remembers = ("ratio", "previous_mean")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -200,6 +225,8 @@ class ResourceCentralLike(Strategy):
     After Cortez et al., "Resource Central", SOSP 2017, as simplified in Bashir et al., EuroSys 2021.
     """
 
+    uses_vm_samples = True
+
     def update(self, observed: Observation) -> float:
         config = observed.window.current.vm_config
         peak = observed.window.vm_percentile(self.resource.vm_peak_percentile)
@@ -219,6 +246,8 @@ class BorgDefault(Strategy):
 @register("maxpeak")
 class MaxPeak(Strategy):
     """T = max(nsigma, rclike), the most careful of both; Bashir et al., EuroSys 2021."""
+
+    uses_vm_samples = True
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+#: Beyond any machine, and far from where sums of squares overflow.
+LARGEST = 1e15
+
 #: The percentiles of a dump: every fifth up to 85, every one from 90 on.
 PERCENTILES: tuple[int, ...] = (*range(10, 90, 5), *range(90, 100))
 
@@ -84,6 +87,24 @@ class Usage:
     def measured(self) -> bool:
         """Whether there is anything to compute free resources from."""
         return self.node.size > 0 and not math.isnan(self.config)
+
+
+def usage_of(config: float, node: FloatArray, vm_config: Sequence[float], vm_usage: Sequence[FloatArray]) -> Usage:
+    """One resource of a slice, from samples that may miss some.
+
+    Parameters
+    ----------
+    config : float
+    node : (n,) float64
+        NaN where a sample is missing.
+    vm_config : sequence of v floats
+    vm_usage : sequence of v arrays
+        Of any lengths.
+    """
+    matrix = np.full((len(vm_usage), max((row.size for row in vm_usage), default=0)), np.nan)
+    for i, row in enumerate(vm_usage):
+        matrix[i, : row.size] = row
+    return Usage(config, node[~np.isnan(node)], np.array(vm_config, dtype=np.float64), matrix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from model.series import CPU, MEMORY, FloatArray, Resource, Slice, Usage
+from model.series import CPU, LARGEST, MEMORY, FloatArray, Resource, Slice, Usage, usage_of
 
-#: Beyond any machine, and far from where sums of squares overflow.
-_LARGEST = 1e15
 _LONGEST_HISTORY = 1_000_000
 
 
@@ -84,7 +82,6 @@ def _same(a: FloatArray, b: FloatArray) -> bool:
 
 
 _NOTHING: FloatArray = np.empty(0)
-_ABSENT = _Period(_NOTHING, math.nan, math.nan, _NOTHING, _NOTHING, there=False)
 
 
 class Trace:
@@ -148,17 +145,11 @@ class Trace:
 
 
 def _usage(resource: Resource, node: _Period, vms: Sequence[_Period]) -> Usage:
-    samples = node.usage(resource)
-    rows = [vm.usage(resource) for vm in vms]
-    longest = max((row.size for row in rows), default=0)
-    matrix = np.full((len(rows), longest), np.nan)
-    for i, row in enumerate(rows):
-        matrix[i, : row.size] = row
-    return Usage(
-        config=node.config(resource),
-        node=samples[~np.isnan(samples)],
-        vm_config=np.array([vm.config(resource) for vm in vms], dtype=np.float64),
-        vm_usage=matrix,
+    return usage_of(
+        node.config(resource),
+        node.usage(resource),
+        [vm.config(resource) for vm in vms],
+        [vm.usage(resource) for vm in vms],
     )
 
 
@@ -324,7 +315,7 @@ def _build(raw: _RawTrace) -> Trace:
     node_raw = raw.node.raw_data
     _check_length("node.raw_data", node_raw, slices)
     time = _SharedLists(slices)
-    node = _Reader("node", time, config_above_zero=True).periods(node_raw)
+    node = _Reader("node", time, is_node=True).periods(node_raw)
     listed = [None if period is None or period.vm is None else frozenset(period.vm) for period in node_raw]
     vms: dict[str, Sequence[_Period]] = {}
     for name, vm in raw.vm.items():
@@ -336,7 +327,7 @@ def _build(raw: _RawTrace) -> Trace:
 
 def _check_config(config: TraceConfig) -> None:
     for name in ("node_scope", "slice_scope"):
-        if not 0 < getattr(config, name) <= _LARGEST:
+        if not 0 < getattr(config, name) <= LARGEST:
             raise TraceError(f"config.{name}: {getattr(config, name):g} is no length of time")
     ratio = config.node_scope / config.slice_scope
     if not 1 <= ratio <= _LONGEST_HISTORY or not math.isclose(ratio, round(ratio), rel_tol=1e-9):
@@ -353,7 +344,7 @@ def _check_epoch(epoch: Sequence[float]) -> None:
     if not epoch:
         raise TraceError("epoch: holds no slice")
     for k, end_s in enumerate(epoch):
-        if abs(end_s) > _LARGEST:
+        if abs(end_s) > LARGEST:
             raise TraceError(f"epoch[{k}]: {end_s:g} is no time")
         if k and end_s <= epoch[k - 1]:
             raise TraceError(f"epoch[{k}]: {end_s:g} is not after epoch[{k - 1}], {epoch[k - 1]:g}")
@@ -386,26 +377,28 @@ class _SharedLists:
 class _Reader:
     """Turns the slices of the node or of one VM into periods."""
 
-    def __init__(self, place: str, time: _SharedLists, *, config_above_zero: bool = False, share: bool = False) -> None:
+    def __init__(self, place: str, time: _SharedLists, *, is_node: bool = False, share: bool = False) -> None:
         self.place = place
         self.time = time
-        self.config_above_zero = config_above_zero
+        self.is_node = is_node
         self.share = share
 
     def periods(self, raw_data: Sequence[_RawPeriod | None]) -> list[_Period]:
         result: list[_Period] = []
         cpu = _Config(self, "cpu")
         mem = _Config(self, "mem")
-        for k, raw in enumerate(raw_data):
-            if raw is None:
-                result.append(_ABSENT)
-                continue
+        for k, told in enumerate(raw_data):
+            raw = told or _RawPeriod()
             time = self.time.array(k, raw.time, lambda text, k=k: self._array(text, k, "time"))  # type: ignore[misc]
             cpu_config, cpu_there = cpu.update(raw.cpu, k)
             mem_config, mem_there = mem.update(raw.mem, k)
             cpu_usage = self._array(raw.cpu_usage, k, "cpu_usage")
             mem_usage = self._array(raw.mem_usage, k, "mem_usage")
             there = cpu_there or mem_there or _any_number(cpu_usage) or _any_number(mem_usage)
+            if not there and not self.is_node:
+                # A VM that went away and comes back may be another one.
+                cpu.forget()
+                mem.forget()
             if self.share:
                 cpu_usage = cpu_usage * cpu_config
             result.append(_Period(time, cpu_config, mem_config, cpu_usage, mem_usage, there))
@@ -422,7 +415,7 @@ class _Reader:
             array = np.array(numbers, dtype=np.float64)  # where a sample is null: NaN
         size = np.abs(array)
         # With a sample that is not there the maximum is NaN: then, and only then, look at each.
-        if not size.max() <= _LARGEST and (size > _LARGEST).any():
+        if not size.max() <= LARGEST and (size > LARGEST).any():
             raise TraceError(f"{self.where(k, field)}: {np.nanmax(size):g} is beyond any machine")
         return array
 
@@ -463,8 +456,12 @@ class _Config:
         numbers = self._reader.numbers(raw, k, self._field)
         told = [number for number in numbers or () if number is not None]
         if told:
-            smallest_wrong = told[-1] <= 0 if self._reader.config_above_zero else told[-1] < 0
-            if smallest_wrong or told[-1] > _LARGEST:
+            smallest_wrong = told[-1] <= 0 if self._reader.is_node else told[-1] < 0
+            if smallest_wrong or told[-1] > LARGEST:
                 raise TraceError(f"{self._reader.where(k, self._field)}: {told[-1]:g} makes no sense")
             self._known, self._text = told[-1], text
         return self._known, bool(told)
+
+    def forget(self) -> None:
+        """What is told next is told by somebody new."""
+        self._text, self._known = b"", math.nan

@@ -107,6 +107,25 @@ def test_domain_has_samples_only_of_when_it_was_there(store: Store) -> None:
     assert period.domains["b"].time_ms.tolist() == [T0 + 5000, T0 + 10_000]
 
 
+def test_last_promise_of_each_domain_is_found_wherever_it_is(store: Store) -> None:
+    early = Tick(NODE, T0, {"cpu": 64.0}, {"left": {"cpu": 2.0, "mem": 512.0}, "stays": {"cpu": 1.0, "mem": 100.0}})
+    later = [Tick(NODE, T0 + 1000 * k, {"cpu": 64.0}, {"stays": {"cpu": 4.0, "cpu_usage": 1.0}}) for k in range(1, 30)]
+    write(store, early, *later, Tick(NODE, T0 + 60_000, {"cpu": 64.0}, {"after": {"cpu": 1.0, "mem": 1.0}}))
+    write(store, Tick("http://w2/metrics", T0, {"cpu": 1.0}, {"other": {"cpu": 1.0}}))
+    found = store.promised(NODE, T0, T0 + 60_000)
+    assert found == {"left": {"cpu": 2.0, "mem": 512.0}, "stays": {"cpu": 4.0, "mem": 100.0}}
+    assert store.promised(NODE, T0 + 1000, T0 + 60_000) == {"stays": {"cpu": 4.0}}
+    assert store.promised(NODE, T0 + 5, T0 + 5) == {}
+    assert store.promised("http://nobody", T0, T0 + 60_000) == {}
+
+
+def test_node_can_be_read_without_its_domains(store: Store) -> None:
+    write(store, tick(0), tick(1))
+    period = store.read(NODE, T0, T0 + 10_000, FIELDS, domains=False)
+    np.testing.assert_array_equal(period.node.fields["cpu_usage"], [0, 1 / 7])
+    assert not period.domains
+
+
 def test_missing_field_is_nan(store: Store) -> None:
     first = Tick(NODE, T0, {"cpu": 64.0}, {"a": {"cpu": 4.0}, "b": {"cpu": 4.0, "cpu_usage": 1.0}})
     write(store, first, tick(1))

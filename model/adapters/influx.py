@@ -46,9 +46,21 @@ _DTYPES: Any = {"_time": "category", "_field": "category", "domain": "category",
 _FLUX = """
 from(bucket: bucket)
   |> range(start: time(v: start_ns), stop: time(v: stop_ns))
-  |> filter(fn: (r) => r._measurement == "node" or r._measurement == "domain")
+  |> filter(fn: (r) => {measurements})
   |> filter(fn: (r) => r.url == url)
   |> filter(fn: (r) => {fields})
+  |> keep(columns: ["_time", "_value", "_field", "domain"])
+  |> group(columns: ["_field"])
+"""
+_NODE = 'r._measurement == "node"'
+_BOTH = f'{_NODE} or r._measurement == "domain"'
+_FLUX_PROMISED = """
+from(bucket: bucket)
+  |> range(start: time(v: start_ns), stop: time(v: stop_ns))
+  |> filter(fn: (r) => r._measurement == "domain")
+  |> filter(fn: (r) => r.url == url)
+  |> filter(fn: (r) => r._field == "cpu" or r._field == "mem")
+  |> last()
   |> keep(columns: ["_time", "_value", "_field", "domain"])
   |> group(columns: ["_field"])
 """
@@ -199,16 +211,36 @@ class InfluxStore:
             write_precision=_MS,
         )
 
-    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
+    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
         """A query for all fields together, as CSV, read by pandas."""
-        return _period((_rows(table) for table in self.transfer(node, start_ms, end_ms, fields)), fields)
+        tables = self.transfer(node, start_ms, end_ms, fields, domains=domains)
+        return _period((_rows(table) for table in tables), fields)
 
-    def transfer(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Iterator[bytes]:
+    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+        """The server looks for the last values itself."""
+        result: dict[str, dict[str, float]] = {}
+        if end_ms <= start_ms:
+            return result
+        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        for table in self._query(_FLUX_PROMISED, {"url": node, **times}):
+            rows = _rows(table)
+            for domain, field, value in zip(
+                rows.domains.tolist(), rows.fields.tolist(), rows.values.tolist(), strict=True
+            ):
+                result.setdefault(rows.domain_names[domain], {})[rows.field_names[field]] = value
+        return result
+
+    def transfer(
+        self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True
+    ) -> Iterator[bytes]:
         """The tables that :meth:`read` makes arrays of, as they come from the server."""
+        measurements = _BOTH if domains else _NODE
         times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
         for kind in _kinds(fields):
             if kind and end_ms > start_ms:
-                yield from self._query(_FLUX.format(fields=_condition(kind)), {"url": node, **times})
+                yield from self._query(
+                    _FLUX.format(fields=_condition(kind), measurements=measurements), {"url": node, **times}
+                )
 
     def nodes(self) -> list[str]:
         """Values of the tag ``url``."""

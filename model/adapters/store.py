@@ -85,12 +85,20 @@ class Store(Protocol):
             Nothing is known to be kept: try all of them again.
         """
 
-    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
-        """Some fields of a node and its domains from ``start_ms`` to before ``end_ms``.
+    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
+        """Some fields of a node, and as a rule of its domains, from ``start_ms`` to before ``end_ms``.
 
         Raises
         ------
         StoreUnavailable, StoreRefused
+        """
+
+    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+        """The last ``cpu`` and ``mem`` of each domain in a period: much less than all their samples.
+
+        Raises
+        ------
+        StoreUnavailable
         """
 
     def nodes(self) -> list[str]:
@@ -170,7 +178,7 @@ class SqliteStore:
             connection.executemany("INSERT OR IGNORE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)", rows)
         return 0
 
-    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str]) -> Period:
+    def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
         """One query, then arithmetic on blocks."""
         rows = self._query(
             "SELECT time_ms, layout, data FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
@@ -178,7 +186,32 @@ class SqliteStore:
             (node, start_ms, end_ms),
         )
         layouts = self._read_layouts({layout for _, layout, _ in rows})
-        return _period(rows, layouts, fields)
+        return _period(rows, layouts, fields, domains=domains)
+
+    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+        """From the newest row backwards, until every domain has told: as a rule one row is enough."""
+        period = (node, start_ms, end_ms)
+        layouts = self._read_layouts({layout for (layout,) in self._query(_LAYOUTS_OF_PERIOD, period)})
+        missing = {
+            (name, field)
+            for _, fields, names in layouts.values()
+            for name in names
+            for field in {*_PROMISED} & {*fields}
+        }
+        result: dict[str, dict[str, float]] = {}
+        # A few rows at a time: who left early in the period is found far back.
+        before, step = end_ms, 1
+        while missing:
+            rows = self._query(_NEWEST_OF_PERIOD, (node, start_ms, before, step))
+            for _, layout, data in rows:
+                for name, field, value in _told(data, layouts.get(layout) or self._read_layouts({layout})[layout]):
+                    if (name, field) in missing:
+                        result.setdefault(name, {})[field] = value
+                        missing.discard((name, field))
+            if len(rows) < step:
+                break
+            before, step = rows[-1][0], min(4 * step, 256)
+        return result
 
     def nodes(self) -> list[str]:
         """The nodes that have a tick."""
@@ -186,11 +219,7 @@ class SqliteStore:
 
     def domains(self, node: str, start_ms: int, end_ms: int) -> list[str]:
         """From the layouts alone."""
-        rows = self._query(
-            "SELECT DISTINCT layout FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
-            "AND time_ms >= ? AND time_ms < ?",
-            (node, start_ms, end_ms),
-        )
+        rows = self._query(_LAYOUTS_OF_PERIOD, (node, start_ms, end_ms))
         found = self._read_layouts({layout for (layout,) in rows})
         return sorted(set().union(*(names for _, _, names in found.values())))
 
@@ -315,6 +344,15 @@ _SCHEMA = (
     "CREATE UNIQUE INDEX IF NOT EXISTS tick_of_node ON tick(node, time_ms)",
     "CREATE INDEX IF NOT EXISTS tick_by_age ON tick(time_ms)",
 )
+_PROMISED = ("cpu", "mem")
+_LAYOUTS_OF_PERIOD = (
+    "SELECT DISTINCT layout FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
+    "AND time_ms >= ? AND time_ms < ?"
+)
+_NEWEST_OF_PERIOD = (
+    "SELECT time_ms, layout, data FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
+    "AND time_ms >= ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
+)
 _NODES_WITH_TICKS = "SELECT name FROM node WHERE EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id) ORDER BY name"
 
 
@@ -335,10 +373,12 @@ def _period(
     rows: Sequence[tuple[int, int, bytes]],
     layouts: Mapping[int, tuple[list[str], list[str], list[str]]],
     fields: Collection[str],
+    *,
+    domains: bool,
 ) -> Period:
     """Take the blocks of successive rows of one layout apart together."""
     node = _Pieces(fields)
-    domains: dict[str, _Pieces] = {}
+    told: dict[str, _Pieces] = {}
     start = 0
     while start < len(rows):
         layout = rows[start][1]
@@ -350,10 +390,22 @@ def _period(
         block = np.frombuffer(b"".join(data for _, _, data in rows[start:end])).reshape(end - start, -1)
         node.add(times, block[:, : len(node_fields)], node_fields)
         table = block[:, len(node_fields) :].reshape(end - start, len(names), len(domain_fields))
-        for i, name in enumerate(names):
-            domains.setdefault(name, _Pieces(fields)).add(times, table[:, i, :], domain_fields)
+        for i, name in enumerate(names if domains else ()):
+            told.setdefault(name, _Pieces(fields)).add(times, table[:, i, :], domain_fields)
         start = end
-    return Period(node.samples(), {name: pieces.samples() for name, pieces in sorted(domains.items())})
+    return Period(node.samples(), {name: pieces.samples() for name, pieces in sorted(told.items())})
+
+
+def _told(data: bytes, layout: tuple[list[str], list[str], list[str]]) -> Iterator[tuple[str, str, float]]:
+    """Domain, field and value of what a row tells of the domains' configurations."""
+    node_fields, fields, names = layout
+    table = np.frombuffer(data)[len(node_fields) :].reshape(len(names), len(fields))
+    for field in _PROMISED:
+        if field in fields:
+            values = table[:, fields.index(field)].tolist()
+            yield from (
+                (name, field, value) for name, value in zip(names, values, strict=True) if not math.isnan(value)
+            )
 
 
 class _Pieces:
