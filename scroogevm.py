@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
-"""Computes how much of a node's CPU and memory is really free.
+"""Computes how much of each node's CPU and memory is really free, and publishes it for a scheduler.
 
-Offline it replays a JSON trace through the strategies and compares what each of them would have promised.
+At the end of each slice it reads what the store has of every node. With --load it replays a JSON trace instead, and
+compares what each strategy would have promised.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 from model import __version__
-from model.adapters.commandline import Parser, UsageError, number, whole_number
+from model.adapters.commandline import Parser, UsageError, moment, number, whole_number
 
 EPILOG = """\
 strategies (T is what is to be seen as used; free = config - T):
@@ -28,8 +31,13 @@ strategies (T is what is to be seen as used; free = config - T):
   borg         booked / 1.1
   maxpeak      the larger of nsigma and rclike
 
-example:
-  scroogevm.py --load=decreasing-workload.json --strategy=all --output=results --report
+examples:
+  scroogevm.py --strategy=scroogevm,percentile      estimate, publish the first, keep the other for comparison
+  scroogevm.py --status --watch                     look at what is published
+  scroogevm.py --export=week.json --since=2026-01-05 --url='["http://worker1:9100/metrics"]'
+  scroogevm.py --load=week.json --output=results --report
+
+Settings come from the environment and from .env in the working directory; the file dotenv explains each of them.
 """
 
 
@@ -37,20 +45,24 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(prog="scroogevm.py", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("-s", "--strategy", default="all", metavar="NAME[,NAME...]|all", help="strategies to compute (default: all)")
+    add(
+        *("-s", "--strategy"),
+        metavar="NAME[,NAME...]|all",
+        help="strategies to compute; the first is the one that is published (default: scroogevm; with --load: all)",
+    )
     add(
         *("-d", "--debug"),
         type=whole_number(0),
         default=0,
         metavar="LEVEL",
-        help="0: warnings only; 1: a line per scope and strategy; 2: pictures of the tiers too (default: 0)",
+        help="0: warnings only; 1: a line per scope and strategy, and dumps; 2: pictures of the tiers too (default: 0)",
     )
     add("-l", "--load", metavar="TRACE.json", help="replay this trace")
     add(
         *("-o", "--output"),
         metavar="FOLDER",
-        help="write dump-<strategy>.json and summary.csv there, in place of older ones; without it a single "
-        "strategy's dump goes to the working directory, and several strategies are only compared",
+        help="where dumps go, in place of older ones (default: the working directory); with --load "
+        "dump-<strategy>.json and summary.csv, and without it several strategies are only compared",
     )
     add("-c", "--cpu", type=number(0, 100), default=90.0, metavar="PCT", help="percentile for CPU (default: 90)")
     add("-m", "--mem", type=number(0, 100), default=90.0, metavar="PCT", help="percentile for memory (default: 90)")
@@ -64,8 +76,14 @@ def build_parser() -> Parser:
     add(
         *("-u", "--url"),
         metavar="JSON",
-        help="list of node URLs; with --load one, the name of the node whose trace it is",
+        help="list of node URLs, instead of SCHED_NODES; with --load one, the name of the node whose trace it is",
     )
+    add("--once", action="store_true", help="estimate the slices that have ended, publish, and leave")
+    add("--status", action="store_true", help="show what is published, as a table")
+    add("--watch", action="store_true", help="the same, kept on the screen until Ctrl-C")
+    add("--export", metavar="TRACE.json", help="write what the store has of one node as a trace")
+    add("--since", type=moment, metavar="TIME", help="with --export: from then on; Unix seconds or 2026-01-31T12:00Z")
+    add("--until", type=moment, metavar="TIME", help="with --export: up to then (default: now)")
     add(
         "--stability",
         choices=("mean", "always", "never"),
@@ -88,11 +106,45 @@ def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.load is None:
-        parser.error("nothing to do: name a trace with --load=TRACE.json (-h shows all)")
+    args.status = args.status or args.watch
+    _refuse_what_makes_no_sense(parser, args)
+    # No matrix is multiplied here, and a thread per core for that would cost as much as a small replay.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return _guarded(parser, _replay if args.load is not None else _serve, args)
+
+
+def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:
+    modes = [name for name in ("load", "export", "status", "once") if getattr(args, name)]
+    if len(modes) > 1 or (args.load is not None and modes != ["load"]):
+        parser.error(" and ".join(f"--{name}" for name in modes) + " exclude each other")
+    for option, mode in (("report", "load"), ("since", "export"), ("until", "export")):
+        if getattr(args, option) not in {None, False} and mode not in modes:
+            parser.error(f"--{option} needs --{mode}")
     if args.report and args.output is None:
         parser.error("--report needs --output=FOLDER")
+    if args.export is not None and args.since is None:
+        parser.error("--export needs --since=TIME")
+    if args.output is not None and args.load is None and not (args.debug and modes in ([], ["once"])):
+        parser.error("--output needs --load, or --debug=1 for the dumps of a daemon")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from model.adapters import estimation
+
+    if args.status:
+        return estimation.run_status(args)
+    return estimation.run(args) if args.export is None else estimation.run_export(args)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from model.adapters import offline
+
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
+    return offline.run(args)
+
+
+def _guarded(parser: Parser, job: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Do the job; what goes wrong in the ways that are known is told in one line."""
     interrupted = threading.Event()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -102,17 +154,15 @@ def main(argv: list[str] | None = None) -> int:
     # On SIGTERM as on Ctrl-C, what is half done is taken back.
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
-    # No matrix is multiplied here, and a thread per core for that would cost as much as a small replay.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        # Not before the command line is known to be good: -h and a mistyped flag answer at once.
-        from model.adapters import offline
-
-        return offline.run(args)
+        return job(args)
     except UsageError as error:
-        parser.error(str(error))
+        for line in str(error).splitlines():
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed here; misc/setup.sh offline makes .venv/bin/python ready")
+        what = "all" if args.load is None else "offline"
+        parser.error(f"{error.name} is not installed here; misc/setup.sh {what} makes .venv/bin/python ready")
     except BrokenPipeError:
         # The reader of our output has left; without this the interpreter complains at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,6 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         # A compiled library that is interrupted while it is loaded makes another error of it.
         if not interrupted.is_set():
             raise
+        if args.load is None and args.export is None and not args.once:
+            return 0
         print("scroogevm.py: interrupted, nothing was written", file=sys.stderr)
         return 130
 

@@ -20,21 +20,68 @@ from model.series import PERCENTILES, RESOURCES, FloatArray, Resource, Slice, Su
 
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
+#: Of a row: average, deviation, maximum and the percentiles.
+_WIDTH = 3 + len(PERCENTILES)
 
 
 class DumpError(ValueError):
     """A dump that can't be used; the message is one line that names file and place."""
 
 
-@dataclass(frozen=True, slots=True)
-class _VmFigures:
-    """What a dump says of the VMs present in one slice."""
+class _VmFigures(msgspec.Struct):
+    """What a dump says of the VMs present in one slice; ``vms`` are the names of the rows."""
 
-    row: Mapping[str, int]
-    count: Sequence[int]
-    config: Mapping[str, FloatArray]
-    figures: Mapping[str, FloatArray]
+    vms: tuple[str, ...]
+    count: list[int]
+    config: dict[str, bytes]
+    """By resource: (v,) float64."""
+    figures: dict[str, bytes]
     """By resource: (v, 29) float64, average, deviation, maximum and percentiles."""
+
+
+class SliceFigures(msgspec.Struct):
+    """What a dump holds of one slice, and what the scores need; fit to be kept as a few kilobytes.
+
+    Attributes
+    ----------
+    end_s : float
+    node : dict
+        The columns of ``node``.
+    peak : dict of resource name to float
+        99th percentile of the node's samples, unrounded.
+    model : dict of strategy to the columns of ``model``
+    vm : _VmFigures
+    """
+
+    end_s: float
+    node: dict[str, Any]
+    peak: dict[str, float]
+    model: dict[str, dict[str, float]]
+    vm: _VmFigures
+
+
+def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
+    """The figures of a slice and of what was estimated at its end."""
+    node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
+    peak: dict[str, float] = {}
+    model: dict[str, dict[str, float]] = {}
+    for resource in RESOURCES:
+        usage, said = finished.usage(resource), estimate.of(resource)
+        summary = summarise(usage.node[None, :])
+        peak[resource.name] = float(summary.percentiles[PERCENTILES.index(99), 0])
+        node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
+        node |= _named(resource, _table(summary)[0])
+        node[f"{resource.name}_stable_state"] = said.stable if usage.measured else None
+        for strategy, answer in said.by_strategy.items():
+            model.setdefault(strategy, {}).update(_model_row(resource, answer))
+    summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
+    vm = _VmFigures(
+        vms=finished.vms,
+        count=summaries[RESOURCES[0].name].count.tolist(),
+        config={resource.name: finished.usage(resource).vm_config.tobytes() for resource in RESOURCES},
+        figures={name: _table(summary).tobytes() for name, summary in summaries.items()},
+    )
+    return SliceFigures(finished.end_s, node, peak, model, vm)
 
 
 class DumpRecorder:
@@ -56,34 +103,20 @@ class DumpRecorder:
         self._node: dict[str, list[Any]] = {}
         self._vm_figures: list[_VmFigures] = []
         self._model: dict[str, dict[str, list[float]]] = {name: {} for name in strategies}
-        self._peak: dict[str, list[float]] = {resource.name: [] for resource in RESOURCES}
+        self._peak: dict[str, list[float]] = {}
 
     def record(self, finished: Slice, estimate: NodeEstimate) -> None:
         """Take down one slice and what was estimated at its end."""
-        self.epoch.append(finished.end_s)
-        node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
-        for resource in RESOURCES:
-            usage, said = finished.usage(resource), estimate.of(resource)
-            summary = summarise(usage.node[None, :])
-            self._peak[resource.name].append(float(summary.percentiles[PERCENTILES.index(99), 0]))
-            node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
-            node |= _named(resource, _table(summary)[0])
-            node[f"{resource.name}_stable_state"] = said.stable if usage.measured else None
-            for strategy, answer in said.by_strategy.items():
-                _append(self._model[strategy], _model_row(resource, answer))
-        _append(self._node, node)
-        self._record_vms(finished)
+        self.add(slice_figures(finished, estimate))
 
-    def _record_vms(self, finished: Slice) -> None:
-        summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
-        self._vm_figures.append(
-            _VmFigures(
-                row={name: i for i, name in enumerate(finished.vms)},
-                count=summaries[RESOURCES[0].name].count.tolist(),
-                config={resource.name: finished.usage(resource).vm_config for resource in RESOURCES},
-                figures={name: _table(summary) for name, summary in summaries.items()},
-            )
-        )
+    def add(self, figures: SliceFigures) -> None:
+        """Take down the figures of one slice."""
+        self.epoch.append(figures.end_s)
+        _append(self._node, figures.node)
+        _append(self._peak, figures.peak)
+        for strategy in self.strategies:
+            _append(self._model[strategy], figures.model[strategy])
+        self._vm_figures.append(figures.vm)
 
     def histories(self, lag: int) -> dict[tuple[str, str], History]:
         """What the scores are made of, by strategy and resource name.
@@ -118,26 +151,50 @@ class DumpRecorder:
         config : mapping
             The ``config`` object, without the strategy's name, which is added.
         """
-        shared = {
-            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
-            "node": msgspec.Raw(msgspec.json.encode(self._node)),
-            "vm": msgspec.Raw(msgspec.json.encode({name: self._encode_vm(name) for name in self.vms})),
-        }
+        shared = self._encode_shared()
         for strategy in self.strategies:
             head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
             yield strategy, msgspec.json.encode(head | shared)
 
-    def _encode_vm(self, name: str) -> msgspec.Raw:
+    def encode_together(self, config: Mapping[str, Any]) -> bytes:
+        """One dump of the first strategy, the one that is published, with the others under ``others``."""
+        first, *others = self.strategies
+        head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
+        if others:
+            head["others"] = {strategy: self._model[strategy] for strategy in others}
+        return msgspec.json.encode(head | self._encode_shared())
+
+    def _encode_shared(self) -> dict[str, msgspec.Raw]:
+        rows = [{name: i for i, name in enumerate(figures.vms)} for figures in self._vm_figures]
+        tables = [
+            {name: np.frombuffer(data).reshape(-1, _WIDTH) for name, data in figures.figures.items()}
+            for figures in self._vm_figures
+        ]
+        configs = [{name: np.frombuffer(data) for name, data in figures.config.items()} for figures in self._vm_figures]
+        vms = {name: self._encode_vm(name, rows, tables, configs) for name in self.vms}
+        return {
+            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
+            "node": msgspec.Raw(msgspec.json.encode(self._node)),
+            "vm": msgspec.Raw(msgspec.json.encode(vms)),
+        }
+
+    def _encode_vm(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, int]],
+        tables: Sequence[Mapping[str, FloatArray]],
+        configs: Sequence[Mapping[str, FloatArray]],
+    ) -> msgspec.Raw:
         """The columns of one VM, text at once: as objects those of a long trace would fill the memory."""
         columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
         for k, figures in enumerate(self._vm_figures):
-            row = figures.row.get(name)
+            row = rows[k].get(name)
             if row is None:
                 continue
             columns["number_of_values"][k] = figures.count[row]
             for resource in RESOURCES:
-                columns[f"{resource.name}_config"][k] = float(figures.config[resource.name][row])
-                for key, value in _named(resource, figures.figures[resource.name][row]).items():
+                columns[f"{resource.name}_config"][k] = float(configs[k][resource.name][row])
+                for key, value in _named(resource, tables[k][resource.name][row]).items():
                     columns[key][k] = value
         return msgspec.Raw(msgspec.json.encode(columns))
 
@@ -189,6 +246,7 @@ class _DumpText(msgspec.Struct):
     config: dict[str, Any]
     model: dict[str, list[float | None]]
     node: dict[str, list[Any]]
+    others: dict[str, dict[str, list[float | None]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +270,8 @@ class Dump:
     histories: Mapping[str, History]
 
 
-def read_dump(path: str | Path) -> Dump:
-    """Read a dump back.
+def read_dumps(path: str | Path) -> list[Dump]:
+    """Read a dump file back: a dump per strategy in it, the published one first.
 
     Raises
     ------
@@ -226,17 +284,8 @@ def read_dump(path: str | Path) -> Dump:
         node_name, strategy = text.config["node_name"], text.config["strategy"]
         if lag < 1 or not isinstance(node_name, str) or not isinstance(strategy, str):
             raise ValueError("config makes no sense")
-        columns = _Columns(text)
         histories = {
-            resource.name: History(
-                config=columns.of(text.node, f"{resource.name}_config"),
-                booked=columns.of(text.node, f"booked_{resource.name}"),
-                peak=columns.peaks(f"{resource.name}_percentile"),
-                free=columns.of(text.model, f"free_{resource.name}"),
-                published=columns.of(text.model, f"published_{resource.name}"),
-                lag=lag,
-            )
-            for resource in RESOURCES
+            name: _histories(text, model, lag) for name, model in {strategy: text.model, **text.others}.items()
         }
     except OSError as error:
         raise DumpError(f"{path}: {error.strerror}") from None
@@ -244,7 +293,23 @@ def read_dump(path: str | Path) -> Dump:
         raise DumpError(f"{path}: {error.args[0]} is missing") from None
     except (msgspec.DecodeError, TypeError, ValueError, ArithmeticError) as error:
         raise DumpError(f"{path}: not a dump: {error}") from None
-    return Dump(node_name, strategy, text.config, _array(text.epoch), histories)
+    epoch = _array(text.epoch)
+    return [Dump(node_name, name, {**text.config, "strategy": name}, epoch, found) for name, found in histories.items()]
+
+
+def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag: int) -> dict[str, History]:
+    columns = _Columns(text)
+    return {
+        resource.name: History(
+            config=columns.of(text.node, f"{resource.name}_config"),
+            booked=columns.of(text.node, f"booked_{resource.name}"),
+            peak=columns.peaks(f"{resource.name}_percentile"),
+            free=columns.of(model, f"free_{resource.name}"),
+            published=columns.of(model, f"published_{resource.name}"),
+            lag=lag,
+        )
+        for resource in RESOURCES
+    }
 
 
 class _Columns:

@@ -139,7 +139,7 @@ class _ResourceModel:
         self.positions: dict[int, _Position] = {}
         self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
         self.shared = self._instances(per_position=False)
-        self.begun = False
+        self.begun_s = math.inf  # the end of the first slice in which the node told anything
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
         chosen = self.settings.cpu if self.resource is CPU else self.settings.mem
@@ -159,10 +159,10 @@ class _ResourceModel:
         """What is common to all positions, and what belongs to this one."""
         own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
         shared = {name: strategy.state() for name, strategy in self.shared.items()}
-        return {"begun": self.begun, "free": self.free, "shared": shared}, own
+        return {"begun_s": self.begun_s, "free": self.free, "shared": shared}, own
 
     def recall(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
-        self.begun = bool(common["begun"])
+        self.begun_s = float(common["begun_s"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
         place = self._at(position)
         for name, strategy in place.strategies.items():
@@ -170,13 +170,18 @@ class _ResourceModel:
                 strategy.restore(common["shared"][name])
             elif name in own:
                 strategy.restore(own[name])
-        place.slices.extend(PresentUsage(finished.vms, finished.usage(self.resource)) for finished in past)
+        place.slices.extend(
+            PresentUsage(finished.vms, finished.usage(self.resource))
+            for finished in past
+            if finished.end_s >= self.begun_s
+        )
 
     def update(self, finished: Slice) -> ResourceEstimate:
         usage = finished.usage(self.resource)
-        # Slices from before a node's first word are not gaps in what is known of it.
-        self.begun = self.begun or usage.measured
-        if not self.begun:
+        if usage.measured:
+            self.begun_s = min(self.begun_s, finished.end_s)
+        if finished.end_s < self.begun_s:
+            # Slices from before a node's first word are not gaps in what is known of it.
             return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
         position = self._at(finished.position)
         position.slices.append(PresentUsage(finished.vms, usage))
@@ -236,7 +241,7 @@ class NodeModel:
             Empty parts are those of a model that has seen nothing.
         position : int
         past : iterable of Slice
-            The last h + 2 slices at that position, or as many as there were, oldest first.
+            The last h + 1 slices at that position, or as many as there were, oldest first.
 
         Raises
         ------

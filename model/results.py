@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.dump import Dump, DumpError, read_dump
+from model.dump import Dump, DumpError, read_dumps
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay import Replay
 from model.scoring import History, Score, score, slices_frame, summary_frame
@@ -82,9 +82,10 @@ def load_results(folder: str | Path) -> Results:
     paths = sorted(Path(folder).glob("dump-*.json"), key=_by_registry)
     if not paths:
         raise DumpError(f"{folder}: no dump-*.json in it")
-    dumps = [read_dump(path) for path in paths]
+    found = [(path, dump) for path in paths for dump in read_dumps(path)]
+    dumps = [dump for _, dump in found]
     seen: set[str] = set()
-    for path, dump in zip(paths, dumps, strict=True):
+    for path, dump in found:
         if not _of_one_replay(dump, dumps[0]):
             raise DumpError(f"{path}: of another trace, or with other settings, than {paths[0].name}")
         if dump.strategy in seen:

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.dump import read_dump
+from model.dump import read_dumps
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
 from model.replay import Replay
@@ -133,7 +133,8 @@ def test_dump_read_back_gives_the_same_scores(tmp_path_factory: Any, trace: Any)
     outcome = replay(trace)
     for strategy, text in outcome.dumps("node", "mean"):
         (folder / f"dump-{strategy}.json").write_bytes(text)
-        assert read_dump(folder / f"dump-{strategy}.json").strategy == strategy
+        (dump,) = read_dumps(folder / f"dump-{strategy}.json")
+        assert dump.strategy == strategy
     # A dump keeps six decimals of a peak, a millionth of a core.
     again = {(row.strategy, row.resource): row for row in load_results(folder).scores}
     for row in replay_results("x", "node", outcome).scores:

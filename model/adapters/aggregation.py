@@ -9,14 +9,14 @@ import logging
 import threading
 import time
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from model.adapters.aggregator import Aggregator, AggregatorMetrics, few_at_once
 from model.adapters.commandline import UsageError
-from model.adapters.runtime import set_up_logging, stop_on_signals
+from model.adapters.runtime import serve_metrics, set_up_logging, stop_on_signals
 from model.adapters.scraper import ScrapeError, Scraper, open_session
 from model.adapters.settings import (
     AggregatorSettings,
@@ -27,29 +27,13 @@ from model.adapters.settings import (
     without_password,
 )
 from model.adapters.spool import Spool
-from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable
+from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable, open_store
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
 #: How long the last ticks may take at the end.
 _FLUSH_S = 10.0
 _EXPIRE_EVERY_S = 600.0
-
-
-def open_store(settings: StoreSettings) -> Store:
-    """The store that is meant.
-
-    Raises
-    ------
-    StoreRefused
-        When the embedded one can't be opened. A server that is away is no fault: it may come back.
-    """
-    if settings.influx is None:
-        return SqliteStore(settings.path, settings.retention_s)
-    # A third of a second that only those wait for who use it.
-    from model.adapters.influx import InfluxStore
-
-    return InfluxStore(settings.influx)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +69,7 @@ def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int
             LOG.info("%d of %d nodes answered", answered, len(settings.stubs))
         else:
             if settings.metrics_port:
-                _serve(settings, registry)
+                serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
             if isinstance(store, SqliteStore):
                 threading.Thread(target=_expire, args=(store, stopped), daemon=True).start()
             asyncio.run(_until_stopped(aggregator))
@@ -101,14 +85,6 @@ async def _until_stopped(aggregator: Aggregator) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
     await aggregator.run(stop)
-
-
-def _serve(settings: AggregatorSettings, registry: CollectorRegistry) -> None:
-    try:
-        start_http_server(settings.metrics_port, settings.metrics_address, registry)
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or "METRICS_ADDRESS is no address"
-        raise UsageError(f"AGGREG_METRICS_PORT: {settings.metrics_port} can't be served: {words}") from None
 
 
 def _expire(store: SqliteStore, stopped: threading.Event) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, NoReturn
 
 
@@ -54,3 +56,19 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def moment(text: str) -> float:
+    """An argument type: a moment, Unix seconds or ISO 8601 (UTC, if it does not say otherwise)."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            # Python 3.10 does not know Z.
+            parsed = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text.strip()))
+            seconds = (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+        except (ValueError, OverflowError):
+            seconds = math.nan
+    if not 0 <= seconds < 1e11:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither Unix seconds nor a time such as 2026-01-31T12:00Z")
+    return seconds

@@ -16,11 +16,13 @@ class Staged:
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path]] = []
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Write ``data`` to a temporary file in the folder of ``path``."""
-        self.write_pieces(path, (data,))
+    def write(self, path: Path, data: bytes, *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)) -> None:
+        """Write ``data`` to a temporary file in the folder of ``path``; see :func:`write_atomically`."""
+        self.write_pieces(path, (data,), mode=mode, owner=owner)
 
-    def write_pieces(self, path: Path, pieces: Iterable[bytes]) -> None:
+    def write_pieces(
+        self, path: Path, pieces: Iterable[bytes], *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)
+    ) -> None:
         """The same for data that comes in pieces.
 
         Raises
@@ -39,6 +41,10 @@ class Staged:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces)
             file.flush()
+            if owner != (-1, -1):
+                os.fchown(file.fileno(), *owner)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
 
     def commit(self) -> None:
@@ -72,8 +78,17 @@ def staged() -> Iterator[Staged]:
         files.discard()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)) -> None:
     """Write a file that readers see whole: the old one or the new one.
+
+    Parameters
+    ----------
+    path : Path
+    data : bytes
+    mode : int, optional
+        Its permissions; by default what the umask leaves.
+    owner : two ints
+        Numbers of user and group; -1 leaves them as they come.
 
     Raises
     ------
@@ -81,4 +96,4 @@ def write_atomically(path: Path, data: bytes) -> None:
         When it can't be written; an older file is left as it was.
     """
     with staged() as files:
-        files.write(path, data)
+        files.write(path, data, mode=mode, owner=owner)

@@ -10,16 +10,16 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from model.adapters.choices import chosen_judges, chosen_strategies, model_settings
 from model.adapters.commandline import UsageError
 from model.adapters.files import Staged, staged
+from model.adapters.presentation import log_scope
 from model.adapters.terminal import ProgressBar, print_scores
-from model.nodemodel import ModelSettings, NodeEstimate
-from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
+from model.nodemodel import NodeEstimate
 from model.replay import Replay, dump_name
 from model.results import replay_results
 from model.scoring import summary_csv
 from model.series import Slice
-from model.stability import STABILITIES
 from model.trace import Trace, TraceError, printable, read_trace
 
 LOG = logging.getLogger("scroogevm")
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     UsageError
         When trace, strategies or output can't be used; nothing has been written then.
     """
-    strategies = chosen_strategies(args.strategy)
+    strategies = chosen_strategies(args.strategy or "all")
     named = None if args.url is None else node_of(args.url)
     folder = None if args.output is None else Path(args.output)
     if args.output == "" or (folder is not None and folder.exists() and not folder.is_dir()):
@@ -46,14 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     node_name = named or trace.config.node_name
     _warn_of_jumps(trace)
-    settings = ModelSettings(
-        historical=trace.config.historical,
-        strategies=strategies,
-        cpu=StrategySettings(percentile=args.cpu, aggregation=args.aggreg),
-        mem=StrategySettings(percentile=args.mem, aggregation=args.aggreg),
-    )
-    judge = STABILITIES[args.stability]
-    replay = Replay(trace, settings, {"cpu": judge, "mem": judge})
+    settings = model_settings(args, strategies, trace.config.historical)
+    replay = Replay(trace, settings, chosen_judges(args))
     replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
     with bar.busy("writing"):
         _write(args, folder, replay, node_name)
@@ -72,15 +66,6 @@ def _warn_of_jumps(trace: Trace) -> None:
             return
 
 
-def chosen_strategies(text: str) -> tuple[str, ...]:
-    """The names that ``--strategy`` asks for, each once, in its order."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in STRATEGIES and name != "all"]
-    if unknown:
-        raise UsageError(f"--strategy: {unknown[0]!r} is none of {', '.join(STRATEGIES)}, all")
-    return tuple(STRATEGIES) if "all" in names else tuple(names)
-
-
 def node_of(text: str) -> str:
     """The node that ``--url`` names for a replay: a list of one, or of none to choose from."""
     try:
@@ -96,24 +81,13 @@ def node_of(text: str) -> str:
 
 def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstimate], None]:
     """Logs a line per strategy at the end of each scope."""
-    node, slices = printable(node_name), 0
+    slices = 0
 
     def log(finished: Slice, estimate: NodeEstimate) -> None:
         nonlocal slices
         slices += 1
-        if slices % positions or not LOG.isEnabledFor(logging.INFO):
-            return
-        if not (finished.cpu.measured or finished.mem.measured):
-            LOG.info("%s scope %d: no data in its last slice", node, slices // positions)
-            return
-        for strategy, cpu in estimate.cpu.by_strategy.items():
-            mem = estimate.mem.by_strategy[strategy]
-            LOG.info(
-                "%s scope %d %s: %d VMs, booked %.1f cores %.0f MB, free %.1f cores %.0f MB, "
-                "published %.1f cores %.0f MB",
-                *(node, slices // positions, strategy, len(finished.vms), finished.cpu.booked, finished.mem.booked),
-                *(cpu.free, mem.free, cpu.published, mem.published),
-            )
+        if slices % positions == 0:
+            log_scope(LOG, node_name, slices // positions, finished, estimate)
 
     return log
 

@@ -1,11 +1,15 @@
-"""How scores are told to a person, the same way in the terminal, the report and the notebook."""
+"""How figures are told to a person, the same way in the terminal, the log, the report and the notebook."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
+from model.nodemodel import NodeEstimate
 from model.scoring import Score
+from model.series import Slice
+from model.trace import printable
 
 TITLES = {"cpu": "CPU", "mem": "Memory"}
 
@@ -47,3 +51,20 @@ def verdict(rows: Sequence[Score], risk: float) -> str:
     if first.published_violation_frequency > risk:
         return f"No strategy keeps to a risk of {risk:.0%}. Most careful: {first.strategy}, {free}, {broken}."
     return f"Best choice at a risk of {risk:.0%}: {first.strategy}, {free}, {broken}."
+
+
+def log_scope(log: logging.Logger, node_name: str, scope: int, finished: Slice, estimate: NodeEstimate) -> None:
+    """A line per strategy at the end of a scope."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    node = printable(node_name)
+    if not (finished.cpu.measured or finished.mem.measured):
+        log.info("%s scope %d: no data in its last slice", node, scope)
+        return
+    for strategy, cpu in estimate.cpu.by_strategy.items():
+        mem = estimate.mem.by_strategy[strategy]
+        log.info(
+            "%s scope %d %s: %d VMs, booked %.1f cores %.0f MB, free %.1f cores %.0f MB, published %.1f cores %.0f MB",
+            *(node, scope, strategy, len(finished.vms), finished.cpu.booked, finished.mem.booked),
+            *(cpu.free, mem.free, cpu.published, mem.published),
+        )

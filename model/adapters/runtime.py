@@ -10,6 +10,10 @@ import time
 import zlib
 from collections.abc import Callable
 
+from prometheus_client import CollectorRegistry, start_http_server
+
+from model.adapters.commandline import UsageError
+
 
 def set_up_logging(debug: bool) -> None:
     """Log lines go to stderr; libraries speak only of what is wrong."""
@@ -35,6 +39,21 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 def jitter(name: str) -> float:
     """A share of a period, 0 to 1, always the same for a name: so many nodes are not asked all at once."""
     return zlib.crc32(name.encode()) / 2**32
+
+
+def serve_metrics(key: str, port: int, address: str, registry: CollectorRegistry) -> None:
+    """Answer a Prometheus server, in a thread, for as long as the process lives.
+
+    Raises
+    ------
+    UsageError
+        When the port that the setting ``key`` names can't be had.
+    """
+    try:
+        start_http_server(port, address, registry)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or "METRICS_ADDRESS is no address"
+        raise UsageError(f"{key}: {port} can't be served: {words}") from None
 
 
 class Pace:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import logging
 import math
 import os
+import pwd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from dotenv import dotenv_values
+
+from model.assembly import Calendar
+
+LOG = logging.getLogger("scroogevm")
 
 T = TypeVar("T")
 
@@ -121,6 +128,64 @@ class AggregatorSettings:
     store: StoreSettings
 
 
+@dataclass(frozen=True, slots=True)
+class StatusFileSettings:
+    """The file that a scheduler reads.
+
+    Attributes
+    ----------
+    path : Path
+    mode : int
+        Its permissions.
+    uid, gid : int
+        Its owner; -1 leaves it as it comes.
+    """
+
+    path: Path
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorSettings:
+    """What ``scroogevm.py`` does when it is not replaying.
+
+    Attributes
+    ----------
+    nodes : tuple of str
+    calendar : Calendar
+        Slices and scopes.
+    historical : int
+        h.
+    previous_scopes : int
+        How many scopes before the current one are read where nothing is remembered.
+    settle_s : float
+        From the end of a slice until it is read.
+    status : StatusFileSettings
+    memory_path : Path
+        Where the models' memory is kept.
+    dump_slices : int
+        How many slices a dump holds at most.
+    metrics_port : int
+        Of our own metrics; 0 for none.
+    metrics_address : str
+    store : StoreSettings
+    """
+
+    nodes: tuple[str, ...]
+    calendar: Calendar
+    historical: int
+    previous_scopes: int
+    settle_s: float
+    status: StatusFileSettings
+    memory_path: Path
+    dump_slices: int
+    metrics_port: int
+    metrics_address: str
+    store: StoreSettings
+
+
 class Environment:
     """Reads settings one by one and collects what is wrong with them.
 
@@ -223,6 +288,11 @@ def is_url(text: str) -> bool:
         return False
 
 
+def node_name(text: str) -> str:
+    """What a node is called everywhere: its URL as it was written, but for a password."""
+    return without_password(text) if is_url(text) else text
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown and stored."""
     parts = urlsplit(url)
@@ -268,7 +338,7 @@ def _parse_stub(entry: Any, place: str) -> Stub:
         if not entry["node"] or not entry["node"].isprintable():
             raise ValueError(f"{place}: node is no name")
         return LabelStub(
-            without_password(entry["node"]) if is_url(entry["node"]) else entry["node"],
+            node_name(entry["node"]),
             entry["node_exporter"],
             entry["libvirt_exporter"],
         )
@@ -292,12 +362,16 @@ def _influx(env: Environment) -> InfluxSettings | None:
     )
 
 
+def status_path(env: Environment) -> Path:
+    """Where the status file is."""
+    return Path(env.text("STATE_ENDPOINT", "/var/lib/scroogevm/status.json"))
+
+
 def store_settings(env: Environment) -> StoreSettings:
     """Which store is meant, by all three daemons."""
-    state = Path(env.text("STATE_ENDPOINT", "/var/lib/scroogevm/status.json"))
     return StoreSettings(
         influx=_influx(env),
-        path=Path(env.text("STORE_PATH", str(state.parent / "store.sqlite"))),
+        path=Path(env.text("STORE_PATH", str(status_path(env).parent / "store.sqlite"))),
         retention_s=env.number("STORE_RETENTION_S", 30 * 86400.0, 3600),
     )
 
@@ -328,4 +402,102 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
     )
     if env.faults:
         raise SettingsError(env.faults)
+    return settings
+
+
+def parse_nodes(value: Any) -> tuple[str, ...]:
+    """A list of node URLs, decoded.
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    if not isinstance(value, list) or not value or not all(isinstance(node, str) and node for node in value):
+        raise ValueError('is not a list of URLs such as ["http://node:9100/metrics"]')
+    nodes = tuple(node_name(node) for node in value)
+    for i, node in enumerate(nodes):
+        if not node.isprintable():
+            raise ValueError(f"entry {i + 1} holds characters that can't be printed")
+        if node in nodes[:i]:
+            raise ValueError(f"entry {i + 1}: node {node} is there already")
+    return nodes
+
+
+def _calendar(env: Environment) -> Calendar:
+    scope_s = env.whole("SCHED_SCOPE_S", 86400, 1, 10**9)
+    slice_s = env.whole("SCHED_SCOPE_SLICE_S", 1800, 1, 10**9)
+    if scope_s % slice_s:
+        env.fault("SCHED_SCOPE_S", f"{scope_s} is not a multiple of SCHED_SCOPE_SLICE_S, {slice_s}")
+    return Calendar(slice_s, max(scope_s // slice_s, 1))
+
+
+def _mode(env: Environment) -> int:
+    text = env.text("STATE_MODE", "0644")
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0o400 <= mode <= 0o777 or not mode & 0o400:
+        env.fault("STATE_MODE", f"{text!r} is not a mode such as 0644 that lets the owner read")
+    return mode
+
+
+def _owner(env: Environment) -> tuple[int, int]:
+    """Numbers of the user and the group that ``USER:GROUP`` names, either of which may be left out."""
+    user, _, group = env.text("STATE_OWNER").partition(":")
+    uid = gid = -1
+    try:
+        if user:
+            uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        if group:
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        env.fault("STATE_OWNER", str(error.args[0]))
+    return uid, gid
+
+
+def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> EstimatorSettings:
+    """The settings of ``scroogevm.py``.
+
+    Parameters
+    ----------
+    env : Environment
+    nodes : tuple of str
+        From the command line, instead of ``SCHED_NODES``.
+
+    Raises
+    ------
+    SettingsError
+        With all faults.
+    """
+    if not nodes:
+        # The same machines, unless it is said otherwise.
+        stubs: tuple[Stub, ...] = env.json("AGGREG_STUB_LIST", parse_stubs, ())
+        nodes = env.json("SCHED_NODES", parse_nodes, tuple(stub.node for stub in stubs))
+    if not nodes and not any(fault.startswith(("SCHED_NODES", "AGGREG_STUB_LIST")) for fault in env.faults):
+        env.fault("SCHED_NODES", 'names no node; e.g. ["http://worker1:9100/metrics"]')
+    calendar = _calendar(env)
+    path, mode, (uid, gid) = status_path(env), _mode(env), _owner(env)
+    settings = EstimatorSettings(
+        nodes=nodes,
+        calendar=calendar,
+        historical=env.whole("SCHED_SCOPE_HISTORICAL", 3, 0, 10_000),
+        previous_scopes=env.whole("SCHED_SCOPE_INIT_FETCH_PREVIOUS", 4, 0, 10_000),
+        settle_s=min(env.number("SCHED_SETTLE_S", 10.0, 0, 3600), calendar.slice_s / 4),
+        status=StatusFileSettings(path, mode, uid, gid),
+        memory_path=Path(env.text("SCHED_MEMORY_PATH", str(path.parent / "estimator.sqlite"))),
+        dump_slices=env.whole("SCHED_DUMP_SLICES", 500, 1, 10**6),
+        metrics_port=env.whole("SCHED_METRICS_PORT", 0, 0, 65535),
+        metrics_address=env.text("METRICS_ADDRESS", "127.0.0.1"),
+        store=store_settings(env),
+    )
+    delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
+    if env.faults:
+        raise SettingsError(env.faults)
+    if 4 * delay_s > calendar.slice_s:
+        LOG.warning(
+            "SCHED_SCOPE_SLICE_S: a slice of %g s holds fewer than four scrapes, one every %g s",
+            *(calendar.slice_s, delay_s),
+        )
     return settings

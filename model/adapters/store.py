@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model.adapters.settings import StoreSettings
 from model.rates import Tick
 from model.series import FloatArray, Period, Samples
 
@@ -120,6 +121,22 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def open_store(settings: StoreSettings) -> Store:
+    """The store that is meant.
+
+    Raises
+    ------
+    StoreRefused
+        When the embedded one can't be opened. A server that is away is no fault: it may come back.
+    """
+    if settings.influx is None:
+        return SqliteStore(settings.path, settings.retention_s)
+    # A third of a second that only those wait for who use it.
+    from model.adapters.influx import InfluxStore
+
+    return InfluxStore(settings.influx)
 
 
 class SqliteStore:

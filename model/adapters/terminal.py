@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
 from rich.console import Console
@@ -39,6 +40,14 @@ class ProgressBar:
         )
         progress.add_task(what, total=None)
         return progress
+
+    @contextlib.contextmanager
+    def counted(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """A context with a function to call at each step of ``total``."""
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True, disable=not self._visible) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda: progress.advance(task)
 
     def track(self, items: Iterable[T], total: int) -> Iterator[T]:
         """Hand the items on, showing how many of them have passed."""

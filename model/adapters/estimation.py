@@ -1,0 +1,181 @@
+"""``scroogevm.py`` without a trace: settings in; a store, a memory, an estimator and its outlets, wired and run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from model.adapters.choices import chosen_judges, chosen_strategies, model_settings
+from model.adapters.commandline import UsageError
+from model.adapters.estimator import Estimator, Outlet
+from model.adapters.export import NothingStored, export
+from model.adapters.files import staged
+from model.adapters.livedump import LiveDump
+from model.adapters.memoryfile import MemoryFile, MemoryRefused
+from model.adapters.metrics import EstimatorMetrics
+from model.adapters.runtime import serve_metrics, set_up_logging, stop_on_signals
+from model.adapters.settings import (
+    EstimatorSettings,
+    SettingsError,
+    environment,
+    estimator_settings,
+    parse_nodes,
+    status_path,
+)
+from model.adapters.statusfile import StatusFile
+from model.adapters.store import StoreRefused, StoreUnavailable, open_store
+from model.adapters.terminal import ProgressBar
+from model.nodemodel import ModelSettings
+from model.oversubscriptioncomputation import STRATEGIES
+
+LOG = logging.getLogger("scroogevm.estimator")
+
+#: Computed and published when the command line names none.
+_DEFAULT_STRATEGY = "scroogevm"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate until told to stop; the exit code.
+
+    Raises
+    ------
+    UsageError
+        When settings, store or memory can't be used.
+    """
+    set_up_logging(args.debug > 0)
+    settings = _settings(args)
+    model = model_settings(args, chosen_strategies(args.strategy or _DEFAULT_STRATEGY), settings.historical)
+    with contextlib.ExitStack() as opened:
+        try:
+            store = opened.enter_context(contextlib.closing(open_store(settings.store)))
+            memory = MemoryFile(
+                settings.memory_path,
+                _configuration(args, settings, model),
+                kept=settings.historical + 1,
+                kept_figures=settings.dump_slices,
+            )
+            opened.enter_context(contextlib.closing(memory))
+        except (StoreRefused, MemoryRefused) as error:
+            raise UsageError(str(error)) from None
+        outlets: dict[str, Outlet] = {}
+        dump = LiveDump(args, settings, model, memory) if args.debug else None
+        estimator = Estimator(
+            settings,
+            model,
+            chosen_judges(args),
+            store,
+            memory,
+            outlets,
+            recorded=dump is not None,
+            on_slice=dump.on_slice if dump else lambda *_: None,
+        )
+        registry = CollectorRegistry()
+        status = StatusFile(settings.status, settings.calendar.slice_s + estimator.patience_s)
+        outlets["status file"] = status
+        outlets["metrics"] = EstimatorMetrics(registry, estimator.counts)
+        if settings.metrics_port and not args.once:
+            serve_metrics("SCHED_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
+        silent = asyncio.run(estimator.once() if args.once else _until_stopped(estimator))
+        if dump:
+            dump.write_all()
+    return 1 if args.once and (silent or estimator.counts.publication_failures) else 0
+
+
+async def _until_stopped(estimator: Estimator) -> int:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    await estimator.run(stop)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> EstimatorSettings:
+    try:
+        nodes = () if args.url is None else parse_nodes(json.loads(args.url))
+    except (ValueError, RecursionError) as error:
+        words = f"{args.url!r} is not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
+        raise UsageError(f"--url: {words}") from None
+    try:
+        return estimator_settings(environment(), nodes)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model: ModelSettings) -> dict[str, object]:
+    """What the models' memory depends on."""
+    return {
+        "slice_s": settings.calendar.slice_s,
+        "positions": settings.calendar.positions,
+        "historical": model.historical,
+        "strategies": {name: STRATEGIES[name].remembers for name in model.strategies},
+        "published": model.strategies[0],
+        "percentiles": [model.cpu.percentile, model.mem.percentile],
+        "aggregation": model.cpu.aggregation,
+        "stability": args.stability,
+    }
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a stored period of a node as a trace; the exit code.
+
+    Raises
+    ------
+    UsageError
+        When nothing can be exported; nothing has been written then.
+    """
+    set_up_logging(args.debug > 0)
+    settings = _settings(args)
+    if len(settings.nodes) > 1:
+        raise UsageError(f"--url: {len(settings.nodes)} nodes, but a trace is of one; name it")
+    calendar = settings.calendar
+    # From the slice in which the period begins to the last whole one.
+    first = calendar.last_ended(args.since) + 1
+    last = calendar.last_ended(time.time() if args.until is None else args.until)
+    if last < first:
+        raise UsageError("--since: no slice has ended between it and --until")
+    path, node = Path(args.export), settings.nodes[0]
+    bar = ProgressBar()
+    try:
+        with (
+            contextlib.closing(open_store(settings.store)) as store,
+            staged() as files,
+            bar.counted("exporting", last - first + 1) as step,
+        ):
+            files.write_pieces(path, export(store, settings, node, first, last, step))
+    except NothingStored:
+        raise UsageError(f"--url: nothing is stored of {node} in this period; nothing was written") from None
+    except (StoreUnavailable, StoreRefused) as error:
+        raise UsageError(f"{error}; nothing was written") from None
+    except OSError as error:
+        raise UsageError(f"--export: {error.filename or path}: {error.strerror}; nothing was written") from None
+    return 0
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Show the published status; the exit code.
+
+    Raises
+    ------
+    UsageError
+        When there is none.
+    """
+    from model.adapters.statustable import show_status, watch_status
+
+    try:
+        env = environment()
+        path = status_path(env)
+        if env.faults:
+            raise SettingsError(env.faults)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    if args.watch:
+        watch_status(path)
+    else:
+        show_status(path)
+    return 0

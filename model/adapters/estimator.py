@@ -1,0 +1,387 @@
+"""The estimator: at the end of each slice, every node's samples through its model, and out to who wants to know.
+
+A node is brought forward slice by slice, in order, from what is remembered of it; that is one job in one of
+a few threads, and no node waits for another. Between jobs nothing is kept but what is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Protocol
+
+import numpy as np
+
+from model.adapters.memoryfile import MemoryBroken, MemoryFile, NodeMemory
+from model.adapters.runtime import Changes
+from model.adapters.settings import EstimatorSettings
+from model.adapters.store import Store, StoreRefused, StoreUnavailable
+from model.assembly import FIELDS, Known, assemble, promised
+from model.dump import SliceFigures, slice_figures
+from model.nodemodel import Memory, ModelSettings, NodeEstimate, NodeModel
+from model.series import Slice, Usage
+from model.stability import Stability
+from model.status import NodeStatus
+
+LOG = logging.getLogger("scroogevm.estimator")
+
+_THREADS = 8
+#: The clock is looked at so often: it may jump.
+_TICK_S = 1.0
+#: Not more often is anything published while nodes are still at work.
+_PUBLISH_EVERY_S = 1.0
+_RETRY_S = 10.0
+#: How long after a slice's end figures of the slice before count as the last ones.
+_PATIENCE_S = 120.0
+
+
+class Outlet(Protocol):
+    """Somebody who wants to know."""
+
+    def publish(self, statuses: Sequence[NodeStatus]) -> None:
+        """Take the status of all nodes.
+
+        Raises
+        ------
+        OSError
+        """
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the estimator tells of itself."""
+
+    slices: int = 0
+    failures: int = 0
+    publications: int = 0
+    publication_failures: int = 0
+    lateness_s: float = 0.0
+    """From the end of the last slice until all nodes that could be read had been."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node and how far it has come."""
+
+    done: tuple[int | None, NodeStatus]
+    """The number of its last slice, and what was said at its end: always exchanged together."""
+    busy: bool = False
+    error: str = ""
+    retry_at: float = 0.0
+
+
+class Estimator:
+    """Brings all nodes forward for as long as it is told to.
+
+    Parameters
+    ----------
+    settings : EstimatorSettings
+    model : ModelSettings
+    judges : mapping of resource name to Stability
+    store : Store
+    memory : MemoryFile
+    outlets : mapping of name to Outlet
+    recorded : bool
+        Whether the figures of every slice are kept for dumps.
+    on_slice : callable
+        Told node, number, slice and estimate, in the thread of the node, once they are remembered.
+    clock : callable
+        Unix seconds.
+    """
+
+    def __init__(
+        self,
+        settings: EstimatorSettings,
+        model: ModelSettings,
+        judges: Mapping[str, Stability],
+        store: Store,
+        memory: MemoryFile,
+        outlets: Mapping[str, Outlet],
+        *,
+        recorded: bool = False,
+        on_slice: Callable[[str, int, Slice, NodeEstimate], None] = lambda *_: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._calendar = settings.calendar
+        self._settings = settings
+        self._model = model
+        self._judges = judges
+        self._store = store
+        self._memory = memory
+        self._outlets = outlets
+        self._recorded = recorded
+        self._on_slice = on_slice
+        self._clock = clock
+        self._changes = Changes(LOG)
+        self._stopping = False
+        self._shown: Sequence[tuple[int | None, str]] = ()
+        self._published_at = time.monotonic()
+        self._pool = _Pool(min(_THREADS, len(settings.nodes)))
+        self.counts = Counts()
+        self._nodes = {node: _Node(self._remembered(node)) for node in settings.nodes}
+
+    @property
+    def patience_s(self) -> float:
+        """How long after a slice's end, at most, figures of the slice before are published as they are."""
+        return self._settings.settle_s + min(_PATIENCE_S, self._calendar.slice_s / 4)
+
+    def _remembered(self, node: str) -> tuple[int | None, NodeStatus]:
+        with contextlib.suppress(MemoryBroken, sqlite3.Error):  # its first job will tell
+            if memory := self._memory.node(node):
+                return memory.number, memory.status
+        return None, NodeStatus(node, self._model.strategies[0])
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Go on until the event is set."""
+        changed = asyncio.Event()
+        stopper = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                due = self._due()
+                self._start_jobs(due, changed)
+                self._tell(due)
+                await _any_of(stopper, changed, timeout_s=self._pause_s(due))
+                changed.clear()
+                self._tell(self._due())
+        finally:
+            stopper.cancel()
+            self._stopping = True
+
+    async def once(self) -> int:
+        """Bring every node forward to now, publish, and leave; how many nodes could not be read."""
+        changed = asyncio.Event()
+        due = self._due()
+        self._start_jobs(due, changed)
+        while any(node.busy for node in self._nodes.values()):
+            await changed.wait()
+            changed.clear()
+        self._tell(due, now=True)
+        return sum(bool(node.error) for node in self._nodes.values())
+
+    def _due(self) -> int:
+        """The last slice that has ended and settled."""
+        return self._calendar.last_ended(self._clock() - self._settings.settle_s)
+
+    def _pause_s(self, due: int) -> float:
+        next_s = self._calendar.end_s(due + 1) + self._settings.settle_s - self._clock()
+        return max(0.005, min(_TICK_S, next_s))
+
+    def _start_jobs(self, due: int, changed: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        now = time.monotonic()
+
+        def finish(node: _Node) -> None:
+            node.busy = False
+            changed.set()
+
+        def job(name: str, node: _Node) -> None:
+            self._bring_forward(name, node, due)
+            if not self._stopping:
+                loop.call_soon_threadsafe(finish, node)
+
+        for name, node in self._nodes.items():
+            number = node.done[0]
+            behind = number is None or number < due or self._is_ahead(number, due)
+            if behind and not node.busy and now >= node.retry_at:
+                node.busy = True
+                self._pool.run(job, name, node)
+
+    # --- a node, in a thread ------------------------------------------------------------------------
+
+    def _bring_forward(self, name: str, node: _Node, due: int) -> None:
+        try:
+            self._advance(name, node, due)
+            node.error = ""
+        except (StoreUnavailable, StoreRefused) as error:
+            node.error = str(error)
+        except sqlite3.Error as error:
+            node.error = f"the memory of the models can't be read: {error}"
+        except Exception as error:
+            # A fault of ours, or of what is stored, which must not cost the other nodes: told with all that is known.
+            if not node.error:
+                LOG.exception("%s: the slice failed", name)
+            node.error = f"internal error: {error!r}"
+        if node.error:
+            self.counts.failures += 1
+            node.retry_at = time.monotonic() + min(_RETRY_S, self._calendar.slice_s / 4)
+
+    def _advance(self, name: str, node: _Node, due: int) -> None:
+        try:
+            self._go_on(name, node, due)
+        except MemoryBroken as error:
+            LOG.warning("%s: what is remembered of it makes no sense, it starts anew: %s", name, error)
+            self._memory.forget(name)
+            node.done = (None, NodeStatus(name, self._model.strategies[0]))
+            self._go_on(name, node, due)
+
+    def _go_on(self, name: str, node: _Node, due: int) -> None:
+        memory = self._memory.node(name)
+        if memory is not None and self._is_ahead(memory.number, due):
+            raise MemoryBroken(f"it reaches to {_moment(self._calendar.end_s(memory.number))}, which is not yet")
+        for number in range(self._first(node, memory, due), due + 1):
+            if self._stopping:
+                return
+            memory = self._step(name, number, memory)
+            if memory is not None:
+                node.done = (number, memory.status)
+            else:
+                node.done = (number, node.done[1].aged(self._calendar.end_s(number)))
+            self.counts.slices += 1
+
+    def _first(self, node: _Node, memory: NodeMemory | None, due: int) -> int:
+        """The slice to go on with."""
+        if memory is not None:
+            return memory.number + 1
+        number, _ = node.done
+        if number is not None and not self._is_ahead(number, due):
+            # It was looked for before, and nothing was there.
+            return number + 1
+        return self._calendar.scope_start(due) - self._settings.previous_scopes * self._calendar.positions
+
+    def _is_ahead(self, number: int, due: int) -> bool:
+        """Whether the clock must have been wrong; by less than a scope it is waited for."""
+        return number - due > self._calendar.positions
+
+    def _step(self, name: str, number: int, before: NodeMemory | None) -> NodeMemory | None:
+        """One slice of a node; None as long as nothing was ever heard of it."""
+        known = Known(before.known.node, dict(before.known.vms)) if before else Known()
+        finished = self._read(name, number, known)
+        if before is None and not (finished.cpu.measured or finished.mem.measured):
+            return None
+        position = finished.position
+        place = self._memory.position(name, position)
+        model = NodeModel(self._model, self._judges)
+        if before is not None:
+            past = [place.past[k] for k in sorted(place.past)]
+            try:
+                model.recall(Memory(before.common, place.own), position, past)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise MemoryBroken(repr(error)) from None
+        # What overflows on samples that no machine gives is infinite, as in a replay.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            estimate = model.update(finished)
+        said = before.status if before else NodeStatus(name, self._model.strategies[0])
+        after = model.memory(position)
+        memory = NodeMemory(number, after.node, known, said.after(finished, estimate))
+        place.own = after.position
+        place.past[number] = finished if self._model.uses_vm_samples else _without_vm_samples(finished)
+        figures: SliceFigures | None = slice_figures(finished, estimate) if self._recorded else None
+        self._memory.save(name, memory, position, place, figures)
+        self._on_slice(name, number, finished, estimate)
+        return memory
+
+    def _read(self, name: str, number: int, known: Known) -> Slice:
+        start_ms, end_ms = self._calendar.bounds_ms(number)
+        if self._model.uses_vm_samples or self._recorded:
+            period = self._store.read(name, start_ms, end_ms, FIELDS)
+            vms, samples = promised(period.domains), period.domains
+            return assemble(number, self._calendar, known, period.node, vms, samples)
+        period = self._store.read(name, start_ms, end_ms, FIELDS, domains=False)
+        return assemble(number, self._calendar, known, period.node, self._store.promised(name, start_ms, end_ms))
+
+    # --- what is said -------------------------------------------------------------------------------
+
+    def statuses(self, due: int | None = None) -> list[NodeStatus]:
+        """What is published of every node now."""
+        due = self._due() if due is None else due
+        return [self._status(node, due) for node in self._nodes.values()]
+
+    def _status(self, node: _Node, due: int) -> NodeStatus:
+        number, said = node.done
+        if number == due:
+            return said
+        late_s = self._clock() - self._calendar.end_s(due)
+        if number == due - 1 and not node.error and 0 <= late_s < self.patience_s:
+            # Its turn will come.
+            return said
+        return said.aged(self._calendar.end_s(due))
+
+    def _tell(self, due: int, *, now: bool = False) -> None:
+        """Publish, if there is anything new, and log what went wrong or is well again."""
+        busy = any(node.busy for node in self._nodes.values())
+        if not busy:
+            self._tell_errors()
+        said = self.statuses(due)
+        shown = [(node.done[0], one.state) for node, one in zip(self._nodes.values(), said, strict=True)]
+        early = time.monotonic() - self._published_at < _PUBLISH_EVERY_S
+        if shown == self._shown or (busy and early and not now):
+            return
+        if not busy:
+            self.counts.lateness_s = max(0.0, self._clock() - self._calendar.end_s(due))
+            self._tell_silence(said)
+        for name, outlet in self._outlets.items():
+            try:
+                outlet.publish(said)
+                self._changes.right(name)
+                self.counts.publications += 1
+            except OSError as error:
+                self.counts.publication_failures += 1
+                self._changes.wrong(name, f"can't be written: {error.strerror or error}")
+        self._shown, self._published_at = shown, time.monotonic()
+
+    def _tell_errors(self) -> None:
+        failed = {name: node.error for name, node in self._nodes.items() if node.error}
+        if failed and len(failed) == len(self._nodes):
+            self._changes.wrong("store", next(iter(failed.values())))
+            return
+        self._changes.right("store")
+        for name in self._nodes:
+            if name in failed:
+                self._changes.wrong(name, failed[name])
+            else:
+                self._changes.right(name)
+
+    def _tell_silence(self, said: Sequence[NodeStatus]) -> None:
+        for one in said:
+            what = f"samples of {one.node}"
+            if one.state == "ok":
+                self._changes.right(what)
+            elif not self._nodes[one.node].error:
+                ended = _moment(one.slice_end_s)
+                self._changes.wrong(what, f"none in the slice that ended at {ended}, nothing is free there")
+
+
+def _without_vm_samples(finished: Slice) -> Slice:
+    """What is kept of a slice when no strategy asks what single VMs used."""
+    return replace(finished, cpu=_node_alone(finished.cpu), mem=_node_alone(finished.mem))
+
+
+def _node_alone(usage: Usage) -> Usage:
+    return replace(usage, vm_usage=np.empty((usage.vm_config.size, 0)))
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+async def _any_of(stopper: asyncio.Task[bool], changed: asyncio.Event, timeout_s: float) -> None:
+    waiting = asyncio.create_task(changed.wait())
+    await asyncio.wait({stopper, waiting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+class _Pool:
+    """A few threads that no end of the process waits for: one of them may hang on a server that is mute."""
+
+    def __init__(self, threads: int) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = queue.SimpleQueue()
+        for _ in range(threads):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def run(self, job: Callable[..., None], *arguments: object) -> None:
+        self._jobs.put((job, arguments))
+
+    def _work(self) -> None:
+        while True:
+            job, arguments = self._jobs.get()
+            job(*arguments)

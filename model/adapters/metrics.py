@@ -1,0 +1,103 @@
+"""The estimator's figures for a Prometheus server, in base units: cores, bytes, seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from model.adapters.estimator import Counts
+from model.series import CPU, MEMORY, Resource
+from model.status import NodeStatus, State
+
+_STATES: tuple[State, ...] = ("ok", "stale", "unknown")
+#: By resource: its name and its unit in a metric's name, its name in a sentence, how many base units one of ours is.
+_WORDS = {CPU: ("cpu", "cores", "CPU", 1.0), MEMORY: ("memory", "bytes", "memory", 2.0**20)}
+
+
+class EstimatorMetrics(Collector):
+    """What was published last, and how the estimator fares.
+
+    Parameters
+    ----------
+    registry : CollectorRegistry
+    counts : Counts
+    """
+
+    def __init__(self, registry: CollectorRegistry, counts: Counts) -> None:
+        self._statuses: Sequence[NodeStatus] = ()
+        self._counts = counts
+        registry.register(self)
+
+    def publish(self, statuses: Sequence[NodeStatus]) -> None:
+        """Show these from now on."""
+        self._statuses = tuple(statuses)
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, as they are now."""
+        yield from self._states()
+        for resource in (CPU, MEMORY):
+            yield from self._figures(resource)
+        yield from self._own()
+
+    def _states(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "scroogevm_node_state",
+            "1 for the state of a node's figures: ok, stale or unknown.",
+            labels=["node", "state"],
+        )
+        end = GaugeMetricFamily(
+            "scroogevm_node_slice_end_timestamp_seconds", "End of the slice that the figures are of.", labels=["node"]
+        )
+        for status in self._statuses:
+            for name in _STATES:
+                state.add_metric([status.node, name], float(status.state == name))
+            if not math.isnan(status.slice_end_s):
+                end.add_metric([status.node], status.slice_end_s)
+        yield from (state, end)
+
+    def _figures(self, resource: Resource) -> Iterator[Metric]:
+        name, units, called, unit = _WORDS[resource]
+        words, what = f"{name}_{units}", f"{called} in {units}"
+        free, config, booked, tier, other, ratio = (
+            GaugeMetricFamily(f"scroogevm_node_{kind}", text, labels=["node", *labels])
+            for kind, text, labels in (
+                (f"free_{words}", f"Published as free, {what}.", []),
+                (f"config_{words}", f"What the node has, {what}.", []),
+                (f"booked_{words}", f"Promised to its VMs, {what}.", []),
+                (f"tier_{words}", f"0 used, 1 between, 2 free, {what}.", ["tier"]),
+                (f"strategy_free_{words}", f"What each strategy would publish, {what}.", ["strategy"]),
+                (f"{name}_oversubscription_ratio", f"(booked + free) / config, {called}.", []),
+            )
+        )
+        for status in self._statuses:
+            said = status.of(resource)
+            free.add_metric([status.node], said.free * unit)
+            for strategy, amount in said.others.items():
+                other.add_metric([status.node, strategy], amount * unit)
+            if said.last is None:
+                continue
+            config.add_metric([status.node], said.last.config * unit)
+            booked.add_metric([status.node], said.last.booked * unit)
+            ratio.add_metric([status.node], said.ratio)
+            if said.state == "ok":
+                for i, amount in enumerate((said.last.tier0, said.last.tier1, said.last.tier2)):
+                    tier.add_metric([status.node, str(i)], amount * unit)
+        yield from (free, config, booked, tier, other, ratio)
+
+    def _own(self) -> Iterator[Metric]:
+        for name, text, value in (
+            ("slices", "Slices of single nodes that were estimated.", self._counts.slices),
+            ("slice_failures", "Attempts at a node that brought nothing.", self._counts.failures),
+            ("publications", "Publications to status file, metrics and Placement.", self._counts.publications),
+            ("publication_failures", "Publications that failed.", self._counts.publication_failures),
+        ):
+            yield CounterMetricFamily(f"scroogevm_{name}", text, value=value)
+        yield GaugeMetricFamily(
+            "scroogevm_slice_lateness_seconds",
+            "From the end of the last slice until all nodes that could be read were published.",
+            value=self._counts.lateness_s,
+        )
