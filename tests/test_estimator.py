@@ -404,8 +404,8 @@ def test_broken_memory_of_one_node_starts_it_anew_and_leaves_the_other(
 ) -> None:
     numbers = range(FIRST, FIRST + 12)
     fill(store, NODES, numbers)
-    steady = Played(settings_for(tmp_path / "a"), store).play(numbers)
-    settings = settings_for(tmp_path / "b")
+    steady = Played(settings_for(tmp_path / "a", previous_scopes=2), store).play(numbers)
+    settings = settings_for(tmp_path / "b", previous_scopes=2)
     Played(settings, store).play(numbers[:9])
     with sqlite3.connect(settings.memory_path) as broken:
         broken.execute(f"UPDATE {table} SET data = x'93c0' WHERE name = ?", (NODES[0],))
