@@ -67,12 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         start = time.monotonic()
         _fill_store(folder, args.nodes, args.vms)
         size = (folder / "store.sqlite").stat().st_size
-        print(
-            f"{args.nodes} nodes x {args.vms} VMs, slices of {_SLICE_S // 60} min, a scrape every {_EVERY_S} s, h = {_HISTORICAL}"
-        )
-        print(
-            f"one slice: {rows} ticks of {len(_FIELDS)} fields, {size / 1e9:.1f} GB, written in {time.monotonic() - start:.0f} s\n"
-        )
+        took = time.monotonic() - start
+        print(f"{args.nodes} nodes x {args.vms} VMs, slices of {_SLICE_S // 60} min, a scrape every {_EVERY_S} s")
+        print(f"one slice: {rows} ticks of {len(_FIELDS)} fields, {size / 1e9:.1f} GB, written in {took:.0f} s\n")
         for strategies in _STRATEGIES:
             _compare(folder, args.nodes, args.vms, strategies)
     return 0

@@ -171,8 +171,12 @@ class Played:
             self.settings, self.model, JUDGES, self.store, self.memory, self.outlets, clock=self.clock
         )
 
-    def restart(self) -> None:
+    def stop(self) -> None:
+        assert self.estimator.close()
         self.memory.close()
+
+    def restart(self) -> None:
+        self.stop()
         self.start()
 
     def wake(self, number: int, late_s: float = 1.5) -> list[NodeStatus]:
@@ -188,7 +192,7 @@ class Played:
             told.append(self.wake(number))
             if restart:
                 self.restart()
-        self.memory.close()
+        self.stop()
         return told
 
 

@@ -82,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
         outlets["metrics"] = EstimatorMetrics(registry, estimator.counts)
         if settings.metrics_port and not args.once:
             serve_metrics("SCHED_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-        silent = asyncio.run(estimator.once() if args.once else _until_stopped(estimator))
+        try:
+            silent = asyncio.run(estimator.once() if args.once else _until_stopped(estimator))
+        finally:
+            if not estimator.close():
+                # A thread that hangs may not have its connections closed under it; they end with the process.
+                opened.pop_all()
         if dump:
             dump.write_all()
     return 1 if args.once and (silent or estimator.counts.publication_failures) else 0

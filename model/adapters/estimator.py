@@ -39,6 +39,8 @@ _TICK_S = 1.0
 #: Not more often is anything published while nodes are still at work.
 _PUBLISH_EVERY_S = 1.0
 _RETRY_S = 10.0
+#: How long the end waits for jobs that are under way.
+_END_S = 5.0
 #: How long after a slice's end figures of the slice before count as the last ones.
 _PATIENCE_S = 120.0
 
@@ -157,6 +159,11 @@ class Estimator:
             stopper.cancel()
             self._stopping = True
 
+    def close(self) -> bool:
+        """Wait a little for what is under way; False when something hangs, and what it uses must be left to it."""
+        self._stopping = True
+        return self._pool.close(_END_S)
+
     async def once(self) -> int:
         """Bring every node forward to now, publish, and leave; how many nodes could not be read."""
         changed = asyncio.Event()
@@ -199,6 +206,8 @@ class Estimator:
     # --- a node, in a thread ------------------------------------------------------------------------
 
     def _bring_forward(self, name: str, node: _Node, due: int) -> None:
+        if self._stopping:
+            return
         try:
             self._advance(name, node, due)
             node.error = ""
@@ -347,8 +356,12 @@ class Estimator:
             if one.state == "ok":
                 self._changes.right(what)
             elif not self._nodes[one.node].error:
-                ended = _moment(one.slice_end_s)
-                self._changes.wrong(what, f"none in the slice that ended at {ended}, nothing is free there")
+                when = (
+                    f"in the slice that ended at {_moment(one.slice_end_s)}"
+                    if one.state == "stale"
+                    else "were ever stored"
+                )
+                self._changes.wrong(what, f"none {when}, nothing is free there")
 
 
 def _without_vm_samples(finished: Slice) -> Slice:
@@ -371,17 +384,27 @@ async def _any_of(stopper: asyncio.Task[bool], changed: asyncio.Event, timeout_s
 
 
 class _Pool:
-    """A few threads that no end of the process waits for: one of them may hang on a server that is mute."""
+    """A few threads that the end of the process does not wait for: one of them may hang on a server that is mute."""
 
     def __init__(self, threads: int) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = queue.SimpleQueue()
-        for _ in range(threads):
-            threading.Thread(target=self._work, daemon=True).start()
+        self._jobs: queue.SimpleQueue[tuple[Callable[..., None], tuple[object, ...]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def run(self, job: Callable[..., None], *arguments: object) -> None:
         self._jobs.put((job, arguments))
 
+    def close(self, seconds: float) -> bool:
+        """Let the threads end; whether they did in time."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
     def _work(self) -> None:
-        while True:
-            job, arguments = self._jobs.get()
+        while (work := self._jobs.get()) is not None:
+            job, arguments = work
             job(*arguments)

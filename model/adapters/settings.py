@@ -425,9 +425,10 @@ def parse_nodes(value: Any) -> tuple[str, ...]:
 
 
 def _calendar(env: Environment) -> Calendar:
+    faults = len(env.faults)
     scope_s = env.whole("SCHED_SCOPE_S", 86400, 1, 10**9)
     slice_s = env.whole("SCHED_SCOPE_SLICE_S", 1800, 1, 10**9)
-    if scope_s % slice_s:
+    if scope_s % slice_s and len(env.faults) == faults:
         env.fault("SCHED_SCOPE_S", f"{scope_s} is not a multiple of SCHED_SCOPE_SLICE_S, {slice_s}")
     return Calendar(slice_s, max(scope_s // slice_s, 1))
 

@@ -30,9 +30,7 @@ def show_status(path: Path) -> None:
     UsageError
         When there is no status.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_A_FILE
+    console = _console()
     try:
         console.print(status_table(read_status(path), time.time()))
     except StatusFileError as error:
@@ -41,13 +39,20 @@ def show_status(path: Path) -> None:
 
 def watch_status(path: Path) -> None:
     """Keep the table on the screen until Ctrl-C."""
-    with Live(console=Console(highlight=False), auto_refresh=False, screen=False) as live:
+    with Live(console=_console(), auto_refresh=False) as live:
         while True:
             try:
                 live.update(status_table(read_status(path), time.time()), refresh=True)
             except StatusFileError as error:
                 live.update(Text(str(error), style="red"), refresh=True)
             time.sleep(1.0)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_A_FILE
+    return console
 
 
 def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
