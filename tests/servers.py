@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -147,5 +150,80 @@ def influx_server(folder: Path) -> Iterator[tuple[str, str, str, Influxd | None]
     try:
         server.set_up()
         yield server.url, TOKEN, ORG, server
+    finally:
+        server.kill()
+
+
+class PlacementServer:
+    """A real OpenStack Placement of ours without Keystone: it takes "admin" for a token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "placement.conf").write_text(
+            "[api]\nauth_strategy = noauth2\n"
+            f"[placement_database]\nconnection = sqlite:///{folder}/placement.sqlite\nsync_on_startup = true\n"
+        )
+
+    def start(self) -> None:
+        # One thread: several lock each other out of SQLite, which is a status of 500.
+        command = [sys.executable, "-m", "waitress", f"--listen=127.0.0.1:{self.port}", "--threads=1"]
+        self._process = subprocess.Popen(
+            [*command, "placement.wsgi.api:application"],
+            env={**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(self.folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: fetch(self.url)[0] == 200, 60)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """What it answers; the test fails when it refuses."""
+        headers = {
+            "X-Auth-Token": "admin",
+            "OpenStack-API-Version": "placement 1.39",
+            "Content-Type": "application/json",
+        }
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            text = response.read()
+        return json.loads(text) if text else None
+
+    def provider(self, name: str, **inventories: dict[str, Any]) -> str:
+        """Make a provider; its UUID."""
+        provider = str(self.call("POST", "/resource_providers", {"name": name})["uuid"])
+        body = {"resource_provider_generation": 0, "inventories": inventories}
+        self.call("PUT", f"/resource_providers/{provider}/inventories", body)
+        return provider
+
+    def inventories(self, provider: str) -> dict[str, dict[str, Any]]:
+        return dict(self.call("GET", f"/resource_providers/{provider}/inventories")["inventories"])
+
+
+@contextlib.contextmanager
+def placement_server(folder: Path) -> Iterator[PlacementServer]:
+    missing = [name for name in ("placement", "waitress") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"no OpenStack Placement: {' and '.join(missing)} can't be imported")
+    server = PlacementServer(folder)
+    try:
+        server.start()
+        yield server
     finally:
         server.kill()
