@@ -748,7 +748,7 @@ def test_placement_is_off_by_default() -> None:
     ("values", "keys"),
     [
         ({}, ["OS_AUTH_URL", "OS_PASSWORD", "OS_PROJECT_NAME", "OS_USERNAME"]),
-        ({"PLACEMENT_TOKEN": "t"}, ["PLACEMENT_ENDPOINT", "PLACEMENT_TOKEN"][1:]),
+        ({"PLACEMENT_TOKEN": "t"}, ["PLACEMENT_TOKEN"]),
         ({"PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://u:p@h"}, ["PLACEMENT_ENDPOINT"]),
         ({"OS_AUTH_TYPE": "kerberos"}, ["OS_AUTH_TYPE"]),
         (

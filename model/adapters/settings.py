@@ -516,7 +516,7 @@ def placement_settings(env: Environment) -> PlacementSettings | None:
         ca_file=ca_file,
         timeout_s=env.number("PLACEMENT_TIMEOUT_S", 5.0, 0.1, 600),
         round_timeout_s=env.number("PLACEMENT_ROUND_TIMEOUT_S", 30.0, 0.1, 3600),
-        # Not 0, which nova takes for unset.
+        # Not 0: as a ratio in its own settings, nova took that for unset.
         least_ratio=0.0001 if env.whole("PLACEMENT_ALLOW_BELOW_ONE", 0, 0, 1) else 1.0,
         # 99 is the largest with four decimals that a FLOAT of MySQL gives back as it was.
         most_ratio=env.number("PLACEMENT_MAX_RATIO", 16.0, 1.0, 99.0),
