@@ -79,6 +79,7 @@ def build_parser() -> Parser:
         help="list of node URLs, instead of SCHED_NODES; with --load one, the name of the node whose trace it is",
     )
     add("--once", action="store_true", help="estimate the slices that have ended, publish, and leave")
+    add("--check", action="store_true", help="validate the settings, ask the store for every node, tell what answered")
     add("--status", action="store_true", help="show what is published, as a table")
     add("--watch", action="store_true", help="the same, kept on the screen until Ctrl-C")
     add("--export", metavar="TRACE.json", help="write what the store has of one node as a trace")
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:
-    modes = [name for name in ("load", "export", "status", "once") if getattr(args, name)]
+    modes = [name for name in ("load", "export", "status", "once", "check") if getattr(args, name)]
     if len(modes) > 1 or (args.load is not None and modes != ["load"]):
         parser.error(" and ".join(f"--{name}" for name in modes) + " exclude each other")
     for option, mode in (("report", "load"), ("since", "export"), ("until", "export")):
@@ -133,6 +134,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     if args.status:
         return estimation.run_status(args)
+    if args.check:
+        return estimation.run_check(args)
     return estimation.run(args) if args.export is None else estimation.run_export(args)
 
 

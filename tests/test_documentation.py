@@ -9,12 +9,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 import scroogevm
 import vmaggreg
 from misc import fakeworkers, traceconvert, tracegen
+from model.adapters.estimator import Counts
+from model.adapters.metrics import EstimatorMetrics
+from model.adapters.placement import PlacementCounts
 from model.oversubscriptioncomputation import STRATEGIES
 from model.scoring import SUMMARY_COLUMNS
+from model.status import Figures, NodeStatus, ResourceStatus
 from model.trace import parse_trace
 from tests.conftest import ROOT
 
@@ -79,7 +84,7 @@ def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> No
 def test_dotenv_shows_the_defaults() -> None:
     from dotenv import dotenv_values
 
-    from model.adapters.settings import Environment, aggregator_settings
+    from model.adapters.settings import Environment, aggregator_settings, estimator_settings
 
     text = (ROOT / "dotenv").read_text()
     written = dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.M)))
@@ -87,12 +92,27 @@ def test_dotenv_shows_the_defaults() -> None:
     as_shown = aggregator_settings(Environment({key: value for key, value in written.items() if key not in influx}))
     by_default = aggregator_settings(Environment({"AGGREG_STUB_LIST": written["AGGREG_STUB_LIST"]}))
     assert as_shown == by_default
+    shown = Environment({key: value for key, value in written.items() if key not in influx})
+    assert estimator_settings(shown) == estimator_settings(
+        Environment({"AGGREG_STUB_LIST": written["AGGREG_STUB_LIST"]})
+    )
 
 
 def test_every_metric_of_the_aggregator_is_documented() -> None:
     code = (ROOT / "model" / "adapters" / "aggregator.py").read_text()
     for name in re.findall(r'"(scroogevm_[a-z_]+)"', code):
         assert name in README, name
+
+
+def test_every_metric_of_the_estimator_is_documented() -> None:
+    figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0)
+    said = ResourceStatus("ok", figures, {"borg": 6.0})
+    registry = CollectorRegistry()
+    metrics = EstimatorMetrics(registry, Counts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
+    metrics.publish([NodeStatus("n", "borg", 60.0, said, said)])
+    names = set(re.findall(r"^(scroogevm_\w+)", generate_latest(registry).decode(), flags=re.M))
+    assert len(names) > 15
+    assert not {name for name in names if f"`{name}" not in README}
 
 
 def test_example_of_a_trace_is_one() -> None:

@@ -29,7 +29,7 @@ from model.results import load_results
 from model.stability import mean_predictor
 from model.trace import read_trace
 from tests.conftest import ROOT, strict_json
-from tests.servers import fetch, free_port, influx_server, make_bucket, settings_of_bucket, wait_for
+from tests.servers import fetch, free_port, influx_server, make_bucket, placement_server, settings_of_bucket, wait_for
 
 PROGRAM = [sys.executable, str(ROOT / "scroogevm.py")]
 NODES = ["http://w1:9100/metrics", "http://w2:9100/metrics", "http://w3:9100/metrics"]
@@ -460,3 +460,45 @@ def test_export_of_nothing_leaves_nothing(
 def test_export_needs_one_node(env: Environment, tmp_path: Path) -> None:
     done = run(env, f"--export={tmp_path / 'out.json'}", "--since=0", "--until=10")
     assert (done.returncode, "3 nodes, but a trace is of one" in done.stderr) == (2, True)
+
+
+# --- OpenStack Placement ------------------------------------------------------------------------------
+
+
+def test_placement_gets_the_ratios_that_are_published(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+    with placement_server(tmp_path) as server:
+        provider = server.provider("host-1", VCPU={"total": 16, "reserved": 2}, MEMORY_MB={"total": 32768})
+        env |= {
+            "PLACEMENT_PROVIDERS": json.dumps({NODES[0]: "host-1", NODES[1]: "nobody"}),
+            "PLACEMENT_ENDPOINT": server.url,
+            "PLACEMENT_TOKEN": "admin",
+        }
+
+        def ratio() -> float:
+            return float(server.inventories(provider)["VCPU"]["allocation_ratio"])
+
+        with written(store) as silent, contextlib.ExitStack() as started:
+            begun(store)
+            daemon = started.enter_context(running(env, "-s", "borg"))
+            wait_for(all_ok(env))
+            # (8 booked + 8.7 free) / (16 - 2)
+            wait_for(lambda: abs(ratio() - 16.7 / 14) < 1e-3)
+            assert server.inventories(provider)["VCPU"]["reserved"] == 2
+            assert "ok" in run(env, "--check").stdout
+            silent.add(NODES[0])
+            # Nothing is free on a node that is silent, and no ratio falls below 1.
+            wait_for(lambda: ratio() == 1.0)
+            told = end(daemon)
+        assert daemon.returncode == 0
+        assert told.count("no resource provider has the name nobody") == 1
+
+
+def test_check_tells_of_store_and_nodes(env: Environment, store: SqliteStore) -> None:
+    with written(store, NODES[:2]):
+        time.sleep(0.5)
+    done = run(env, "--check")
+    assert done.returncode == 1
+    rows = [line.split(None, 2) for line in done.stdout.splitlines()[1:]]
+    assert [(row[0], row[1]) for row in rows[:3]] == [(NODES[0], "ok"), (NODES[1], "ok"), (NODES[2], "FAILED")]
+    assert rows[0][2].startswith("16 cores, 32 GB, 4 VMs, last sample ")
+    assert "is this the URL that vmaggreg.py has?" in rows[2][2]

@@ -10,9 +10,6 @@ import threading
 import time
 
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from model.adapters.aggregator import Aggregator, AggregatorMetrics, few_at_once
 from model.adapters.commandline import UsageError
@@ -21,13 +18,12 @@ from model.adapters.scraper import ScrapeError, Scraper, open_session
 from model.adapters.settings import (
     AggregatorSettings,
     SettingsError,
-    StoreSettings,
     aggregator_settings,
     environment,
-    without_password,
 )
 from model.adapters.spool import Spool
-from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable, open_store
+from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable, ask_store, open_store, store_name
+from model.adapters.terminal import print_checks
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
@@ -103,18 +99,9 @@ async def _check(settings: AggregatorSettings, store: Store) -> int:
     async with open_session(settings.timeout_s) as session:
         scrapers = [Scraper(stub, session, settings.timeout_s, settings.max_page_bytes) for stub in settings.stubs]
         answers = await few_at_once(_ask(scraper) for scraper in scrapers)
-    table = Table(box=None)
-    for heading in ("target", "answer", "what it said"):
-        table.add_column(heading, no_wrap=heading != "what it said")
     rows = [(stub.node, *answer) for stub, answer in zip(settings.stubs, answers, strict=True)]
-    rows.append((_name(settings.store), *_ask_store(store)))
-    for name, good, words in rows:
-        table.add_row(Text(name), Text("ok" if good else "FAILED"), Text(words))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-    return 0 if all(good for _, good, _ in rows) else 1
+    rows.append((store_name(settings.store), *ask_store(store)))
+    return 0 if print_checks(rows) else 1
 
 
 async def _ask(scraper: Scraper) -> tuple[bool, str]:
@@ -130,14 +117,3 @@ async def _ask(scraper: Scraper) -> tuple[bool, str]:
     told = sum("memory_unused" in domain for domain in reading.domains.values())
     missing = "" if told == len(reading.domains) else f", {len(reading.domains) - told} of them without guest memory"
     return True, f"{cores:g} cores, {memory:.0f} GB, {len(reading.domains)} VMs{missing} ({took})"
-
-
-def _ask_store(store: Store) -> tuple[bool, str]:
-    try:
-        return True, store.check()
-    except StoreUnavailable as error:
-        return False, str(error)
-
-
-def _name(settings: StoreSettings) -> str:
-    return f"store {settings.path}" if settings.influx is None else f"store {without_password(settings.influx.url)}"

@@ -7,14 +7,17 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from model.adapters.choices import chosen_judges, chosen_strategies, model_settings
 from model.adapters.commandline import UsageError
-from model.adapters.estimator import Estimator, Outlet
+from model.adapters.estimator import Background, Estimator, Outlet
 from model.adapters.export import NothingStored, export
 from model.adapters.files import staged
 from model.adapters.livedump import LiveDump
@@ -23,6 +26,7 @@ from model.adapters.metrics import EstimatorMetrics
 from model.adapters.runtime import serve_metrics, set_up_logging, stop_on_signals
 from model.adapters.settings import (
     EstimatorSettings,
+    PlacementSettings,
     SettingsError,
     environment,
     estimator_settings,
@@ -30,12 +34,18 @@ from model.adapters.settings import (
     status_path,
 )
 from model.adapters.statusfile import StatusFile
-from model.adapters.store import StoreRefused, StoreUnavailable, open_store
-from model.adapters.terminal import ProgressBar
+from model.adapters.store import Store, StoreRefused, StoreUnavailable, ask_store, open_store, store_name
+from model.adapters.terminal import ProgressBar, print_checks
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
 
+if TYPE_CHECKING:
+    from model.adapters.placement import Placement, PlacementCounts
+
 LOG = logging.getLogger("scroogevm.estimator")
+
+#: How long the end waits for the last publication to OpenStack Placement.
+_END_S = 10.0
 
 #: Computed and published when the command line names none.
 _DEFAULT_STRATEGY = "scroogevm"
@@ -77,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
             on_slice=dump.on_slice if dump else lambda *_: None,
         )
         registry = CollectorRegistry()
-        status = StatusFile(settings.status, settings.calendar.slice_s + estimator.patience_s)
-        outlets["status file"] = status
-        outlets["metrics"] = EstimatorMetrics(registry, estimator.counts)
+        outlets["status file"] = StatusFile(settings.status, settings.calendar.slice_s + estimator.patience_s)
+        counts = _keep_placement(settings.placement, outlets, opened) if settings.placement else None
+        outlets["metrics"] = EstimatorMetrics(registry, estimator.counts, counts)
         if settings.metrics_port and not args.once:
             serve_metrics("SCHED_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
         try:
@@ -91,6 +101,29 @@ def run(args: argparse.Namespace) -> int:
         if dump:
             dump.write_all()
     return 1 if args.once and (silent or estimator.counts.publication_failures) else 0
+
+
+def _keep_placement(
+    settings: PlacementSettings, outlets: dict[str, Outlet], opened: contextlib.ExitStack
+) -> Callable[[], PlacementCounts]:
+    """Publish to OpenStack Placement too; what tells how it goes."""
+    # An HTTP client and its login, only for those who want it.
+    from model.adapters.placement import promises_of
+
+    placement = _placement(settings)
+    background = Background(lambda statuses: placement.publish(promises_of(statuses)))
+    outlets["placement"] = background
+    opened.callback(background.close, _END_S)
+    return placement.counts
+
+
+def _placement(settings: PlacementSettings) -> Placement:
+    from model.adapters.placement import Placement, PlacementError
+
+    try:
+        return Placement(settings)
+    except PlacementError as error:
+        raise UsageError(f"OpenStack Placement: {error}") from None
 
 
 async def _until_stopped(estimator: Estimator) -> int:
@@ -124,6 +157,50 @@ def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model:
         "aggregation": model.cpu.aggregation,
         "stability": args.stability,
     }
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Ask the store for every node, and Placement, and show what they said; the exit code.
+
+    Raises
+    ------
+    UsageError
+        When settings or store can't be used.
+    """
+    set_up_logging(args.debug > 0)
+    settings = _settings(args)
+    try:
+        store = open_store(settings.store)
+    except StoreRefused as error:
+        raise UsageError(str(error)) from None
+    with contextlib.closing(store):
+        good, words = ask_store(store)
+        rows = [(node, *_last_heard(store, node)) for node in settings.nodes] if good else []
+        rows.append((store_name(settings.store), good, words))
+    if settings.placement:
+        rows.append(("placement", *_ask_placement(settings.placement)))
+    return 0 if print_checks(rows) else 1
+
+
+def _last_heard(store: Store, node: str) -> tuple[bool, str]:
+    try:
+        last = store.last(node)
+    except (StoreUnavailable, StoreRefused) as error:
+        return False, str(error)
+    if last is None:
+        return False, "nothing is stored of it: is this the URL that vmaggreg.py has?"
+    age_s = time.time() - last.time_ms / 1000
+    cores, memory = last.fields.get("cpu", math.nan), last.fields.get("mem", math.nan) / 1024
+    return True, f"{cores:g} cores, {memory:.0f} GB, {len(last.domains)} VMs, last sample {age_s:.0f} s ago"
+
+
+def _ask_placement(settings: PlacementSettings) -> tuple[bool, str]:
+    from model.adapters.placement import PlacementError
+
+    try:
+        return True, _placement(settings).check()
+    except PlacementError as error:
+        return False, str(error)
 
 
 def run_export(args: argparse.Namespace) -> int:

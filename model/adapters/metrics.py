@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +13,9 @@ from prometheus_client.registry import Collector
 from model.adapters.estimator import Counts
 from model.series import CPU, MEMORY, Resource
 from model.status import NodeStatus, State
+
+if TYPE_CHECKING:
+    from model.adapters.placement import PlacementCounts
 
 _STATES: tuple[State, ...] = ("ok", "stale", "unknown")
 #: By resource: its name and its unit in a metric's name, its name in a sentence, how many base units one of ours is.
@@ -25,11 +29,16 @@ class EstimatorMetrics(Collector):
     ----------
     registry : CollectorRegistry
     counts : Counts
+    placement : callable, optional
+        Tells how OpenStack Placement is kept up to date, where it is.
     """
 
-    def __init__(self, registry: CollectorRegistry, counts: Counts) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, counts: Counts, placement: Callable[[], PlacementCounts] | None = None
+    ) -> None:
         self._statuses: Sequence[NodeStatus] = ()
         self._counts = counts
+        self._placement = placement
         registry.register(self)
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
@@ -42,6 +51,8 @@ class EstimatorMetrics(Collector):
         for resource in (CPU, MEMORY):
             yield from self._figures(resource)
         yield from self._own()
+        if self._placement is not None:
+            yield from _of_placement(self._placement())
 
     def _states(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(
@@ -101,3 +112,16 @@ class EstimatorMetrics(Collector):
             "From the end of the last slice until all nodes that could be read were published.",
             value=self._counts.lateness_s,
         )
+
+
+def _of_placement(counts: PlacementCounts) -> Iterator[Metric]:
+    yield CounterMetricFamily("scroogevm_placement_updates", "Inventories written.", value=counts.updates)
+    yield CounterMetricFamily(
+        "scroogevm_placement_conflicts", "Writes that came too late and were tried again.", value=counts.conflicts
+    )
+    failures = CounterMetricFamily(
+        "scroogevm_placement_failures", "Nodes that were not brought up to date.", labels=["reason"]
+    )
+    for reason, number in counts.failures.items():
+        failures.add_metric([reason], number)
+    yield failures

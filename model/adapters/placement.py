@@ -24,6 +24,7 @@ from keystoneauth1.session import Session
 
 from model.adapters.runtime import Changes
 from model.adapters.settings import PlacementSettings, Token
+from model.status import NodeStatus, ResourceStatus
 
 LOG = logging.getLogger("scroogevm.placement")
 
@@ -59,6 +60,15 @@ class Promise:
     node: str
     cpu: float | None
     mem: float | None
+
+
+def promises_of(statuses: Iterable[NodeStatus]) -> list[Promise]:
+    """What nodes promise: nothing but what is booked where no fresh figure is free, nothing new where none ever was."""
+    return [Promise(status.node, _promised(status.cpu), _promised(status.mem)) for status in statuses]
+
+
+def _promised(said: ResourceStatus) -> float | None:
+    return None if said.last is None else said.last.booked + said.free
 
 
 @dataclass(frozen=True, slots=True)

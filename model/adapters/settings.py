@@ -235,6 +235,8 @@ class EstimatorSettings:
         Of our own metrics; 0 for none.
     metrics_address : str
     store : StoreSettings
+    placement : PlacementSettings or None
+        OpenStack's, if it is to be kept up to date.
     """
 
     nodes: tuple[str, ...]
@@ -248,6 +250,7 @@ class EstimatorSettings:
     metrics_port: int
     metrics_address: str
     store: StoreSettings
+    placement: PlacementSettings | None = None
 
 
 class Environment:
@@ -639,6 +642,7 @@ def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> Estimat
         metrics_port=env.whole("SCHED_METRICS_PORT", 0, 0, 65535),
         metrics_address=env.text("METRICS_ADDRESS", "127.0.0.1"),
         store=store_settings(env),
+        placement=placement_settings(env),
     )
     delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
     if env.faults:

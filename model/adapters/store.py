@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from model.adapters.settings import StoreSettings
+from model.adapters.settings import StoreSettings, without_password
 from model.rates import Tick
 from model.series import FloatArray, Period, Samples
 
@@ -137,6 +137,19 @@ def open_store(settings: StoreSettings) -> Store:
     from model.adapters.influx import InfluxStore
 
     return InfluxStore(settings.influx)
+
+
+def ask_store(store: Store) -> tuple[bool, str]:
+    """Whether a store answers, and what it says."""
+    try:
+        return True, store.check()
+    except StoreUnavailable as error:
+        return False, str(error)
+
+
+def store_name(settings: StoreSettings) -> str:
+    """What a store is called before a person."""
+    return f"store {settings.path}" if settings.influx is None else f"store {without_password(settings.influx.url)}"
 
 
 class SqliteStore:

@@ -10,6 +10,7 @@ from typing import TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from model.adapters.presentation import COLUMNS, TITLES, cell, verdict
 from model.scoring import Score, ranked
@@ -76,3 +77,17 @@ def _table(title: str, rows: Sequence[Score]) -> Table:
         cells = (cell(row, attribute, form) for attribute, _, form in COLUMNS)
         table.add_row(row.strategy, *cells, style="bold" if i == 0 else "")
     return table
+
+
+def print_checks(rows: Sequence[tuple[str, bool, str]]) -> bool:
+    """What was asked, whether it answered well, and what it said; True when all did."""
+    table = Table(box=None)
+    for heading in ("target", "answer", "what it said"):
+        table.add_column(heading, no_wrap=heading != "what it said")
+    for name, good, words in rows:
+        table.add_row(Text(name), Text("ok" if good else "FAILED"), Text(words))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    return all(good for _, good, _ in rows)
