@@ -71,6 +71,9 @@ main() {
     tests)
         apt_install "${BUILD[@]}" python3-dev prometheus \
             prometheus-node-exporter prometheus-libvirt-exporter chromium || true
+        # Real guests; their kernel is only downloaded, by the tests.
+        apt_install libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 busybox-static \
+            openssh-server openssh-client || true
         # libvirt-python is compiled against the system's libvirt; where that can't be had, its tests skip.
         grep -v '^-r' requirements-dev.txt | cat - <(grep -v '^libvirt-python' requirements.txt) >.venv/requirements-tests.txt
         "${pip[@]}" -r .venv/requirements-tests.txt
