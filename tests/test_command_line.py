@@ -190,7 +190,7 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--load"),
+        ([], "SCHED_NODES"),
         (["--frobnicate"], "--frobnicate"),
         (["--strat", "doa"], "--strat"),
         (["-l", TINY, "-s", "magic"], "'magic' is none of percentile"),

@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """
     set_up_logging(args.debug > 0)
     settings = _settings(args)
-    model = model_settings(args, chosen_strategies(args.strategy or _DEFAULT_STRATEGY), settings.historical)
+    model = model_settings(
+        args, chosen_strategies(_DEFAULT_STRATEGY if args.strategy is None else args.strategy), settings.historical
+    )
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(contextlib.closing(open_store(settings.store)))

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     UsageError
         When trace, strategies or output can't be used; nothing has been written then.
     """
-    strategies = chosen_strategies(args.strategy or "all")
+    strategies = chosen_strategies("all" if args.strategy is None else args.strategy)
     named = None if args.url is None else node_of(args.url)
     folder = None if args.output is None else Path(args.output)
     if args.output == "" or (folder is not None and folder.exists() and not folder.is_dir()):
