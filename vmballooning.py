@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Gives guest memory that is resident but not used back to the hosts, through libvirt.
+
+A guest is squeezed step by step to a little more than it uses, and gets its memory back at once; what it gave up
+stays free on the host until it is used. Settings come from the environment and from .env in the working directory;
+the file dotenv explains each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from model import __version__
+from model.adapters.commandline import Parser, UsageError, whole_number
+
+EPILOG = """\
+example:
+  vmballooning.py --dry-run --once      say what would be done with each VM, and why
+"""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="vmballooning.py", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="print the plan, a line per VM, and do nothing")
+    add("--once", action="store_true", help="make one plan, end its sessions, and leave")
+    add(
+        *("-d", "--debug"),
+        type=whole_number(0),
+        default=0,
+        metavar="LEVEL",
+        help="0: warnings and errors; 1: a line per action, too (default: 0)",
+    )
+    add("--version", action="version", version=f"ScroogeVM {__version__}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ballooning daemon; the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    # No matrix is multiplied here: no thread is kept for it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        from model.adapters import ballooning
+
+        return ballooning.run(args)
+    except UsageError as error:
+        for line in str(error).splitlines():
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        parser.error(f"{error.name} is not installed here; misc/setup.sh all makes .venv/bin/python ready")
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
