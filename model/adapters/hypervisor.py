@@ -6,10 +6,11 @@ its own and a time to answer in, and one that has not come back holds up neither
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from pathlib import Path
@@ -94,7 +95,64 @@ def patient_uri(uri: str) -> str:
         return uri
     query += [("command", str(_SSH))] + ([] if "no_tty" in dict(query) else [("no_tty", "1")])
     # libvirt knows no + for a blank.
-    return urlunsplit(parts._replace(query=urlencode(query, quote_via=quote)))
+    return urlunsplit(parts._replace(query=urlencode(query, quote_via=quote, safe="/")))
+
+
+class _Link:
+    """A connection, for one call at a time.
+
+    libvirt's client dies of two things: of a connection that is closed under a call, and of two calls that hang on one
+    when the keep-alive ends it. So a call that finds the connection taken opens another one, and this one is closed
+    when its call has come back.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._busy = False
+        self._given_up = False
+
+    def take(self) -> bool:
+        """Have it for a call; False when that can't be."""
+        with self._lock:
+            if self._busy or self._given_up or not _is_alive(self._connection):
+                return False
+            self._busy = True
+            return True
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Any]:
+        """The connection that was taken; it is free again at the end."""
+        try:
+            yield self._connection
+        finally:
+            with self._lock:
+                self._busy = False
+            self._close_if_done()
+
+    def give_up(self) -> None:
+        """Close it as soon as that can be done; never waits."""
+        with self._lock:
+            self._given_up = True
+        # To close is a call too, and may hang like any other.
+        threading.Thread(target=self._close_if_done, daemon=True).start()
+
+    def _close_if_done(self) -> None:
+        with self._lock:
+            if self._busy or not self._given_up or self._connection is None:
+                return
+            connection, self._connection = self._connection, None
+        try:
+            connection.close()
+        except libvirt.libvirtError as error:
+            LOG.debug("closing: %s", error)
+
+
+def _is_alive(connection: Any) -> bool:
+    try:
+        return connection is not None and bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
 
 
 class Hypervisor:
@@ -111,7 +169,7 @@ class Hypervisor:
     def __init__(self, uri: str, timeout_s: float) -> None:
         self.uri = uri
         self._timeout_s = timeout_s
-        self._connection: Any = None
+        self._link: _Link | None = None
         self._opening = threading.Lock()
         self._hanging = 0
         self._lock = threading.Lock()
@@ -141,10 +199,11 @@ class Hypervisor:
 
         def job() -> None:
             try:
-                domain = self._connected().lookupByUUIDString(uuid)
-                if not domain.isActive():
-                    raise GuestGone("it does not run")
-                domain.setMemoryFlags(round(memory_mb * 1024), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                with self._taken().taken() as connection:
+                    domain = connection.lookupByUUIDString(uuid)
+                    if not domain.isActive():
+                        raise GuestGone("it does not run")
+                    domain.setMemoryFlags(round(memory_mb * 1024), libvirt.VIR_DOMAIN_AFFECT_LIVE)
             finally:
                 with self._lock:
                     self._busy.discard(uuid)
@@ -156,8 +215,9 @@ class Hypervisor:
         self._drop()
 
     def _guests(self) -> dict[str, Guest]:
-        found = self._connected().getAllDomainStats(_STATISTICS, _RUNNING | _NOWAIT)
-        guests = [_guest(domain, _told(domain, figures)) for domain, figures in found]
+        with self._taken().taken() as connection:
+            found = connection.getAllDomainStats(_STATISTICS, _RUNNING | _NOWAIT)
+            guests = [_guest(domain, _told(domain, figures)) for domain, figures in found]
         return {guest.uuid: guest for guest in guests if guest is not None}
 
     # --- calls --------------------------------------------------------------------------------------
@@ -191,48 +251,33 @@ class Hypervisor:
         code = error.get_error_code()
         if code in _GONE:
             return GuestGone(words)
-        if code in _REFUSED and self._is_alive():
-            return GuestRefused(words)
-        self._drop()
-        return HostUnavailable(words)
+        return GuestRefused(words) if code in _REFUSED else HostUnavailable(words)
 
-    def _is_alive(self) -> bool:
-        connection = self._connection
-        try:
-            return connection is not None and bool(connection.isAlive())
-        except libvirt.libvirtError:
-            return False
-
-    def _connected(self) -> Any:
-        if self._connection is not None and self._is_alive():
-            return self._connection
-        self._drop()
+    def _taken(self) -> _Link:
+        """A connection that is ours until its call has come back."""
+        link = self._link
+        if link is not None and link.take():
+            return link
         # One at a time: an open that hangs is waited for, not repeated.
         if not self._opening.acquire(blocking=False):
             raise HostUnavailable("still trying to connect")
         try:
+            self._drop()
             connection = libvirt.open(patient_uri(self.uri))
             try:
                 connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVES)
             except libvirt.libvirtError:
                 LOG.debug("%s: no keep-alive", self.uri)  # a driver within this process needs none
-            self._connection = connection
-            return connection
+            self._link = link = _Link(connection)
+            link.take()
+            return link
         finally:
             self._opening.release()
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # To close is a call too, and may hang like any other.
-            threading.Thread(target=_close, args=(connection,), daemon=True).start()
-
-
-def _close(connection: Any) -> None:
-    try:
-        connection.close()
-    except libvirt.libvirtError as error:
-        LOG.debug("closing: %s", error)
+        link, self._link = self._link, None
+        if link is not None:
+            link.give_up()
 
 
 def _told(domain: Any, figures: dict[str, Any]) -> dict[str, float]:
