@@ -402,6 +402,28 @@ def test_clock_that_was_years_ahead_is_forgotten(
     assert sum("which is not yet" in record.getMessage() for record in caplog.records) == len(NODES)
 
 
+def test_clock_put_right_while_missed_slices_are_read_ends_that(store: SqliteStore, tmp_path: Path) -> None:
+    """Years of slices that have not been would keep a thread, and leave the node stale, for hours."""
+    fill(store, NODES, range(FIRST, FIRST + 2))
+    played = Played(settings_for(tmp_path), store, ["percentile"])
+    played.wake(FIRST)
+
+    async def jump() -> list[NodeStatus]:
+        played.clock.at_end_of(FIRST + 10**7)
+        stop = asyncio.Event()
+        running = asyncio.create_task(played.estimator.run(stop))
+        await asyncio.sleep(0.3)
+        played.clock.at_end_of(FIRST + 1)
+        await asyncio.sleep(2.0)
+        statuses = played.estimator.statuses()
+        stop.set()
+        await running
+        return statuses
+
+    assert "ok" in {status.state for status in asyncio.run(jump())}
+    played.stop()
+
+
 @pytest.mark.parametrize("table", ["node", "position", "slice"])
 def test_broken_memory_of_one_node_starts_it_anew_and_leaves_the_other(
     table: str, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture

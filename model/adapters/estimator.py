@@ -278,7 +278,8 @@ class Estimator:
         if memory is not None and self._is_ahead(memory.number, due):
             raise MemoryBroken(f"it reaches to {_moment(self._calendar.end_s(memory.number))}, which is not yet")
         for number in range(self._first(node, memory, due), due + 1):
-            if self._stopping:
+            # A clock that had jumped may have been put right meanwhile.
+            if self._stopping or number > self._due():
                 return
             memory = self._step(name, number, memory)
             if memory is not None:
