@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -19,6 +20,7 @@ import pytest
 from model.adapters.estimator import Estimator, Outlet
 from model.adapters.export import export
 from model.adapters.influx import InfluxStore
+from model.adapters.livedump import LiveDump
 from model.adapters.memoryfile import MemoryFile, MemoryRefused
 from model.adapters.settings import EstimatorSettings, StatusFileSettings, StoreSettings
 from model.adapters.statusfile import StatusFile, read_status
@@ -422,6 +424,24 @@ def test_clock_put_right_while_missed_slices_are_read_ends_that(store: SqliteSto
 
     assert "ok" in {status.state for status in asyncio.run(jump())}
     played.stop()
+
+
+def test_figures_that_make_no_sense_cost_the_dump_alone(
+    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(store, NODES, range(FIRST, FIRST + 4))
+    settings = settings_for(tmp_path)
+    played = Played(settings, store, ["percentile"])
+    args = argparse.Namespace(output=str(tmp_path / "dumps"), debug=1, stability="mean")
+    dump = LiveDump(args, settings, played.model, played.memory)
+    played.estimator._recorded, played.estimator._on_slice = True, dump.on_slice
+    played.wake(FIRST + 1)
+    played.memory._connection.execute("UPDATE figures SET data = x'93c0' WHERE name = ?", (NODES[1],))
+    assert played.wake(FIRST + 2)[1].slice_end_s == (FIRST + 3) * SLICE_S
+    dump.write_all()
+    played.stop()
+    assert len(list((tmp_path / "dumps").iterdir())) == 1
+    assert sum("can't be written" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("table", ["node", "position", "slice"])

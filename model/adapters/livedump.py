@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from model.adapters.files import write_atomically
-from model.adapters.memoryfile import MemoryFile
+from model.adapters.memoryfile import MemoryBroken, MemoryFile
 from model.adapters.presentation import log_scope
 from model.adapters.runtime import Changes
 from model.adapters.settings import EstimatorSettings
@@ -61,7 +61,7 @@ class LiveDump:
         try:
             self._write(node)
             self._changes.right(f"dump of {node}")
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, MemoryBroken) as error:
             words = error.strerror if isinstance(error, OSError) else str(error)
             self._changes.wrong(f"dump of {node}", f"can't be written: {words}")
 

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,9 @@ class MemoryFile:
         MemoryBroken
         """
         with self._lock:
-            if (node, position) in self._held_positions:
-                return self._held_positions[node, position]
+            if held := self._held_positions.get((node, position)):
+                # A copy: what another node's thread may write is exchanged by save() alone, whole.
+                return replace(held, past=dict(held.past))
             row = self._ask("SELECT data FROM position WHERE name = ? AND position = ?", (node, position))
             past = self._ask(
                 "SELECT number, data FROM slice WHERE name = ? AND position = ? ORDER BY number", (node, position)
@@ -241,10 +242,15 @@ class MemoryFile:
             raise
 
     def figures(self, node: str) -> list[SliceFigures]:
-        """The figures of a node that were kept for its dump, oldest first."""
+        """The figures of a node that were kept for its dump, oldest first.
+
+        Raises
+        ------
+        MemoryBroken
+        """
         with self._lock:
             rows = self._ask("SELECT data FROM figures WHERE name = ? ORDER BY number", (node,))
-        return [msgspec.msgpack.decode(data, type=SliceFigures) for (data,) in rows]
+        return [_decoded(data, SliceFigures) for (data,) in rows]
 
     def forget(self, node: str) -> None:
         """Let a node start anew."""
