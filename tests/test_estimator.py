@@ -444,6 +444,74 @@ def test_figures_that_make_no_sense_cost_the_dump_alone(
     assert sum("can't be written" in record.getMessage() for record in caplog.records) == 1
 
 
+class Wall:
+    """An outlet that takes nothing while it is told not to."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.told: list[list[float]] = []
+
+    def publish(self, statuses: Sequence[NodeStatus]) -> None:
+        if self.closed:
+            raise OSError(28, "No space left on device")
+        self.told.append([status.slice_end_s for status in statuses])
+
+
+def test_every_slice_end_is_published_also_while_the_store_is_away(store: SqliteStore, tmp_path: Path) -> None:
+    """Else the file would look as if the daemon were gone."""
+    fill(store, NODES, range(FIRST, FIRST + 1))
+    breakable: Any = Breakable(store)
+    wall = Wall()
+    played = Played(settings_for(tmp_path), breakable, ["percentile"], wall=wall)
+    played.wake(FIRST)
+    breakable.away = {"all"}
+    for number in range(FIRST + 1, FIRST + 4):
+        played.wake(number, late_s=50.0)
+    played.stop()
+    assert wall.told == [[(number + 1) * SLICE_S] * 2 for number in range(FIRST, FIRST + 4)]
+
+
+def test_what_an_outlet_did_not_take_is_offered_again_to_it_alone(store: SqliteStore, tmp_path: Path) -> None:
+    fill(store, NODES, range(FIRST, FIRST + 1))
+    wall, other = Wall(), Wall()
+    wall.closed = True
+    played = Played(settings_for(tmp_path), store, ["percentile"], wall=wall, other=other)
+    played.wake(FIRST)
+    wall.closed = False
+    played.wake(FIRST)
+    played.wake(FIRST)
+    played.stop()
+    assert wall.told == other.told == [[(FIRST + 1) * SLICE_S] * 2]
+
+
+def test_store_that_nobody_hears_from_is_told_before_all_have_waited_for_it(
+    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is frozen costs each read its time limit: with many nodes some read is always under way."""
+
+    class Slow(Breakable):
+        def read(self, node: str, *more: Any, **others: Any) -> Any:
+            time.sleep(0.3)
+            return super().read(node, *more, **others)
+
+    slow: Any = Slow(store)
+    slow.away = {"all"}
+    nodes = tuple(f"http://w{i}:9100/metrics" for i in range(64))
+    played = Played(settings_for(tmp_path, nodes=nodes), slow, ["percentile"])
+    played.clock.at_end_of(FIRST)
+
+    async def a_while() -> None:
+        stop = asyncio.Event()
+        running = asyncio.create_task(played.estimator.run(stop))
+        await asyncio.sleep(1.0)
+        stop.set()
+        await running
+
+    asyncio.run(a_while())
+    played.stop()
+    assert [record.getMessage() for record in caplog.records] == ["store: no connection"]
+
+
 @pytest.mark.parametrize("table", ["node", "position", "slice"])
 def test_broken_memory_of_one_node_starts_it_anew_and_leaves_the_other(
     table: str, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -164,7 +164,8 @@ class Estimator:
         self._clock = clock
         self._changes = Changes(LOG)
         self._stopping = False
-        self._shown: Sequence[tuple[int | None, str]] = ()
+        self._shown: Sequence[tuple[int | None, str, float]] = ()
+        self._failed: set[str] = set()  # outlets that do not have what is shown
         self._published_at = time.monotonic()
         self._pool = _Pool(min(_THREADS, len(settings.nodes)))
         self.counts = Counts()
@@ -359,30 +360,42 @@ class Estimator:
     def _tell(self, due: int, *, now: bool = False) -> None:
         """Publish, if there is anything new, and log what went wrong or is well again."""
         busy = any(node.busy for node in self._nodes.values())
-        if not busy:
-            self._tell_errors()
+        self._tell_errors(busy=busy)
         said = self.statuses(due)
-        shown = [(node.done[0], one.state) for node, one in zip(self._nodes.values(), said, strict=True)]
+        nodes = self._nodes.values()
+        shown = [(node.done[0], one.state, one.slice_end_s) for node, one in zip(nodes, said, strict=True)]
+        new = shown != self._shown
         early = time.monotonic() - self._published_at < _PUBLISH_EVERY_S
-        if shown == self._shown or (busy and early and not now):
+        if not (new or self._failed) or ((busy or not new) and early and not now):
             return
         if not busy:
             self.counts.lateness_s = max(0.0, self._clock() - self._calendar.end_s(due))
             self._tell_silence(said)
         for name, outlet in self._outlets.items():
-            try:
-                outlet.publish(said)
-                self._changes.right(name)
-                self.counts.publications += 1
-            except OSError as error:
-                self.counts.publication_failures += 1
-                self._changes.wrong(name, f"can't be written: {error.strerror or error}")
+            if new or name in self._failed:
+                self._publish(name, outlet, said)
         self._shown, self._published_at = shown, time.monotonic()
 
-    def _tell_errors(self) -> None:
+    def _publish(self, name: str, outlet: Outlet, said: Sequence[NodeStatus]) -> None:
+        try:
+            outlet.publish(said)
+        except OSError as error:
+            self._failed.add(name)
+            self.counts.publication_failures += 1
+            self._changes.wrong(name, f"can't be written: {error.strerror or error}")
+        else:
+            self._failed.discard(name)
+            self.counts.publications += 1
+            self._changes.right(name)
+
+    def _tell_errors(self, *, busy: bool) -> None:
         failed = {name: node.error for name, node in self._nodes.items() if node.error}
-        if failed and len(failed) == len(self._nodes):
+        waiting = sum(node.busy and not node.error for node in self._nodes.values())
+        # Where nobody answers, some node is always at work: who still waits for its turn is not waited for.
+        if len(failed) >= min(_THREADS, len(self._nodes)) and len(failed) + waiting == len(self._nodes):
             self._changes.wrong("store", next(iter(failed.values())))
+            return
+        if busy:
             return
         self._changes.right("store")
         for name in self._nodes:
