@@ -512,6 +512,22 @@ def test_store_that_nobody_hears_from_is_told_before_all_have_waited_for_it(
     assert [record.getMessage() for record in caplog.records] == ["store: no connection"]
 
 
+def test_slice_that_is_remembered_is_published_whatever_comes_next(store: SqliteStore, tmp_path: Path) -> None:
+    numbers = range(FIRST, FIRST + 4)
+    fill(store, NODES, numbers)
+    steady = Played(settings_for(tmp_path / "a"), store).play(numbers)
+    played = Played(settings_for(tmp_path / "b"), store)
+    played.wake(FIRST)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    played.estimator._on_slice = fail
+    played.wake(FIRST + 1)
+    assert played.wake(FIRST + 1) == steady[1]
+    played.stop()
+
+
 @pytest.mark.parametrize("table", ["node", "position", "slice"])
 def test_broken_memory_of_one_node_starts_it_anew_and_leaves_the_other(
     table: str, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -278,6 +278,9 @@ class Estimator:
         memory = self._memory.node(name)
         if memory is not None and self._is_ahead(memory.number, due):
             raise MemoryBroken(f"it reaches to {_moment(self._calendar.end_s(memory.number))}, which is not yet")
+        if memory is not None:
+            # Also when its last slice was remembered, and what came next failed.
+            node.done = (memory.number, memory.status)
         for number in range(self._first(node, memory, due), due + 1):
             # A clock that had jumped may have been put right meanwhile.
             if self._stopping or number > self._due():
