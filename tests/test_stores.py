@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import multiprocessing
@@ -363,3 +364,19 @@ def test_ids_of_what_was_undone_are_not_used(tmp_path: Path) -> None:
     assert store.nodes() == []
     write(store, tick(2))
     assert store.last(NODE) == tick(2)
+
+
+def test_no_file_is_left_open_that_is_no_longer_used(tmp_path: Path) -> None:
+    """A daemon that tries again and again would run out of them."""
+    path = tmp_path / "store.sqlite"
+    store = SqliteStore(path, 86400)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for content in (b"junk " * 1000, b""):
+        for _ in range(5):
+            for end in ("", "-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            path.write_bytes(content)
+            with contextlib.suppress(StoreUnavailable):
+                store.read(NODE, 0, 1, FIELDS)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    store.close()

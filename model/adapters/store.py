@@ -309,15 +309,28 @@ class SqliteStore:
             # The first time, or the file that was open is no longer the one of that name.
             self._nodes.clear()
             self._layouts.clear()
-            connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            if connection is not None:
+                self._local.opened = (None, None)
+                with self._lock:
+                    self._connections.remove(connection)
+                connection.close()
+            connection = self._connect()
             with self._lock:
                 self._connections.append(connection)
+            self._local.opened = (connection, _identity(self.path))
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
             # A killed process loses nothing that was committed; only a power cut may cost the last moments.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             for statement in _SCHEMA:
                 connection.execute(statement)
-            self._local.opened = (connection, _identity(self.path))
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     @contextlib.contextmanager
