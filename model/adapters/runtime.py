@@ -31,6 +31,8 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         stop.set()
         for sent in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(sent)
+            # Not Python's own handler, which answers with a traceback.
+            signal.signal(sent, signal.SIG_DFL)
 
     for sent in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sent, ask)
