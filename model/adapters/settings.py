@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Who asks a node more often than ten times a second harms it.
 _SHORTEST_DELAY_S = 0.1
+#: Of a user or group; one more is -1, which leaves them as they are.
+_LARGEST_ID = 2**32 - 2
 _PASSWORD_NEEDS = ("username", "password", "project_name", "user_domain_name", "project_domain_name")
 #: What each kind of login takes beside the URL of Keystone.
 _KEYSTONE_NEEDS = {
@@ -634,8 +636,10 @@ def _owner(env: Environment) -> tuple[int, int]:
             uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
         if group:
             gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         env.fault("STATE_OWNER", str(error.args[0]))
+    if max(uid, gid) > _LARGEST_ID:
+        env.fault("STATE_OWNER", f"a number is larger than {_LARGEST_ID}")
     return uid, gid
 
 
