@@ -399,6 +399,10 @@ def test_dumps_of_a_daemon_can_be_read_like_those_of_a_replay(
         ({"SCHED_SCOPE_HISTORICAL": "1.5"}, ["SCHED_SCOPE_HISTORICAL: 1.5 is not a whole number"]),
         ({"STATE_OWNER": "4294967295:"}, ["STATE_OWNER: a number is larger than 4294967294"]),
         ({"STATE_OWNER": ":99999999999999999999"}, ["STATE_OWNER: a number is larger than 4294967294"]),
+        (
+            {"STATE_ENDPOINT": "same", "STORE_PATH": "same", "SCHED_MEMORY_PATH": "./same"},
+            ["SCHED_MEMORY_PATH: is the file of STATE_ENDPOINT", "STORE_PATH: is the file of STATE_ENDPOINT"],
+        ),
         ({"STORE_PATH": "/proc/no/store"}, ["/proc/no/store"]),
         ({"SCHED_MEMORY_PATH": "/proc/no/memory"}, ["/proc/no"]),
     ],

@@ -643,6 +643,17 @@ def _owner(env: Environment) -> tuple[int, int]:
     return uid, gid
 
 
+def _refuse_one_file_for_two(env: Environment, settings: EstimatorSettings) -> None:
+    """A status file written over the store would be the end of what is stored."""
+    files = {"STATE_ENDPOINT": settings.status.path, "SCHED_MEMORY_PATH": settings.memory_path}
+    if settings.store.influx is None:
+        files["STORE_PATH"] = settings.store.path
+    owners: dict[str, str] = {}
+    for key, path in files.items():
+        if (owner := owners.setdefault(os.path.realpath(path.expanduser()), key)) != key:
+            env.fault(key, f"is the file of {owner}")
+
+
 def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> EstimatorSettings:
     """The settings of ``scroogevm.py``.
 
@@ -679,6 +690,7 @@ def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> Estimat
         store=store_settings(env),
         placement=placement_settings(env),
     )
+    _refuse_one_file_for_two(env, settings)
     delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
     if env.faults:
         raise SettingsError(env.faults)
