@@ -229,6 +229,20 @@ def test_what_was_live_can_be_replayed(strategy: str, store: SqliteStore, tmp_pa
     assert trace.epoch == [(k + 1) * SLICE_S for k in numbers]
 
 
+def test_configuration_told_before_any_usage_is_known_live_as_in_a_replay(store: SqliteStore, tmp_path: Path) -> None:
+    """As after a restart of a node: what it has is told by its first page, what it uses by its second."""
+    told = [
+        Tick(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0}, {"a": {"cpu": 2.0}}),
+        Tick(NODES[0], (FIRST + 1) * SLICE_S * 1000, {"cpu_usage": 1.0}, {"a": {"mem": 512.0}}),
+    ]
+    store.write([store.encode(tick) for tick in told])
+    settings = settings_for(tmp_path)
+    live = Played(settings, store, ["borg"]).play([FIRST, FIRST + 1], restart=True)
+    trace = parse_trace(b"".join(export(store, settings, NODES[0], FIRST, FIRST + 1)))
+    history = Replay(trace, ModelSettings(1, ("borg",)), JUDGES).run().recorder.histories(3)["borg", "cpu"]
+    assert [slice_[0].cpu.free for slice_ in live] == history.published.tolist() == [0.0, 6.2]
+
+
 def test_both_stores_give_the_same_figures(any_store: Store, store: SqliteStore, tmp_path: Path) -> None:
     numbers = range(FIRST, FIRST + 9)
     fill(any_store, NODES, numbers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import queue
 import sqlite3
 import threading
@@ -310,7 +311,7 @@ class Estimator:
         """One slice of a node; None as long as nothing was ever heard of it."""
         known = Known(before.known.node, dict(before.known.vms)) if before else Known()
         finished = self._read(name, number, known)
-        if before is None and not (finished.cpu.measured or finished.mem.measured):
+        if before is None and not finished.vms and math.isnan(finished.cpu.config) and math.isnan(finished.mem.config):
             return None
         position = finished.position
         place = self._memory.position(name, position)
