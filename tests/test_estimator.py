@@ -632,6 +632,19 @@ def test_file_that_is_no_memory_is_set_aside(content: bytes, store: SqliteStore,
     assert settings.memory_path.with_name("estimator.sqlite.aside").exists() == bool(content)
 
 
+@pytest.mark.parametrize("start", [1, 3])
+def test_memory_with_damaged_pages_is_set_aside(start: int, store: SqliteStore, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, previous_scopes=1)
+    fill(store, NODES, range(FIRST, FIRST + 9))
+    Played(settings, store).play(range(FIRST, FIRST + 8))
+    data = settings.memory_path.read_bytes()
+    settings.memory_path.write_bytes(data[: start * 4096] + bytes(len(data) - start * 4096))
+    played = Played(settings, store)
+    assert settings.memory_path.with_name("estimator.sqlite.aside").exists()
+    assert "ok" in {status.state for status in played.wake(FIRST + 8)}
+    played.stop()
+
+
 def test_two_daemons_do_not_share_a_memory(store: SqliteStore, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     played = Played(settings, store)

@@ -133,6 +133,9 @@ class MemoryFile:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+            ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
             for statement in _SCHEMA:
                 connection.execute(statement)
             connection.execute("BEGIN IMMEDIATE")
