@@ -24,7 +24,8 @@ TOLERANCE_MB = 4.0
 _FAULTS_PER_S = 100.0
 #: In a session, how many missed reports of the guest are its last.
 _MISSED_REPORTS = 3
-_SHORTEST_SILENCE_S = 5.0
+#: Guests that blow up a balloon tell late.
+_SHORTEST_SILENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
