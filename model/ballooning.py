@@ -79,7 +79,9 @@ class Rules:
         return max(self.headroom_share * usage_mb, self.headroom_mb)
 
     def goal(self, usage_mb: float) -> float:
-        """Down to what a VM may be squeezed, whole MB."""
+        """Down to what a VM may be squeezed, whole MB; of a usage that is not known, inf."""
+        if not math.isfinite(usage_mb):
+            return math.inf
         return float(math.ceil(max(usage_mb + self.headroom(usage_mb), self.min_config_mb)))
 
     def step(self, memory_mb: float) -> float:
@@ -143,8 +145,8 @@ class Guest:
 
     @property
     def reports(self) -> bool:
-        """Whether it ever told anything of its memory."""
-        return self.reported_s > 0 and not math.isnan(self.unused_mb)
+        """Whether it ever told anything of its memory: what is free, and of how much."""
+        return self.reported_s > 0 and math.isfinite(self.available_mb - self.unused_mb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,15 +390,15 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
     checks: tuple[tuple[bool, str], ...] = (
         (_excluded(guest.name, rules), "excluded by name"),
         (now_s < grace_until_s, f"in its grace period for another {grace_until_s - now_s:.0f} s"),
-        (math.isnan(metrics.usage_mb), "no mem_usage is stored of it"),
-        (math.isnan(metrics.rss_mb), "no mem_rss is stored of it"),
-        (metrics.age_s > oldest_s, f"its last stored sample is {metrics.age_s:.0f} s old"),
+        (not math.isfinite(metrics.usage_mb), "no mem_usage is stored of it"),
+        (not math.isfinite(metrics.rss_mb), "no mem_rss is stored of it"),
+        (not metrics.age_s <= oldest_s, f"its last stored sample is {metrics.age_s:.0f} s old"),
         (not guest.reports, "it tells nothing of its memory: no balloon driver, or no statistics period"),
         (now_s - watched.fresh_s > rules.stats_age_s, "its statistics are not seen to change"),
         (now_s - watched.swapped_at_s < rules.quiet_s, "it swaps"),
         (watched.faults_per_s > _FAULTS_PER_S, f"it has {watched.faults_per_s:.0f} page faults from disk per second"),
         (
-            guest.balloon_mb < guest.memory_mb - TOLERANCE_MB,
+            not (math.isfinite(guest.memory_mb) and guest.balloon_mb >= guest.memory_mb - TOLERANCE_MB),
             f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, and not by us",
         ),
         (
@@ -426,7 +428,6 @@ def _begin(situation: Situation, watched: Watched, metrics: Metrics, rules: Rule
     gain_mb = metrics.rss_mb - metrics.usage_mb
     goal_mb = rules.goal(_usage(metrics, guest))
     to_mb = max(goal_mb, math.ceil(guest.balloon_mb - rules.step(guest.memory_mb)))
-    overhead_mb = guest.balloon_mb - guest.available_mb
     session = Session(
         uuid=guest.uuid,
         name=guest.name,
@@ -435,7 +436,7 @@ def _begin(situation: Situation, watched: Watched, metrics: Metrics, rules: Rule
         to_mb=to_mb,
         until_s=now_s + rules.session_s,
         goal_mb=goal_mb,
-        overhead_mb=0.0 if math.isnan(overhead_mb) else overhead_mb,
+        overhead_mb=max(guest.balloon_mb - guest.available_mb, 0.0),
         asked_s=now_s,
         least_mb=guest.balloon_mb,
         moved_s=now_s,
@@ -467,7 +468,7 @@ def go_on(session: Session, watched: Watched | None, now_s: float, rules: Rules)
     guest = watched.guest
     seen = _followed(session, guest, now_s)
     if seen.giving_back:
-        if guest.balloon_mb < seen.from_mb - TOLERANCE_MB:
+        if not guest.balloon_mb >= seen.from_mb - TOLERANCE_MB:
             return restore(seen, guest.balloon_mb, seen.giving_back, gave_up=seen.gave_up)
         return _act("done", seen, guest.balloon_mb, seen.giving_back)
     if wrong := _what_is_wrong(seen, watched, now_s, rules):
@@ -525,6 +526,7 @@ def _what_is_wrong(session: Session, watched: Watched, now_s: float, rules: Rule
         (guest.swapped_kb > session.swapped_kb, f"it swapped {guest.swapped_kb - session.swapped_kb:.0f} kB"),
         (watched.faults_per_s > _FAULTS_PER_S, f"it has {watched.faults_per_s:.0f} page faults from disk per second"),
         (not guest.reports or now_s - watched.fresh_s > silence_s, "it stopped telling of its memory"),
+        (not math.isfinite(guest.balloon_mb), "its host does not tell how much it has"),
         (
             min(guest.balloon_mb, session.to_mb) < tight_mb,
             f"it uses {usage_mb:.0f} MB by now, too much for {session.to_mb:.0f}",
