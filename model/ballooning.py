@@ -504,7 +504,12 @@ def _act(kind: Kind, session: Session, from_mb: float, reason: str, to_mb: float
 
 
 def _followed(session: Session, guest: Guest, now_s: float) -> Session:
-    """The session, with what the balloon has done since."""
+    """The session, with what the balloon has done since.
+
+    What the guest gets back is what it may have now: it may have been shut off and started with more, or with less.
+    """
+    if math.isfinite(guest.memory_mb):
+        session = replace(session, from_mb=guest.memory_mb)
     if guest.balloon_mb < session.least_mb - 0.5:
         return replace(session, least_mb=guest.balloon_mb, moved_s=now_s)
     return session
