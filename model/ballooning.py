@@ -179,9 +179,10 @@ def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
     """Look at a guest once more.
 
     Statistics are as old as the time since they were last seen to change: the clocks of guest, host and ours need
-    not agree, and a guest that told something once, at its start, is not taken for one that does.
+    not agree, and a guest that told something once, at its start, is not taken for one that does. When our own
+    clock was put back, what was seen before says nothing any more: who is squeezed gets it back.
     """
-    if before is None or before.guest.uuid != guest.uuid:
+    if before is None or before.guest.uuid != guest.uuid or now_s < before.seen_s:
         return Watched(guest, now_s)
     old = before.guest
     newer = guest.reported_s > old.reported_s
