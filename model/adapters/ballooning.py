@@ -109,7 +109,7 @@ def _keepers(
                 settings.rules,
                 pace,
                 tally,
-                lambda uuid: find_elsewhere(keepers, uri, uuid),
+                lambda uuid, since: find_elsewhere(keepers, uri, uuid, since),
                 report if dry_run else None,
             )
         )

@@ -75,8 +75,8 @@ class Keeper:
     pace : Pace
     tally : Tally
     elsewhere : callable
-        Where a guest runs that is not here: the name of its host; empty when no host has it; None when some host did
-        not answer.
+        Where a guest runs that is not here since a moment of the monotonic clock: the name of its host; empty when no
+        host has it; None when some host has not been seen since.
     report : callable, optional
         Takes the plan; nothing is done then.
     """
@@ -90,11 +90,12 @@ class Keeper:
         rules: Rules,
         pace: Pace,
         tally: Tally,
-        elsewhere: Callable[[str], str | None],
+        elsewhere: Callable[[str, float], str | None],
         report: Callable[[str, Sequence[Action]], None] | None = None,
     ) -> None:
         self.name = name
         self.watched: dict[str, Watched] | None = None
+        self.asked_at = -math.inf
         self._host = host
         self._journal = journal
         self._metrics = metrics
@@ -158,10 +159,14 @@ class Keeper:
         return not waits or time.monotonic() - self._watched_since > self._rules.stats_age_s
 
     def _look(self) -> None:
+        asked_at = time.monotonic()
         guests = self._host.guests()
         before = self.watched or {}
         now_s = time.time()
         self.watched = {uuid: watch(before.get(uuid), guest, now_s) for uuid, guest in guests.items()}
+        # In this order: who reads both from another thread may take new guests for old ones, never old for new.
+        self.asked_at = asked_at
+        self._missing_since = {uuid: since for uuid, since in self._missing_since.items() if uuid not in guests}
         self._tally.up[self.name] = True
         self._changes.right(self.name)
 
@@ -243,14 +248,13 @@ class Keeper:
 
     def _hold(self, session: Session) -> None:
         if self.watched is None or session.uuid in self.watched:
-            self._missing_since.pop(session.uuid, None)
             self._journal.note(session)
         elif time.monotonic() - self._missing_since.setdefault(session.uuid, time.monotonic()) > _MISSING_S:
             self._look_elsewhere(session)
 
     def _look_elsewhere(self, session: Session) -> None:
         """A squeezed guest that is not here any more: it was shut off, or it runs on another host, squeezed."""
-        where = self._elsewhere(session.uuid)
+        where = self._elsewhere(session.uuid, self._missing_since.setdefault(session.uuid, time.monotonic()))
         if where:
             LOG.warning("%s: %s has moved to %s, it gets its memory back there", self.name, session.name, where)
             moved = replace(session, host=where, giving_back="it has moved")
@@ -274,6 +278,7 @@ class Keeper:
         self._forget(session, self._rules.grace_s)
 
     def _forget(self, session: Session, grace_s: float) -> None:
+        self._missing_since.pop(session.uuid, None)
         now_s = time.time()
         try:
             self._journal.end(session.uuid, now_s + grace_s, now_s)
@@ -353,10 +358,18 @@ def _read(refresh: Callable[[], None], every_s: float, ended: threading.Event) -
             return
 
 
-def find_elsewhere(keepers: Sequence[Keeper], here: str, uuid: str) -> str | None:
-    """On which other host a guest runs; empty when on none, None when a host has not been seen."""
-    others = [keeper for keeper in keepers if keeper.name != here]
-    for keeper in others:
-        if keeper.watched is not None and uuid in keeper.watched:
+def find_elsewhere(keepers: Sequence[Keeper], here: str, uuid: str, since: float) -> str | None:
+    """On which other host a guest runs; empty when on none, None when a host has not been seen since.
+
+    A host without sessions is looked at now and then only: what it showed before a guest left here says nothing.
+    """
+    unseen = False
+    for keeper in keepers:
+        if keeper.name == here:
+            continue
+        asked_at, watched = keeper.asked_at, keeper.watched
+        if watched is not None and uuid in watched:
             return keeper.name
-    return None if any(keeper.watched is None for keeper in others) else ""
+        if watched is None or asked_at < since:
+            unseen = True
+    return None if unseen else ""
