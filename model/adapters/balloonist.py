@@ -293,6 +293,9 @@ class Keeper:
                 self._restore(restore(session, session.to_mb, session.giving_back or reason), session)
             except HostUnavailable as error:
                 self._changes.wrong(self.name, str(error))
+            except Exception:
+                # The thread must live on: nobody else gives anything back on this host.
+                LOG.exception("%s: giving back to %s failed", self.name, session.name)
 
     def end(self) -> None:
         """Give everything back, and wait a little until the guests have it."""
