@@ -54,8 +54,13 @@ class Journal:
         except FileNotFoundError:
             text = b""
         except OSError as error:
+            self.close()
             raise JournalRefused(f"{error.filename or self.path}: {error.strerror}") from None
-        read = self._parse(text) if text else _Text(_FORMAT, {}, {})
+        try:
+            read = self._parse(text) if text else _Text(_FORMAT, {}, {})
+        except JournalRefused:
+            self.close()
+            raise
         self._sessions, self._grace = read.sessions, read.grace
 
     def _take(self) -> None:
@@ -65,7 +70,7 @@ class Journal:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._handle)
+            self.close()
             raise JournalRefused(f"{self.path}: another vmballooning.py is at work with it") from None
 
     def _parse(self, text: bytes) -> _Text:
