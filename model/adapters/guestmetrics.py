@@ -28,18 +28,21 @@ class _Vm:
     def __init__(self) -> None:
         self.pieces: deque[tuple[FloatArray, FloatArray]] = deque()  # seconds, MB used
         self.rss_mb = math.nan
+        self._rss_s = -math.inf
 
     def add(self, times_s: FloatArray, usage_mb: FloatArray, rss_mb: FloatArray) -> None:
         told = ~np.isnan(usage_mb)
         if told.any():
             self.pieces.append((times_s[told], usage_mb[told]))
-        resident = rss_mb[~np.isnan(rss_mb)]
+        resident = np.flatnonzero(~np.isnan(rss_mb))
         if resident.size:
-            self.rss_mb = float(resident[-1])
+            self.rss_mb, self._rss_s = float(rss_mb[resident[-1]]), float(times_s[resident[-1]])
 
     def forget(self, before_s: float) -> None:
         while self.pieces and self.pieces[0][0][-1] < before_s:
             self.pieces.popleft()
+        if self._rss_s < before_s:
+            self.rss_mb = math.nan
 
     def metrics(self, since_s: float, now_s: float) -> Metrics:
         if not self.pieces:
