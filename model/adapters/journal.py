@@ -50,9 +50,7 @@ class Journal:
         try:
             if locked:
                 self._take()
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            text = b""
+            text = self._read()
         except OSError as error:
             self.close()
             raise JournalRefused(f"{error.filename or self.path}: {error.strerror}") from None
@@ -72,6 +70,12 @@ class Journal:
         except BlockingIOError:
             self.close()
             raise JournalRefused(f"{self.path}: another vmballooning.py is at work with it") from None
+
+    def _read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def _parse(self, text: bytes) -> _Text:
         try:
