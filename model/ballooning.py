@@ -399,7 +399,7 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
         (now_s - watched.swapped_at_s < rules.quiet_s, "it swaps"),
         (watched.faults_per_s > _FAULTS_PER_S, f"it has {watched.faults_per_s:.0f} page faults from disk per second"),
         (
-            not (math.isfinite(guest.memory_mb) and guest.balloon_mb >= guest.memory_mb - TOLERANCE_MB),
+            not abs(guest.memory_mb - guest.balloon_mb) <= TOLERANCE_MB,
             f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, and not by us",
         ),
         (
