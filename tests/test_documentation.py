@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import scroogevm
 import vmaggreg
+import vmballooning
 from misc import fakeworkers, traceconvert, tracegen
 from model.adapters.estimator import Counts
 from model.adapters.metrics import EstimatorMetrics
@@ -53,6 +54,7 @@ def test_every_command_names_a_program_and_options_that_exist(command: str) -> N
         "misc/traceconvert.py": traceconvert.build_parser,
         "misc/fakeworkers.py": fakeworkers.build_parser,
         "vmaggreg.py": vmaggreg.build_parser,
+        "vmballooning.py": vmballooning.build_parser,
     }
     if program in parsers and "-h" not in words:
         parsers[program]().parse_args(words[words.index(program) + 1 :])
@@ -84,7 +86,7 @@ def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> No
 def test_dotenv_shows_the_defaults() -> None:
     from dotenv import dotenv_values
 
-    from model.adapters.settings import Environment, aggregator_settings, estimator_settings
+    from model.adapters.settings import Environment, aggregator_settings, ballooning_settings, estimator_settings
 
     text = (ROOT / "dotenv").read_text()
     written = dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.M)))
@@ -93,6 +95,8 @@ def test_dotenv_shows_the_defaults() -> None:
     by_default = aggregator_settings(Environment({"AGGREG_STUB_LIST": written["AGGREG_STUB_LIST"]}))
     assert as_shown == by_default
     shown = Environment({key: value for key, value in written.items() if key not in influx})
+    hosts = {"LIBVIRT_NODES": written["LIBVIRT_NODES"]}
+    assert ballooning_settings(shown) == ballooning_settings(Environment(hosts))
     assert estimator_settings(shown) == estimator_settings(
         Environment({"AGGREG_STUB_LIST": written["AGGREG_STUB_LIST"]})
     )
@@ -113,6 +117,16 @@ def test_every_metric_of_the_estimator_is_documented() -> None:
     names = set(re.findall(r"^(scroogevm_\w+)", generate_latest(registry).decode(), flags=re.M))
     assert len(names) > 15
     assert not {name for name in names if f"`{name}" not in README}
+
+
+def test_every_metric_of_ballooning_is_documented() -> None:
+    code = (ROOT / "model" / "adapters" / "ballooning.py").read_text()
+    names = {
+        f"scroogevm_{name.removeprefix('scroogevm_')}"
+        for name in re.findall(r'"((?:scroogevm_)?balloon_[a-z_]+)"', code)
+    }
+    assert len(names) >= 7
+    assert not {name for name in names if name not in README}
 
 
 def test_example_of_a_trace_is_one() -> None:
@@ -142,5 +156,5 @@ def test_no_path_of_a_machine_is_in_the_repository() -> None:
 
 
 def test_fixed_files_are_where_they_belong() -> None:
-    fixed = "scroogevm.py vmaggreg.py dotenv launchallfromjson.sh scroogevm_analysis.ipynb requirements.txt README.md LICENSE CHANGELOG.md"
+    fixed = "scroogevm.py vmaggreg.py vmballooning.py dotenv launchallfromjson.sh scroogevm_analysis.ipynb requirements.txt README.md LICENSE CHANGELOG.md"
     assert all(Path(ROOT / name).is_file() for name in fixed.split())

@@ -252,7 +252,7 @@ def test_dry_run_says_what_it_would_do_with_each_guest_and_does_nothing(
 
 def test_killed_daemon_gives_back_at_its_next_start(env: Environment, hoarder: Guest, stored: None) -> None:
     with running({**env, **SLOWLY}) as daemon:
-        wait_for(squeezed(hoarder))
+        wait_for(squeezed(hoarder), 90)
         daemon.kill()
         daemon.wait()
     (session,) = journal(env)["sessions"].values()
@@ -269,7 +269,7 @@ def test_killed_daemon_gives_back_at_its_next_start(env: Environment, hoarder: G
 
 def test_terminated_daemon_gives_back_before_it_leaves(env: Environment, hoarder: Guest, stored: None) -> None:
     with running({**env, **SLOWLY}) as daemon:
-        wait_for(squeezed(hoarder))
+        wait_for(squeezed(hoarder), 90)
         end(daemon)
     assert daemon.returncode == 0
     assert hoarder.balloon_mb() == FULL_MB
@@ -309,7 +309,7 @@ def test_libvirtd_that_dies_in_a_session_and_comes_back_finds_the_guest_restored
     env: Environment, host: Host, hoarder: Guest, stored: None
 ) -> None:
     with running({**env, **SLOWLY}) as daemon:
-        wait_for(squeezed(hoarder))
+        wait_for(squeezed(hoarder), 90)
         host.kill()
         time.sleep(2)
         host.start()
@@ -320,18 +320,16 @@ def test_libvirtd_that_dies_in_a_session_and_comes_back_finds_the_guest_restored
     assert told.count(f"{host.uri}: all is well again") == 1
 
 
-def test_session_over_ssh_that_freezes_is_given_up_and_given_back(
+def test_guest_whose_host_freezes_the_ssh_session_gets_its_memory_back(
     env: Environment, sshd: Sshd, hoarder: Guest, stored: None
 ) -> None:
     env["LIBVIRT_NODES"] = json.dumps({NODE: sshd.uri()})
     with running({**env, **SLOWLY}) as daemon:
-        wait_for(squeezed(hoarder))
+        wait_for(squeezed(hoarder), 90)
         with frozen(children(daemon.pid, "ssh")):
-            time.sleep(8)
-            assert journal(env)["sessions"]
-            assert daemon.poll() is None
-        wait_for(lambda: not journal(env)["sessions"], 60)
-        assert hoarder.balloon_mb() == FULL_MB
+            # It does not wait for the one that is frozen, but comes by another.
+            wait_for(lambda: not journal(env)["sessions"], 60)
+            assert hoarder.balloon_mb() == FULL_MB
         told = end(daemon)
     assert daemon.returncode == 0
     assert "all is well again" in told
@@ -387,7 +385,7 @@ def test_guest_that_is_destroyed_in_a_session_is_forgotten(env: Environment, hos
 
 def test_second_daemon_on_one_journal_is_refused(env: Environment, hoarder: Guest, stored: None) -> None:
     with running({**env, **SLOWLY}) as daemon:
-        wait_for(squeezed(hoarder))
+        wait_for(squeezed(hoarder), 90)
         second = run(env, "--once")
         assert (second.returncode, second.stderr.count("\n")) == (2, 1)
         assert "another vmballooning.py is at work with it" in second.stderr

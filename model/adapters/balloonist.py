@@ -20,6 +20,8 @@ LOG = logging.getLogger("scroogevm.ballooning")
 
 #: How long the end waits for guests to have their memory back.
 _END_S = 10.0
+#: How long a single plan waits for the store.
+_UNREAD_S = 30.0
 #: A guest that its host does not show for so long is not there any more; one that moves may be nowhere for a moment.
 _MISSING_S = 5.0
 
@@ -111,8 +113,13 @@ class Keeper:
 
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
         """Look, plan and act until told to stop, or, once, until the sessions of one plan are over."""
+        patience_at = time.monotonic() + self._rules.stats_age_s + _UNREAD_S
         while not stop.is_set():
             planned = self.tick()
+            if once and not planned and self._plan_at == 0.0 and time.monotonic() > patience_at:
+                self._changes.wrong(self.name, "nothing could be read from the store, there is no plan")
+                self._tally.up[self.name] = False
+                break
             if once and planned and (self._report or self.watched is None or not self._journal.sessions(self.name)):
                 break
             stop.wait(self._pause_s())
