@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:
-    modes = [name for name in ("load", "export", "status", "once", "check") if getattr(args, name)]
-    if len(modes) > 1 or (args.load is not None and modes != ["load"]):
+    modes = [name for name in ("load", "export", "status", "once", "check") if getattr(args, name) not in {None, False}]
+    if len(modes) > 1:
         parser.error(" and ".join(f"--{name}" for name in modes) + " exclude each other")
     for option, mode in (("report", "load"), ("since", "export"), ("until", "export")):
         if getattr(args, option) not in {None, False} and mode not in modes:
@@ -176,7 +176,8 @@ def _guarded(parser: Parser, job: Callable[[argparse.Namespace], int], args: arg
             raise
         if args.load is None and args.export is None and not args.once:
             return 0
-        print("scroogevm.py: interrupted, nothing was written", file=sys.stderr)
+        what = "" if args.once else ", nothing was written"
+        print(f"scroogevm.py: interrupted{what}", file=sys.stderr)
         return 130
 
 

@@ -391,28 +391,26 @@ def test_figures_of_the_slice_before_are_not_fresh_for_ever(store: SqliteStore, 
     assert states == {1.5: "ok", 10.0: "ok", 15.9: "ok", 16.1: "stale", 59.0: "stale"}
 
 
-def test_clock_that_jumps_ahead_and_back_loses_no_slice(store: SqliteStore, tmp_path: Path) -> None:
-    numbers = range(FIRST, FIRST + 8)
-    fill(store, NODES, numbers)
+def test_clock_that_is_a_slice_ahead_is_waited_for(store: SqliteStore, tmp_path: Path) -> None:
+    fill(store, NODES, range(FIRST, FIRST + 8))
     played = Played(settings_for(tmp_path), store, ["percentile"])
-    assert played.wake(FIRST + 3)[0].state == "ok"
-    # Two slices ahead of what there is, then back: what was said of the future is not said of the present.
-    assert played.wake(FIRST + 9)[0].state == "stale"
-    assert {status.state for status in played.wake(FIRST + 7)} == {"stale"}
-    assert {status.state for status in played.wake(FIRST + 9)} == {"stale"}
-    fill(store, NODES, range(FIRST + 10, FIRST + 11))
-    assert "ok" in {status.state for status in played.wake(FIRST + 10)}
+    assert "ok" in {status.state for status in played.wake(FIRST + 7)}
+    # What was said of the future is not said of the present.
+    assert {status.state for status in played.wake(FIRST + 6)} == {"stale"}
+    fill(store, NODES, range(FIRST + 8, FIRST + 9), per_slice=3)
+    assert "ok" in {status.state for status in played.wake(FIRST + 8)}
 
 
-def test_clock_that_was_years_ahead_is_forgotten(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("ahead", [9, 12, 1000])
+def test_what_a_clock_that_was_ahead_has_seen_is_forgotten(
+    ahead: int, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 8)
     fill(store, NODES, numbers)
     expected = Played(settings_for(tmp_path / "a"), store, ["percentile"]).play([FIRST + 7])
     played = Played(settings_for(tmp_path / "b"), store, ["percentile"])
     played.wake(FIRST + 7)
-    played.wake(FIRST + 1000)
+    played.wake(FIRST + ahead)
     caplog.clear()
     assert [played.wake(FIRST + 7)] == expected
     assert sum("which is not yet" in record.getMessage() for record in caplog.records) == len(NODES)
@@ -693,3 +691,21 @@ def test_nonsense_in_the_store_costs_no_node_its_figures(store: SqliteStore, tmp
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+
+
+def test_memory_file_that_is_taken_away_is_made_again(
+    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = range(FIRST, FIRST + 12)
+    fill(store, NODES, numbers)
+    steady = Played(settings_for(tmp_path / "a"), store).play(numbers)
+    settings = settings_for(tmp_path / "b")
+    played = Played(settings, store)
+    told = [played.wake(number) for number in numbers[:5]]
+    for path in settings.memory_path.parent.glob("estimator.sqlite*"):
+        path.unlink()
+    told += [played.wake(number) for number in numbers[5:8]]
+    assert sum("was taken away" in record.getMessage() for record in caplog.records) == 1
+    played.restart()
+    told += played.play(numbers[8:], restart=True)
+    assert told == steady

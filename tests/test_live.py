@@ -446,7 +446,7 @@ def test_short_slices_are_warned_about(env: Environment) -> None:
         (("--since=2000-01-01", "--until=2000-01-02"), "nothing is stored of"),
         (("--since=2999-01-01",), "no slice has ended between it and --until"),
         (("--since=0", "--until=10", "--url=[]"), "--url: is not a list of URLs"),
-        (("--since=0", "--until=10", "--url={"), "--url: '{' is not JSON"),
+        (("--since=0", "--until=10", "--url={"), "--url: is not JSON"),
     ],
 )
 def test_export_of_nothing_leaves_nothing(

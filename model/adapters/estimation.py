@@ -139,7 +139,7 @@ def _settings(args: argparse.Namespace) -> EstimatorSettings:
     try:
         nodes = () if args.url is None else parse_nodes(json.loads(args.url))
     except (ValueError, RecursionError) as error:
-        words = f"{args.url!r} is not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
+        words = "is not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
         raise UsageError(f"--url: {words}") from None
     try:
         return estimator_settings(environment(), nodes)

@@ -304,8 +304,8 @@ class Estimator:
         return self._calendar.scope_start(due) - self._settings.previous_scopes * self._calendar.positions
 
     def _is_ahead(self, number: int, due: int) -> bool:
-        """Whether the clock must have been wrong; by less than a scope it is waited for."""
-        return number - due > self._calendar.positions
+        """Whether the clock must have been wrong; by a single slice it is waited for."""
+        return number - due > 1
 
     def _step(self, name: str, number: int, before: NodeMemory | None) -> NodeMemory | None:
         """One slice of a node; None as long as nothing was ever heard of it."""

@@ -97,3 +97,12 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None, owner:
     """
     with staged() as files:
         files.write(path, data, mode=mode, owner=owner)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that takes its name; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

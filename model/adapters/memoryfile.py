@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from model.adapters.files import identity
 from model.adapters.runtime import Changes
 from model.assembly import Known
 from model.dump import SliceFigures
@@ -104,6 +105,7 @@ class MemoryFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
+            self._identity = identity(self.path)
         except OSError as error:
             raise MemoryRefused(f"{self.path}: {error.strerror}") from None
         except sqlite3.Error as error:
@@ -209,6 +211,7 @@ class MemoryFile:
             if time.monotonic() < self._retry_at:
                 return
             try:
+                self._make_sure_it_is_there()
                 self._write((node, memory.number, msgspec.msgpack.encode(figures)) if figures else None)
             except sqlite3.Error as error:
                 self._retry_at = time.monotonic() + _RETRY_S
@@ -217,6 +220,18 @@ class MemoryFile:
                 self._held_nodes.clear()
                 self._held_positions.clear()
                 self._changes.right(str(self.path))
+
+    def _make_sure_it_is_there(self) -> None:
+        """Make the file again, with all that was in it, when it was taken away under our hands."""
+        if identity(self.path) == self._identity:
+            return
+        LOG.warning("%s was taken away: it is made again", self.path)
+        if self.path.exists():
+            self._set_aside("is not the one that was opened")
+        fresh = self._connect()
+        self._connection.backup(fresh)
+        self._connection.close()
+        self._connection, self._identity = fresh, identity(self.path)
 
     def _write(self, figures: tuple[str, int, bytes] | None = None) -> None:
         execute, executemany = self._connection.execute, self._connection.executemany

@@ -71,7 +71,7 @@ def node_of(text: str) -> str:
     try:
         nodes = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError(f"--url: {text!r} is not JSON") from None
+        raise UsageError("--url: is not JSON") from None
     if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) and node for node in nodes):
         raise UsageError('--url: not a list of URLs such as ["http://node:9100/metrics"]')
     if len(nodes) > 1:

@@ -23,6 +23,8 @@ LOG = logging.getLogger("scroogevm")
 
 T = TypeVar("T")
 
+#: Of each node; more would keep the estimator from its work for hours.
+_MOST_SLICES_AT_START = 100_000
 #: Who asks a node more often than ten times a second harms it.
 _SHORTEST_DELAY_S = 0.1
 #: Of a user or group; one more is -1, which leaves them as they are.
@@ -692,6 +694,8 @@ def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> Estimat
     )
     _refuse_one_file_for_two(env, settings)
     delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
+    if settings.previous_scopes * calendar.positions > _MOST_SLICES_AT_START:
+        env.fault("SCHED_SCOPE_INIT_FETCH_PREVIOUS", f"asks for more than {_MOST_SLICES_AT_START} slices at the start")
     if env.faults:
         raise SettingsError(env.faults)
     if 4 * delay_s > calendar.slice_s:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model.adapters.files import identity
 from model.adapters.settings import StoreSettings, without_password
 from model.rates import Tick
 from model.series import FloatArray, Period, Samples
@@ -305,7 +306,7 @@ class SqliteStore:
 
     def _connection(self) -> sqlite3.Connection:
         connection, file = getattr(self._local, "opened", (None, None))
-        if connection is None or file != _identity(self.path):
+        if connection is None or file != identity(self.path):
             # The first time, or the file that was open is no longer the one of that name.
             self._nodes.clear()
             self._layouts.clear()
@@ -317,7 +318,7 @@ class SqliteStore:
             connection = self._connect()
             with self._lock:
                 self._connections.append(connection)
-            self._local.opened = (connection, _identity(self.path))
+            self._local.opened = (connection, identity(self.path))
         return connection
 
     def _connect(self) -> sqlite3.Connection:
@@ -397,15 +398,6 @@ _NEWEST_OF_PERIOD = (
     "AND time_ms >= ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
 )
 _NODES_WITH_TICKS = "SELECT name FROM node WHERE EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id) ORDER BY name"
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one that takes its name; None when there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _words(error: BaseException) -> str:
