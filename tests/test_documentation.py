@@ -83,6 +83,11 @@ def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> No
     assert keys_of_dotenv() == read
 
 
+def test_every_key_is_in_the_table_of_settings() -> None:
+    table = README[README.index("## Settings") : README.index("## Running it")]
+    assert not {key for key in keys_of_dotenv() if f"`{key}`" not in table}
+
+
 def test_dotenv_shows_the_defaults() -> None:
     from dotenv import dotenv_values
 
