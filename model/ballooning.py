@@ -218,6 +218,8 @@ class Session:
         What the guest had swapped when the session began.
     rss_mb : float
         What was resident then.
+    counts_balloon : bool
+        Whether the guest takes its balloon for memory in use, as drivers do that let go of it by themselves.
     giving_back : str
         Why it is given back; empty while it is squeezed.
     gave_up : bool
@@ -237,6 +239,7 @@ class Session:
     moved_s: float = 0.0
     swapped_kb: float = math.nan
     rss_mb: float = math.nan
+    counts_balloon: bool = False
     giving_back: str = ""
     gave_up: bool = False
 
@@ -467,7 +470,7 @@ def go_on(session: Session, watched: Watched | None, now_s: float, rules: Rules)
     if watched is None:
         return _act("hold", session, session.to_mb, "its host does not show it")
     guest = watched.guest
-    seen = _followed(session, guest, now_s)
+    seen = _followed(session, watched, now_s)
     if seen.giving_back:
         if not guest.balloon_mb >= seen.from_mb - TOLERANCE_MB:
             return restore(seen, guest.balloon_mb, seen.giving_back, gave_up=seen.gave_up)
@@ -504,21 +507,28 @@ def _act(kind: Kind, session: Session, from_mb: float, reason: str, to_mb: float
     return Action(kind, session.name, session.uuid, from_mb, to_mb, reason, session)
 
 
-def _followed(session: Session, guest: Guest, now_s: float) -> Session:
+def _followed(session: Session, watched: Watched, now_s: float) -> Session:
     """The session, with what the balloon has done since.
 
     What the guest gets back is what it may have now: it may have been shut off and started with more, or with less.
     """
+    guest = watched.guest
     if math.isfinite(guest.memory_mb):
         session = replace(session, from_mb=guest.memory_mb)
     if guest.balloon_mb < session.least_mb - 0.5:
         return replace(session, least_mb=guest.balloon_mb, moved_s=now_s)
+    if watched.fresh_s > session.moved_s:
+        # What it tells is of the balloon as it is: only now the two can be compared.
+        surplus_mb = guest.available_mb + session.overhead_mb - guest.balloon_mb
+        return replace(session, counts_balloon=surplus_mb > 2 * TOLERANCE_MB)
     return session
 
 
 def _live_usage(session: Session, guest: Guest) -> float:
     """What the guest uses now: its total and what is free of it are told together, unlike the balloon's size."""
     used_mb = guest.available_mb - guest.unused_mb + session.overhead_mb
+    if session.counts_balloon:
+        used_mb -= session.from_mb - guest.balloon_mb
     return 0.0 if math.isnan(used_mb) else used_mb
 
 
