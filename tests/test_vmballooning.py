@@ -95,6 +95,7 @@ def env(host: Host, tmp_path: Path) -> Environment:
         "BALLOONING_MIN_CONFIG_MB": "100",
         "BALLOONING_THRESHOLD_GAIN_MB": "200",
         "BALLOONING_STATS_AGE_S": "15",
+        "BALLOONING_STUCK_S": "30",
         "BALLOONING_EXCLUDE": '["careful"]',
     }
 
@@ -138,13 +139,15 @@ def run(env: Environment, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def running(env: Environment, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*PROGRAM, *arguments], env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*PROGRAM, "-d", "1", *arguments], env=env, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
+        # Shown when the test fails.
+        print(stderr)
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -277,7 +280,7 @@ def test_terminated_daemon_gives_back_before_it_leaves(env: Environment, hoarder
 
 
 def test_guest_that_needs_its_memory_in_a_session_gets_it(env: Environment, hoarder: Guest, stored: None) -> None:
-    with running({**env, **SLOWLY, "BALLOONING_STEP_MB": "48"}, "-d", "1") as daemon:
+    with running({**env, **SLOWLY, "BALLOONING_STEP_MB": "48"}) as daemon:
         wait_for(squeezed(hoarder, 300), 60)
         # 20 MB a second, up to what it could not hold when squeezed.
         hoarder.run(
@@ -294,7 +297,7 @@ def test_guest_that_needs_its_memory_in_a_session_gets_it(env: Environment, hoar
 def test_guest_that_needs_it_all_at_once_does_not_die(env: Environment, guests: dict[str, Guest], stored: None) -> None:
     """With autodeflate a guest helps itself; the session then sees that, and ends."""
     careful = hoarding(guests["careful"])
-    with running({**env, **SLOWLY, "BALLOONING_STEP_MB": "48", "BALLOONING_EXCLUDE": '["vm-a"]'}, "-d", "1") as daemon:
+    with running({**env, **SLOWLY, "BALLOONING_STEP_MB": "48", "BALLOONING_EXCLUDE": '["vm-a"]'}) as daemon:
         wait_for(squeezed(careful, 300), 60)
         careful.run("fill 350", 60)
         wait_for(whole(careful))
