@@ -23,7 +23,7 @@ from model.adapters.files import staged
 from model.adapters.livedump import LiveDump
 from model.adapters.memoryfile import MemoryFile, MemoryRefused
 from model.adapters.metrics import EstimatorMetrics
-from model.adapters.runtime import serve_metrics, set_up_logging, stop_on_signals
+from model.adapters.runtime import serve, set_up_logging, stop_on_signals
 from model.adapters.settings import (
     EstimatorSettings,
     PlacementSettings,
@@ -89,11 +89,12 @@ def run(args: argparse.Namespace) -> int:
             on_slice=dump.on_slice if dump else lambda *_: None,
         )
         registry = CollectorRegistry()
-        outlets["status file"] = StatusFile(settings.status, settings.calendar.slice_s + estimator.patience_s)
+        valid_s = settings.calendar.slice_s + estimator.patience_s
+        outlets["status file"] = StatusFile(settings.status, valid_s)
         counts = _keep_placement(settings.placement, outlets, opened) if settings.placement else None
         outlets["metrics"] = EstimatorMetrics(registry, estimator.counts, counts)
         if settings.metrics_port and not args.once:
-            serve_metrics("SCHED_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
+            outlets["status page"] = _serve_page(settings, registry, valid_s)
         try:
             silent = asyncio.run(estimator.once() if args.once else _until_stopped(estimator))
         finally:
@@ -103,6 +104,17 @@ def run(args: argparse.Namespace) -> int:
         if dump:
             dump.write_all()
     return 1 if args.once and (silent or estimator.counts.publication_failures) else 0
+
+
+def _serve_page(settings: EstimatorSettings, registry: CollectorRegistry, valid_s: float) -> Outlet:
+    """Serve the status page, and the metrics beside it."""
+    # Templates, only for those who want them.
+    from model.adapters.statuspage import History, application
+
+    history = History()
+    pages = application(history, registry, settings.calendar.slice_s, valid_s)
+    serve("SCHED_METRICS_PORT", settings.metrics_port, settings.metrics_address, pages)
+    return history
 
 
 def _keep_placement(

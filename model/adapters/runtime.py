@@ -9,10 +9,15 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from model.adapters.commandline import UsageError
+from model.adapters.web import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 
 def set_up_logging(debug: bool) -> None:
@@ -51,8 +56,19 @@ def serve_metrics(key: str, port: int, address: str, registry: CollectorRegistry
     UsageError
         When the port that the setting ``key`` names can't be had.
     """
+    serve(key, port, address, make_wsgi_app(registry))
+
+
+def serve(key: str, port: int, address: str, application: WSGIApplication) -> None:
+    """The same for any pages.
+
+    Raises
+    ------
+    UsageError
+        When the port that the setting ``key`` names can't be had.
+    """
     try:
-        start_http_server(port, address, registry)
+        Server(application, port, address)
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or "METRICS_ADDRESS is no address"
         raise UsageError(f"{key}: {port} can't be served: {words}") from None

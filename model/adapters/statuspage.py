@@ -1,0 +1,577 @@
+"""The estimator's status page: what is published of every node and how it came to that, as plain HTML and SVG."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qs, urlencode
+
+import jinja2
+import numpy as np
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from model.adapters.statusfile import encode
+from model.series import CPU, MEMORY, RESOURCES, FloatArray, Resource
+from model.status import NodeStatus
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger("scroogevm.estimator")
+
+#: How many slices a picture shows.
+KEPT = 96
+NODES_PER_PAGE = 200
+_REFRESH_S = 10
+#: Pixels of a picture: a slice is so wide, and the picture so high.
+_STEP, _HEIGHT = 2, 32
+_LONGEST_FILTER = 200
+#: By resource: its heading, and how many of our units are one of the page's.
+_SHOWN = {CPU: ("CPU", "cores", 1.0), MEMORY: ("memory", "GB", 1024.0)}
+#: Columns of a course: the end of a slice, then free, booked and config of each resource.
+_COLUMNS = {CPU: slice(1, 4), MEMORY: slice(4, 7)}
+
+PageState = Literal["ok", "stale", "unknown", "outdated"]
+_STATES: tuple[PageState, ...] = ("ok", "stale", "unknown", "outdated")
+
+
+# --- what was published ------------------------------------------------------------------------------
+
+
+class History:
+    """The last slices of every node; an outlet of the estimator.
+
+    What is shown is exchanged whole and never changed, so that readers need no lock.
+
+    Parameters
+    ----------
+    kept : int
+        How many slices of a node.
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self.shown: tuple[Sequence[NodeStatus], Mapping[str, FloatArray]] = ((), {})
+        """The newest statuses, and by node its course: (slices, 7) float64."""
+
+    def publish(self, statuses: Sequence[NodeStatus]) -> None:
+        """Take note; what was said of a slice before is replaced."""
+        _, courses = self.shown
+        self.shown = (
+            tuple(statuses),
+            {status.node: self._continued(courses.get(status.node), status) for status in statuses},
+        )
+
+    def _continued(self, course: FloatArray | None, status: NodeStatus) -> FloatArray:
+        before = np.empty((0, 7)) if course is None else course
+        if status.state == "unknown":
+            return before
+        # A clock that was put back takes back what came after.
+        kept = before[before[:, 0] < status.slice_end_s]
+        return np.vstack([kept[max(0, len(kept) - self._kept + 1) :], _row(status)])
+
+
+def _row(status: NodeStatus) -> list[float]:
+    row = [status.slice_end_s]
+    for resource in RESOURCES:
+        said = status.of(resource)
+        known = said.last is not None and said.state == "ok"
+        row += [
+            said.free if known else math.nan,
+            said.last.booked if said.last is not None and known else math.nan,
+            said.last.config if said.last is not None else math.nan,
+        ]
+    return row
+
+
+# --- what is drawn -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What of it a reader wants to see.
+
+    Attributes
+    ----------
+    node : str
+        Part of a name, in small letters.
+    state : str
+        One of the states, or empty for all.
+    page : int
+        From 1.
+    refresh : bool
+        Whether the page comes anew by itself.
+    """
+
+    node: str = ""
+    state: str = ""
+    page: int = 1
+    refresh: bool = True
+
+    @classmethod
+    def parsed(cls, text: str) -> Query:
+        """Of the query in a URL; what makes no sense is left out."""
+        given = {key: values[-1] for key, values in parse_qs(text, max_num_fields=None, errors="replace").items()}
+        page = given.get("page", "")
+        return cls(
+            node=given.get("node", "").strip().lower()[:_LONGEST_FILTER],
+            state=given["state"] if given.get("state") in _STATES else "",
+            page=int(page) if page.isascii() and page.isdigit() and 0 < len(page) < 7 else 1,
+            refresh=given.get("refresh") != "0",
+        )
+
+    def link(self, **changed: str | int) -> str:
+        """A URL of the same page with something changed."""
+        words = {"node": self.node, "state": self.state, "page": self.page, "refresh": "" if self.refresh else "0"}
+        words |= changed
+        return "./?" + urlencode({key: value for key, value in words.items() if value not in {"", 1}})
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A node as it is shown."""
+
+    status: NodeStatus
+    state: PageState
+    age: str
+    pictures: Mapping[Resource, _Picture]
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """The course of a resource: paths of SVG, and what they show in words."""
+
+    sold: str
+    booked: str
+    config: str
+    words: str
+
+
+class StatusPage:
+    """Draws the page.
+
+    Parameters
+    ----------
+    slice_s : float
+        How long a slice is.
+    valid_s : float
+        For how long after the end of its slice what was published is good.
+    kept : int
+        How many slices are shown.
+    """
+
+    def __init__(self, slice_s: float, valid_s: float, kept: int = KEPT) -> None:
+        self._slice_s = slice_s
+        self._valid_s = valid_s
+        self._kept = kept
+        environment = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters |= {"figure": _figure, "ratio": _ratio}
+        self._template = environment.from_string(_PAGE)
+
+    def render(
+        self, statuses: Sequence[NodeStatus], courses: Mapping[str, FloatArray], query: Query, now_s: float
+    ) -> bytes:
+        """The page, as HTML in UTF-8.
+
+        Parameters
+        ----------
+        statuses : sequence of NodeStatus
+        courses : mapping of node to (slices, 7) float64
+            See :class:`History`.
+        query : Query
+        now_s : float
+            Unix seconds.
+        """
+        states = [self._state(status, now_s) for status in statuses]
+        chosen = [
+            (status, state)
+            for status, state in zip(statuses, states, strict=True)
+            if query.node in status.node.lower() and query.state in {"", state}
+        ]
+        pages = max(1, -(-len(chosen) // NODES_PER_PAGE))
+        page = min(query.page, pages)
+        newest = max((course[-1, 0] for course in courses.values() if len(course)), default=math.nan)
+        return self._template.render(
+            rows=[
+                _Row(
+                    status,
+                    state,
+                    "-" if math.isnan(status.slice_end_s) else _time(max(0.0, now_s - status.slice_end_s)),
+                    self._pictures(self._placed(courses.get(status.node), newest)),
+                )
+                for status, state in chosen[(page - 1) * NODES_PER_PAGE : page * NODES_PER_PAGE]
+            ],
+            totals=[(resource, *_total(resource, statuses)) for resource in RESOURCES],
+            pictures=self._pictures(self._summed(courses.values(), newest)),
+            states=[(state, states.count(state)) for state in _STATES],
+            number=len(statuses),
+            chosen=len(chosen),
+            page=page,
+            pages=pages,
+            query=query,
+            refresh_s=_REFRESH_S,
+            moment=datetime.fromtimestamp(now_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            slice=_time(self._slice_s),
+            kept=self._kept,
+            period=_time(self._kept * self._slice_s),
+            shown=_SHOWN,
+            resources=RESOURCES,
+            width=_STEP * self._kept,
+            height=_HEIGHT,
+        ).encode()
+
+    def _state(self, status: NodeStatus, now_s: float) -> PageState:
+        # Who sees this sees a daemon that answers and does not estimate.
+        return "outdated" if now_s > status.slice_end_s + self._valid_s else status.state
+
+    def _placed(self, course: FloatArray | None, newest_s: float) -> FloatArray:
+        """A course on the page's time: (kept, 7), NaN where there was no slice."""
+        placed = np.full((self._kept, 7), np.nan)
+        if course is not None and len(course):
+            place = self._kept - 1 - np.rint((newest_s - course[:, 0]) / self._slice_s).astype(np.int64)
+            placed[place[place >= 0]] = course[place >= 0]
+        return placed
+
+    def _summed(self, courses: Iterable[FloatArray], newest_s: float) -> FloatArray:
+        """All courses together; NaN where there was nothing at all."""
+        total, known = np.zeros((self._kept, 7)), np.zeros((self._kept, 7), dtype=bool)
+        for course in courses:
+            placed = self._placed(course, newest_s)
+            there = ~np.isnan(placed)
+            total[there] += placed[there]
+            known |= there
+        return np.where(known, total, np.nan)
+
+    def _pictures(self, placed: FloatArray) -> dict[Resource, _Picture]:
+        return {resource: _picture(resource, *placed[:, _COLUMNS[resource]].T) for resource in RESOURCES}
+
+
+def _picture(resource: Resource, free: FloatArray, booked: FloatArray, config: FloatArray) -> _Picture:
+    sold = free + booked
+    top = float(np.nan_to_num([*sold, *config]).max(initial=0.0))
+    name, unit, scale = _SHOWN[resource]
+    there = ~np.isnan(sold)
+    if not there.any() or not top > 0:
+        return _Picture("", "", _path(_heights(config, top), closed=False), f"{name}: nothing is known")
+    ratios = (sold / config)[there & (config > 0)]
+    words = f"{name}: free {_span(free[there] / scale, 1)}, booked {_span(booked[there] / scale, 1)} {unit}"
+    if ratios.size:
+        words += f", ratio {_span(ratios, 2)}"
+    missing = np.count_nonzero(~there[np.argmax(there) :])
+    if missing:
+        words += f"; {missing} slices without figures"
+    return _Picture(
+        _path(_heights(sold, top), closed=True),
+        _path(_heights(booked, top), closed=True),
+        _path(_heights(config, top), closed=False),
+        words,
+    )
+
+
+def _span(values: FloatArray, digits: int) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _heights(values: FloatArray, top: float) -> list[int | None]:
+    """Pixels from the upper edge; a pixel is left for the line."""
+    scaled = 1 + np.rint((_HEIGHT - 1) * (1 - values / top)) if top > 0 else np.full(len(values), np.nan)
+    return [None if math.isnan(height) else int(height) for height in scaled.tolist()]
+
+
+def _path(heights: Sequence[int | None], *, closed: bool) -> str:
+    """Steps, down to the lower edge where they are closed; a new stroke after each gap."""
+    pieces: list[str] = []
+    last: int | None = None
+    for i, height in enumerate([*heights, None]):
+        if height == last:
+            continue
+        x = _STEP * i
+        if last is None:
+            pieces.append(f"M{x} {_HEIGHT}V{height}" if closed else f"M{x} {height}")
+        elif height is None:
+            pieces.append(f"H{x}V{_HEIGHT}Z" if closed else f"H{x}")
+        else:
+            pieces.append(f"H{x}V{height}")
+        last = height
+    return "".join(pieces)
+
+
+def _total(resource: Resource, statuses: Sequence[NodeStatus]) -> tuple[float, float, float, float]:
+    """Free, booked, config and ratio of all nodes together."""
+    last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
+    free = math.fsum(status.of(resource).free for status in statuses)
+    booked = math.fsum(figures.booked for figures in last)
+    config = math.fsum(figures.config for figures in last)
+    return free, booked, config, (booked + free) / config if config > 0 else math.nan
+
+
+def _figure(value: float, resource: Resource) -> str:
+    return f"{value / _SHOWN[resource][2]:.1f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{round(seconds / size, 1):g} {unit}"
+    return f"{math.floor(seconds)} s"
+
+
+# --- who asks ----------------------------------------------------------------------------------------
+
+#: Status, headers, body.
+_Answer = tuple[str, list[tuple[str, str]], bytes]
+
+_METHODS = ("GET", "HEAD")
+_HEADERS = [
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+]
+
+
+def application(
+    history: History,
+    registry: CollectorRegistry,
+    slice_s: float,
+    valid_s: float,
+    clock: Callable[[], float] = time.time,
+) -> WSGIApplication:
+    """The page at ``/``, the status file's text at ``/status.json``, Prometheus' metrics at ``/metrics``.
+
+    Parameters
+    ----------
+    history : History
+    registry : CollectorRegistry
+    slice_s, valid_s : float
+        See :class:`StatusPage`.
+    clock : callable
+        Unix seconds.
+    """
+    page = StatusPage(slice_s, valid_s)
+    metrics = make_wsgi_app(registry)
+
+    def html(environ: WSGIEnvironment) -> _Answer:
+        query = Query.parsed(environ.get("QUERY_STRING", ""))
+        text = page.render(*history.shown, query, clock())
+        return _packed(environ, "text/html; charset=utf-8", text)
+
+    def json(environ: WSGIEnvironment) -> _Answer:
+        return _packed(environ, "application/json", encode(history.shown[0], valid_s))
+
+    def prometheus(environ: WSGIEnvironment) -> _Answer:
+        told: list[tuple[str, list[tuple[str, str]]]] = []
+        pieces = metrics({**environ, "REQUEST_METHOD": "GET"}, lambda status, headers: told.append((status, headers)))
+        return *told[0], b"".join(pieces)
+
+    pages = {"/": html, "/status.json": json, "/metrics": prometheus}
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        draw = pages.get(environ["PATH_INFO"])
+        try:
+            if environ["REQUEST_METHOD"] not in _METHODS:
+                status, headers, text = _refused("405 Method Not Allowed", ("Allow", ", ".join(_METHODS)))
+            else:
+                status, headers, text = draw(environ) if draw else _refused("404 Not Found")
+        except Exception:
+            LOG.exception("%s can't be shown", environ["PATH_INFO"])
+            status, headers, text = _refused("500 Internal Server Error")
+        start_response(status, [*headers, *_HEADERS, ("Content-Length", str(len(text)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [text]
+
+    return answer
+
+
+def _packed(environ: WSGIEnvironment, kind: str, text: bytes) -> _Answer:
+    headers = [("Content-Type", kind), ("Vary", "Accept-Encoding")]
+    if "gzip" not in environ.get("HTTP_ACCEPT_ENCODING", ""):
+        return "200 OK", headers, text
+    return "200 OK", [*headers, ("Content-Encoding", "gzip")], gzip.compress(text, 5)
+
+
+def _refused(status: str, *more: tuple[str, str]) -> _Answer:
+    return status, [("Content-Type", "text/plain; charset=utf-8"), *more], f"{status}\n".encode()
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+_PAGE = """\
+{% macro course(picture) %}
+<svg viewBox="0 0 {{ width }} {{ height }}" width="{{ width }}" height="{{ height }}" role="img">
+<title>{{ picture.words }}</title>
+{% if picture.sold %}<path class="free" d="{{ picture.sold }}"/>
+<path class="booked" d="{{ picture.booked }}"/>{% endif %}
+{% if picture.config %}<path class="config" d="{{ picture.config }}"/>{% endif %}
+</svg>
+{%- endmacro %}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{% if query.refresh %}<meta http-equiv="refresh" content="{{ refresh_s }}">{% endif %}
+
+<title>ScroogeVM: what may be placed on each node</title>
+<style>
+:root { color-scheme: light dark; --text: #1d2329; --faint: #59636e; --ground: #fff; --line: #d5dae0; --band: #f4f6f8;
+  --free: #7fbf9a; --booked: #4a6f93; --config: #1d2329; --ok: #17693a;
+  --stale: #8a5300; --bad: #b3202a; --link: #0b5cad; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e3e7eb; --faint: #9aa5b1; --ground: #14181c; --line: #353d45; --band: #1c2227;
+    --free: #3f8a60; --booked: #7fa6cc; --config: #e3e7eb; --ok: #6cc890;
+    --stale: #e5ab4c; --bad: #ff8a85; --link: #7fb8f0; }
+}
+body { font: 14px/1.45 system-ui, sans-serif; color: var(--text); background: var(--ground); margin: 1.5rem; }
+h1 { font-size: 1.35rem; margin: 0; }
+p { margin: .3rem 0; }
+a { color: var(--link); }
+.faint, caption { color: var(--faint); }
+.totals { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; padding: 0; list-style: none; }
+.totals li { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .9rem; }
+.totals b { font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.totals svg { display: block; margin-top: .4rem; }
+nav, form { display: flex; flex-wrap: wrap; gap: .4rem .9rem; align-items: center; margin: .5rem 0; }
+input, button { font: inherit; padding: .15rem .5rem; }
+[aria-current] { font-weight: 700; color: var(--text); text-decoration: none; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; }
+caption { text-align: left; padding: .3rem 0; }
+caption svg { vertical-align: -2px; margin-left: .6rem; }
+th, td { padding: .2rem .5rem; text-align: right; vertical-align: top; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+thead th { border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; }
+thead th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--line); }
+tbody tr { border-bottom: 1px solid var(--line); }
+tbody tr:hover { background: var(--band); }
+tbody th { font-weight: 500; text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 18rem; max-width: 26rem; }
+.left { text-align: left; }
+td small { display: block; color: var(--faint); }
+.free { fill: var(--free); }
+.booked { fill: var(--booked); }
+.config { fill: none; stroke: var(--config); stroke-width: 1.2; stroke-dasharray: 4 2; }
+svg { border-bottom: 1px solid var(--line); }
+.state { font-weight: 600; }
+.ok { color: var(--ok); }
+.stale { color: var(--stale); }
+.unknown, .outdated { color: var(--bad); }
+summary { cursor: pointer; }
+details td, details th { padding: 0 .5rem 0 0; min-width: 0; border: 0; }
+</style>
+</head>
+<body>
+<header>
+<h1>What may be placed on each node</h1>
+<p class="faint">{{ moment }} ·
+{% if query.refresh %}
+new every {{ refresh_s }} s, <a href="{{ query.link(refresh='0') }}">hold</a>
+{% else %}
+held, <a href="{{ query.link(refresh='') }}">go on</a>
+{% endif %}
+· <a href="status.json">status.json</a> · <a href="metrics">metrics</a></p>
+<ul class="totals">
+{% for resource, free, booked, config, ratio in totals %}
+<li>{{ shown[resource][0] }}: <b>{{ free | figure(resource) }}</b> {{ shown[resource][1] }} free<br>
+<span class="faint">{{ booked | figure(resource) }} booked of {{ config | figure(resource) }}, ratio
+{{ ratio | ratio }}</span>
+{{ course(pictures[resource]) }}</li>
+{% endfor %}
+</ul>
+</header>
+<nav aria-label="nodes by state">
+<a href="{{ query.link(state='', page=1) }}"
+{%- if not query.state %} aria-current="true"{% endif %}>{{ number }} nodes</a>
+{% for state, count in states %}
+{% if count or query.state == state %}
+<a class="state {{ state }}" href="{{ query.link(state=state, page=1) }}"
+{%- if query.state == state %} aria-current="true"{% endif %}>{{ count }} {{ state }}</a>
+{% endif %}
+{% endfor %}
+</nav>
+<form action="./" method="get">
+<label>name holds <input type="search" name="node" value="{{ query.node }}" maxlength="200"></label>
+{% if query.state %}<input type="hidden" name="state" value="{{ query.state }}">{% endif %}
+{% if not query.refresh %}<input type="hidden" name="refresh" value="0">{% endif %}
+<button>show</button>
+{% if chosen != number %}<span class="faint">{{ chosen }} of {{ number }}</span>{% endif %}
+</form>
+<main class="wide">
+<table>
+<caption>The last {{ kept }} slices of {{ slice }}:
+<svg width="12" height="12" aria-hidden="true"><path class="booked" d="M0 0H12V12H0Z"/></svg> booked,
+<svg width="12" height="12" aria-hidden="true"><path class="free" d="M0 0H12V12H0Z"/></svg> free on top of it,
+<svg width="18" height="12" aria-hidden="true"><path class="config" d="M0 6H18"/></svg> what the node has.
+Ratio: (booked + free) / of.</caption>
+<thead>
+<tr><th rowspan="2" scope="col" class="left">node</th><th rowspan="2" scope="col" class="left">state</th>
+{% for resource in resources %}
+<th colspan="5" scope="colgroup">{{ shown[resource][0] }}, {{ shown[resource][1] }}</th>
+{% endfor %}
+<th rowspan="2" scope="col">age of<br>the slice</th><th rowspan="2" scope="col" class="left">strategy</th></tr>
+<tr>{% for resource in resources %}<th scope="col">free</th><th scope="col">booked</th><th scope="col">of</th>
+<th scope="col">ratio</th><th scope="col" class="left">last {{ period }}</th>{% endfor %}</tr>
+</thead>
+<tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ row.status.node }}</th><td class="left state {{ row.state }}">{{ row.state }}</td>
+{% for resource in resources %}
+{% set said = row.status.of(resource) %}
+<td>{{ said.free | figure(resource) }}
+{%- if said.state == "stale" and said.last %}<small>last {{ said.last.free | figure(resource) }}</small>{% endif %}
+{%- if said.state != row.status.state %}<small class="{{ said.state }}">{{ said.state }}</small>{% endif %}</td>
+{% if said.last %}
+<td>{{ said.last.booked | figure(resource) }}</td><td>{{ said.last.config | figure(resource) }}</td>
+<td>{{ said.ratio | ratio }}</td>
+{% else %}
+<td>-</td><td>-</td><td>-</td>
+{% endif %}
+<td>{{ course(row.pictures[resource]) }}</td>
+{% endfor %}
+<td>{{ row.age }}</td><td class="left">
+{%- set names = row.status.cpu.others or row.status.mem.others %}
+{%- if names | length > 1 %}
+<details><summary>{{ row.status.strategy }}</summary><table>
+<tr><th scope="col">free</th>
+{% for resource in resources %}<th scope="col">{{ shown[resource][0] }}</th>{% endfor %}</tr>
+{% for name in names %}
+<tr><th scope="row">{{ name }}</th>
+{% for resource in resources %}
+{% set others = row.status.of(resource).others %}
+<td>{{ others[name] | figure(resource) if name in others else "-" }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</table></details>
+{%- else %}{{ row.status.strategy }}{% endif %}</td></tr>
+{% else %}
+<tr><th scope="row" colspan="14">{{ "no node fits" if number else "nothing is published yet" }}</th></tr>
+{% endfor %}
+</tbody>
+</table>
+</main>
+{% if pages > 1 %}
+<nav aria-label="pages">page
+{% for k in range(1, pages + 1) %}
+<a href="{{ query.link(page=k) }}"{% if k == page %} aria-current="page"{% endif %}>{{ k }}</a>
+{% endfor %}
+</nav>
+{% endif %}
+</body>
+</html>
+"""
