@@ -32,6 +32,7 @@ _REFRESH_S = 10
 #: Pixels of a picture: a slice is so wide, and the picture so high.
 _STEP, _HEIGHT = 2, 32
 _LONGEST_FILTER = 200
+_MOST = 1e15
 #: By resource: its heading, and how many of our units are one of the page's.
 _SHOWN = {CPU: ("CPU", "cores", 1.0), MEMORY: ("memory", "GB", 1024.0)}
 #: Columns of a course: the end of a slice, then free, booked and config of each resource.
@@ -82,11 +83,13 @@ def _row(status: NodeStatus) -> list[float]:
     for resource in RESOURCES:
         said = status.of(resource)
         known = said.last is not None and said.state == "ok"
-        row += [
+        figures = (
             said.free if known else math.nan,
             said.last.booked if said.last is not None and known else math.nan,
             said.last.config if said.last is not None else math.nan,
-        ]
+        )
+        # What no machine has is no figure.
+        row += [value if abs(value) < _MOST else math.nan for value in figures]
     return row
 
 
@@ -122,7 +125,7 @@ class Query:
         return cls(
             node=given.get("node", "").strip().lower()[:_LONGEST_FILTER],
             state=given["state"] if given.get("state") in _STATES else "",
-            page=int(page) if page.isascii() and page.isdigit() and 0 < len(page) < 7 else 1,
+            page=max(1, int(page)) if page.isascii() and page.isdigit() and len(page) < 7 else 1,
             refresh=given.get("refresh") != "0",
         )
 
@@ -222,6 +225,7 @@ class StatusPage:
             slice=_time(self._slice_s),
             kept=self._kept,
             period=_time(self._kept * self._slice_s),
+            quotient=_quotient,
             shown=_SHOWN,
             resources=RESOURCES,
             width=_STEP * self._kept,
@@ -261,7 +265,8 @@ def _picture(resource: Resource, free: FloatArray, booked: FloatArray, config: F
     there = ~np.isnan(sold)
     if not there.any() or not top > 0:
         return _Picture("", "", _path(_heights(config, top), closed=False), f"{name}: nothing is known")
-    ratios = (sold / config)[there & (config > 0)]
+    whole = there & (config > 0)
+    ratios = sold[whole] / config[whole]
     words = f"{name}: free {_span(free[there] / scale, 1)}, booked {_span(booked[there] / scale, 1)} {unit}"
     if ratios.size:
         words += f", ratio {_span(ratios, 2)}"
@@ -308,10 +313,13 @@ def _path(heights: Sequence[int | None], *, closed: bool) -> str:
 def _total(resource: Resource, statuses: Sequence[NodeStatus]) -> tuple[float, float, float, float]:
     """Free, booked, config and ratio of all nodes together."""
     last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
-    free = math.fsum(status.of(resource).free for status in statuses)
-    booked = math.fsum(figures.booked for figures in last)
-    config = math.fsum(figures.config for figures in last)
-    return free, booked, config, (booked + free) / config if config > 0 else math.nan
+    free = sum(status.of(resource).free for status in statuses)
+    booked, config = sum(figures.booked for figures in last), sum(figures.config for figures in last)
+    return free, booked, config, _quotient(free + booked, config)
+
+
+def _quotient(above: float, below: float) -> float:
+    return above / below if below > 0 else math.nan
 
 
 def _figure(value: float, resource: Resource) -> str:
@@ -534,10 +542,10 @@ Ratio: (booked + free) / of.</caption>
 {% set said = row.status.of(resource) %}
 <td>{{ said.free | figure(resource) }}
 {%- if said.state == "stale" and said.last %}<small>last {{ said.last.free | figure(resource) }}</small>{% endif %}
-{%- if said.state != row.status.state %}<small class="{{ said.state }}">{{ said.state }}</small>{% endif %}</td>
+{%- if said.state != row.status.state %} <small class="{{ said.state }}">{{ said.state }}</small>{% endif %}</td>
 {% if said.last %}
 <td>{{ said.last.booked | figure(resource) }}</td><td>{{ said.last.config | figure(resource) }}</td>
-<td>{{ said.ratio | ratio }}</td>
+<td>{{ quotient(said.last.booked + said.free, said.last.config) | ratio }}</td>
 {% else %}
 <td>-</td><td>-</td><td>-</td>
 {% endif %}
