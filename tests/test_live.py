@@ -322,6 +322,20 @@ def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: 
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
+def test_page_shows_what_the_file_says(env: Environment, store: SqliteStore) -> None:
+    port = free_port()
+    env |= {"SCHED_METRICS_PORT": str(port), "SCHED_SCOPE_SLICE_S": "2", "SCHED_SCOPE_S": "4"}
+    with written(store), running(env, "-s", "borg,doa"):
+        wait_for(all_ok(env))
+        wait_for(lambda: json.loads(fetch(f"http://127.0.0.1:{port}/status.json")[1]) == status(env))
+        page = fetch(f"http://127.0.0.1:{port}/")[1].decode()
+        wait_for(lambda: "M188 32" in fetch(f"http://127.0.0.1:{port}/")[1].decode())
+    for node in NODES:
+        assert f'<th scope="row">{node}</th><td class="left state ok">ok</td>' in page
+    assert page.count("<td>8.7</td>") == 2 * len(NODES)  # the second one beside the other strategies
+    assert "CPU: <b>26.1</b> cores free" in page
+
+
 def test_status_is_shown_as_a_table(env: Environment, store: SqliteStore) -> None:
     with written(store), running(env, "-s", "borg"):
         wait_for(all_ok(env))
