@@ -29,9 +29,10 @@ LOG = logging.getLogger("scroogevm.estimator")
 KEPT = 96
 NODES_PER_PAGE = 200
 _REFRESH_S = 10
-#: Pixels of a picture: a slice is so wide, and the picture so high.
-_STEP, _HEIGHT = 2, 32
+#: A slice is so wide in the coordinates of a picture, and the picture so high; on the screen it is so many pixels wide.
+_STEP, _HEIGHT, _WIDTH = 2, 32, 150
 _LONGEST_FILTER = 200
+#: Cores or MB; no machine has as much.
 _MOST = 1e15
 #: By resource: its heading, and how many of our units are one of the page's.
 _SHOWN = {CPU: ("CPU", "cores", 1.0), MEMORY: ("memory", "GB", 1024.0)}
@@ -88,7 +89,6 @@ def _row(status: NodeStatus) -> list[float]:
             said.last.booked if said.last is not None and known else math.nan,
             said.last.config if said.last is not None else math.nan,
         )
-        # What no machine has is no figure.
         row += [value if abs(value) < _MOST else math.nan for value in figures]
     return row
 
@@ -228,7 +228,8 @@ class StatusPage:
             quotient=_quotient,
             shown=_SHOWN,
             resources=RESOURCES,
-            width=_STEP * self._kept,
+            inner=_STEP * self._kept,
+            width=_WIDTH,
             height=_HEIGHT,
         ).encode()
 
@@ -421,7 +422,8 @@ def _refused(status: str, *more: tuple[str, str]) -> _Answer:
 
 _PAGE = """\
 {% macro course(picture) %}
-<svg viewBox="0 0 {{ width }} {{ height }}" width="{{ width }}" height="{{ height }}" role="img">
+<svg role="img" viewBox="0 0 {{ inner }} {{ height }}" preserveAspectRatio="none"
+ width="{{ width }}" height="{{ height }}">
 <title>{{ picture.words }}</title>
 {% if picture.sold %}<path class="free" d="{{ picture.sold }}"/>
 <path class="booked" d="{{ picture.booked }}"/>{% endif %}
@@ -453,22 +455,23 @@ a { color: var(--link); }
 .totals { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; padding: 0; list-style: none; }
 .totals li { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .9rem; }
 .totals b { font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.totals svg { display: block; margin-top: .4rem; }
+.totals svg { display: block; margin-top: .4rem; width: 100%; }
 nav, form { display: flex; flex-wrap: wrap; gap: .4rem .9rem; align-items: center; margin: .5rem 0; }
 input, button { font: inherit; padding: .15rem .5rem; }
 [aria-current] { font-weight: 700; color: var(--text); text-decoration: none; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; }
 caption { text-align: left; padding: .3rem 0; }
+caption span { display: inline-block; max-width: calc(100vw - 4rem); }
 caption svg { vertical-align: -2px; margin-left: .6rem; }
-th, td { padding: .2rem .5rem; text-align: right; vertical-align: top; white-space: nowrap;
+th, td { padding: .2rem .4rem; text-align: right; vertical-align: top; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 thead th { border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; }
 thead th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--line); }
 tbody tr { border-bottom: 1px solid var(--line); }
 tbody tr:hover { background: var(--band); }
 tbody th { font-weight: 500; text-align: left; white-space: normal; overflow-wrap: anywhere;
-  min-width: 18rem; max-width: 26rem; }
+  min-width: 15.5rem; max-width: 26rem; }
 .left { text-align: left; }
 td small { display: block; color: var(--faint); }
 .free { fill: var(--free); }
@@ -480,7 +483,8 @@ svg { border-bottom: 1px solid var(--line); }
 .stale { color: var(--stale); }
 .unknown, .outdated { color: var(--bad); }
 summary { cursor: pointer; }
-details td, details th { padding: 0 .5rem 0 0; min-width: 0; border: 0; }
+details tr, details tbody tr { border: 0; }
+details td, tbody details th { padding: 0 .5rem 0 0; min-width: 0; white-space: nowrap; overflow-wrap: normal; }
 </style>
 </head>
 <body>
@@ -521,11 +525,11 @@ held, <a href="{{ query.link(refresh='') }}">go on</a>
 </form>
 <main class="wide">
 <table>
-<caption>The last {{ kept }} slices of {{ slice }}:
+<caption><span>The last {{ kept }} slices of {{ slice }}:
 <svg width="12" height="12" aria-hidden="true"><path class="booked" d="M0 0H12V12H0Z"/></svg> booked,
 <svg width="12" height="12" aria-hidden="true"><path class="free" d="M0 0H12V12H0Z"/></svg> free on top of it,
 <svg width="18" height="12" aria-hidden="true"><path class="config" d="M0 6H18"/></svg> what the node has.
-Ratio: (booked + free) / of.</caption>
+Ratio: (booked + free) / of.</span></caption>
 <thead>
 <tr><th rowspan="2" scope="col" class="left">node</th><th rowspan="2" scope="col" class="left">state</th>
 {% for resource in resources %}
