@@ -64,7 +64,8 @@ class ResourceStatus:
     @property
     def ratio(self) -> float:
         """(booked + free) / config; NaN when that is not known."""
-        return (self.last.booked + self.free) / self.last.config if self.last is not None else math.nan
+        known = self.last is not None and self.last.config > 0
+        return (self.last.booked + self.free) / self.last.config if self.last is not None and known else math.nan
 
     def aged(self) -> ResourceStatus:
         """The same once its slice is no longer the last one."""

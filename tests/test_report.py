@@ -139,6 +139,7 @@ def test_report_is_drawn_by_a_browser_without_errors(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             "chromium",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             *flags,
             f"--user-data-dir={tmp_path / 'profile'}",
             "--dump-dom",
