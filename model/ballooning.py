@@ -389,6 +389,7 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
     """Why no session is begun with a VM; empty when one may be. The rules in the order in which they are told."""
     guest = watched.guest
     usage_mb = _usage(metrics, guest)
+    goal_mb = math.nan if math.isnan(usage_mb) else rules.goal(usage_mb)
     gain_mb = metrics.rss_mb - metrics.usage_mb
     oldest_s = max(rules.stats_age_s, 60.0)
     checks: tuple[tuple[bool, str], ...] = (
@@ -410,8 +411,8 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
             f"{max(gain_mb, 0):.0f} MB to gain, no more than {rules.threshold_gain_mb:.0f}",
         ),
         (
-            not rules.goal(usage_mb) < guest.balloon_mb - TOLERANCE_MB,
-            f"it needs {rules.goal(usage_mb):.0f} MB of its {guest.balloon_mb:.0f}",
+            not goal_mb < guest.balloon_mb - TOLERANCE_MB,
+            f"it needs {goal_mb:.0f} MB of its {guest.balloon_mb:.0f}",
         ),
     )
     return next((reason for applies, reason in checks if applies), "")

@@ -455,6 +455,18 @@ def test_nonsense_in_the_journal_is_refused_and_left_alone(tmp_path: Path) -> No
     assert path.read_text() == '{"format": 1, "sess'
 
 
+def test_guest_of_which_nothing_is_stored_is_left_alone(tmp_path: Path) -> None:
+    """libvirt's test driver has one; such a guest must not keep its host from being planned."""
+    env = {
+        "LIBVIRT_NODES": json.dumps({NODE: "test:///default"}),
+        "STATE_ENDPOINT": str(tmp_path / "s.json"),
+        "BALLOONING_STATS_AGE_S": "2",
+    }
+    done = run({**os.environ, **env}, "--dry-run", "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "test:///default  test  skip  no mem_usage is stored of it\n"
+
+
 def test_minutes_of_old_files_are_understood() -> None:
     from model.adapters.settings import Environment as Settings
     from model.adapters.settings import ballooning_settings
