@@ -2,7 +2,8 @@
 # Makes the virtual environment .venv ready; does nothing when it is.
 #
 #   misc/setup.sh offline   what the replay of traces needs
-#   misc/setup.sh all       what the daemons need too
+#   misc/setup.sh live      what vmaggreg.py and scroogevm.py need too
+#   misc/setup.sh all       what vmballooning.py needs too, which is built with a compiler
 #   misc/setup.sh tests     what the tests need too, Debian packages included
 #
 # Debian packages are installed where that is allowed (root, or sudo without a password); otherwise
@@ -47,8 +48,8 @@ interpreter() {
 
 main() {
     local what=${1:-}
-    case $what in offline | all | tests) ;; *)
-        say "usage: misc/setup.sh offline|all|tests"
+    case $what in offline | live | all | tests) ;; *)
+        say "usage: misc/setup.sh offline|live|all|tests"
         exit 2
         ;;
     esac
@@ -64,6 +65,10 @@ main() {
     say "installing Python packages for: $what"
     case $what in
     offline) "${pip[@]}" -c requirements.txt "${OFFLINE[@]}" ;;
+    live)
+        grep -v '^libvirt-python' requirements.txt >.venv/requirements-live.txt
+        "${pip[@]}" -r .venv/requirements-live.txt
+        ;;
     all)
         apt_install "${BUILD[@]}" python3-dev || true
         "${pip[@]}" -r requirements.txt
@@ -83,8 +88,9 @@ main() {
     # Who has more has the rest as well.
     case $what in
     offline) covered=(offline) ;;
-    all) covered=(offline all) ;;
-    tests) covered=(offline all tests) ;;
+    live) covered=(offline live) ;;
+    all) covered=(offline live all) ;;
+    tests) covered=(offline live all tests) ;;
     esac
     for what in "${covered[@]}"; do printf '%s' "$stamp" >".venv/.done-$what"; done
 }
