@@ -114,8 +114,12 @@ class Keeper:
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
         """Look, plan and act until told to stop, or, once, until the sessions of one plan are over."""
         patience_at = time.monotonic() + self._rules.stats_age_s + _UNREAD_S
+        planned = False
         while not stop.is_set():
-            planned = self.tick()
+            planned = self.tick() or planned
+            if once and planned:
+                # No second one.
+                self._plan_at = math.inf
             if once and not planned and self._plan_at == 0.0 and time.monotonic() > patience_at:
                 self._changes.wrong(self.name, "nothing could be read from the store, there is no plan")
                 self._tally.up[self.name] = False

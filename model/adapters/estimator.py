@@ -40,6 +40,8 @@ _TICK_S = 1.0
 #: Not more often is anything published while nodes are still at work.
 _PUBLISH_EVERY_S = 1.0
 _RETRY_S = 10.0
+#: The aggregator tries again after 30 s at most when its store was away.
+_CATCH_UP_S = 40.0
 #: How long the end waits for jobs that are under way.
 _END_S = 5.0
 #: How long after a slice's end figures of the slice before count as the last ones.
@@ -110,6 +112,10 @@ class Counts:
     """From the end of the last slice until all nodes that could be read had been."""
 
 
+class _Behind(Exception):
+    """The store does not have yet what it is going to have."""
+
+
 @dataclass(slots=True)
 class _Node:
     """A node and how far it has come."""
@@ -119,6 +125,8 @@ class _Node:
     busy: bool = False
     error: str = ""
     retry_at: float = 0.0
+    waits_until: float = -math.inf
+    """Until when it is waited for what the aggregator kept while the store was away; inf as long as it is."""
 
 
 class Estimator:
@@ -251,9 +259,13 @@ class Estimator:
         if self._stopping:
             return
         try:
+            self._wait_for_what_was_kept(name, node, due)
             self._advance(name, node, due)
             node.error = ""
-        except (StoreUnavailable, StoreRefused) as error:
+        except StoreUnavailable as error:
+            node.error = str(error)
+            node.waits_until = math.inf
+        except (StoreRefused, _Behind) as error:
             node.error = str(error)
         except sqlite3.Error as error:
             node.error = f"the memory of the models can't be read: {error}"
@@ -265,6 +277,23 @@ class Estimator:
         if node.error:
             self.counts.failures += 1
             node.retry_at = time.monotonic() + min(_RETRY_S, self._calendar.slice_s / 4)
+
+    def _wait_for_what_was_kept(self, name: str, node: _Node, due: int) -> None:
+        """After the store was away: what the aggregator kept meanwhile is written in order, but not at once.
+
+        Raises
+        ------
+        _Behind
+            As long as it may still come: no sample is newer than the slice, and the store has not answered for long.
+        """
+        if node.waits_until < time.monotonic():
+            return
+        start_ms = self._calendar.bounds_ms(due)[1]
+        newer = self._store.read(name, start_ms, int(self._clock() * 1000) + 1, ("cpu",), domains=False)
+        node.waits_until = min(node.waits_until, time.monotonic() + _CATCH_UP_S)
+        if not newer.node.time_ms.size:
+            raise _Behind("the store answers again; what was kept for it meanwhile is waited for")
+        node.waits_until = -math.inf
 
     def _advance(self, name: str, node: _Node, due: int) -> None:
         try:
