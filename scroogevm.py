@@ -30,6 +30,7 @@ strategies (T is what is to be seen as used; free = config - T):
   rclike       sum of the VMs' own peaks
   borg         booked / 1.1
   maxpeak      the larger of nsigma and rclike
+  conformal    exceeded in a share --risk of the slices: forecasts, and a margin learnt from their own errors
 
 examples:
   scroogevm.py --strategy=scroogevm,percentile      estimate, publish the first, keep the other for comparison
@@ -96,8 +97,16 @@ def build_parser() -> Parser:
         type=number(0, 1),
         default=0.05,
         metavar="SHARE",
-        help="in which share of the slices a promise may be broken; decides the order of the table (default: 0.05)",
+        help="in which share of the slices a promise may be broken: the aim of conformal (above 0, up to 0.3); decides "
+        "the order of the table, too (default: 0.05)",
     )
+    for name, called in (("cpu", "CPU"), ("mem", "memory")):
+        add(
+            f"--risk-{name}",
+            type=number(0, 1),
+            metavar="SHARE",
+            help=f"the aim of conformal for {called} alone (default: --risk)",
+        )
     add("--report", action="store_true", help="write report.html beside the dumps; needs --output")
     add("--version", action="version", version=f"ScroogeVM {__version__}")
     return parser

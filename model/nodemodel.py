@@ -27,6 +27,9 @@ class Estimate:
         Used for sure, between the two thresholds (always 0 so far), free.
     published : float
         What a scheduler is told: the least that is free at any position seen so far.
+    risk, realised_risk : float
+        The share of its promises that the strategy means to have broken, and that of the last ones that was; NaN
+        where there is no such aim, or no promise that was put to the test.
     """
 
     threshold: float
@@ -34,6 +37,8 @@ class Estimate:
     tier1: float
     tier2: float
     published: float
+    risk: float = math.nan
+    realised_risk: float = math.nan
 
     @property
     def free(self) -> float:
@@ -77,12 +82,15 @@ class ModelSettings:
         Names in :data:`~model.oversubscriptioncomputation.STRATEGIES`.
     cpu, mem : StrategySettings
         What the strategies are given, by resource.
+    positions : int
+        S: slices of a scope; 1 where nobody says that there are more, and then no strategy looks for a season.
     """
 
     historical: int
     strategies: tuple[str, ...]
     cpu: StrategySettings = field(default_factory=StrategySettings)
     mem: StrategySettings = field(default_factory=StrategySettings)
+    positions: int = 1
 
     @property
     def uses_vm_samples(self) -> bool:
@@ -140,6 +148,7 @@ class _ResourceModel:
         self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
         self.shared = self._instances(per_position=False)
         self.begun_s = math.inf  # the end of the first slice in which the node told anything
+        self.measured = False  # whether it did in the slice before
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
         chosen = self.settings.cpu if self.resource is CPU else self.settings.mem
@@ -159,10 +168,12 @@ class _ResourceModel:
         """What is common to all positions, and what belongs to this one."""
         own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
         shared = {name: strategy.state() for name, strategy in self.shared.items()}
-        return {"begun_s": self.begun_s, "free": self.free, "shared": shared}, own
+        common = {"begun_s": self.begun_s, "measured": self.measured, "free": self.free, "shared": shared}
+        return common, own
 
     def recall(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
         self.begun_s = float(common["begun_s"])
+        self.measured = bool(common["measured"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
         place = self._at(position)
         for name, strategy in place.strategies.items():
@@ -178,6 +189,7 @@ class _ResourceModel:
 
     def update(self, finished: Slice) -> ResourceEstimate:
         usage = finished.usage(self.resource)
+        follows, self.measured = self.measured, usage.measured
         if usage.measured:
             self.begun_s = min(self.begun_s, finished.end_s)
         if finished.end_s < self.begun_s:
@@ -187,25 +199,32 @@ class _ResourceModel:
         position.slices.append(PresentUsage(finished.vms, usage))
         if not usage.measured:
             return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
-        observed = Observation(position.window(), position.stable(self.judge))
+        stable = position.stable(self.judge)
+        observed = Observation(position.window(), stable, finished.position, self.settings.positions, follows)
         return ResourceEstimate(
-            observed.stable,
-            {
-                name: self._estimate(name, position.strategies[name].update(observed), usage.config, finished.position)
-                for name in self.settings.strategies
-            },
+            stable,
+            {name: self._estimate(name, position.strategies[name], observed) for name in self.settings.strategies},
         )
 
-    def _estimate(self, name: str, threshold: float, config: float, position: int) -> Estimate:
+    def _estimate(self, name: str, strategy: Strategy, observed: Observation) -> Estimate:
+        threshold = strategy.update(observed)
         tier0 = self.resource.tier0(threshold)
         # Six digits keep what a node is configured with and drop what binary fractions add to it.
-        free = round(max(0.0, config - tier0), 6)
+        free = round(max(0.0, observed.config - tier0), 6)
         if name in self.shared:
             published = free
         else:
-            self.free[name][position] = free
+            self.free[name][observed.position] = free
             published = min(self.free[name].values())
-        return Estimate(threshold=threshold, tier0=tier0, tier1=0.0, tier2=free, published=published)
+        return Estimate(
+            threshold=threshold,
+            tier0=tier0,
+            tier1=0.0,
+            tier2=free,
+            published=published,
+            risk=strategy.risk,
+            realised_risk=strategy.realised_risk,
+        )
 
 
 class NodeModel:

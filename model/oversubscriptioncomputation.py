@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from model.series import Resource, Window, aggregate, round_up
+from model.conformal import REMEMBERED, ConformalBound, Seen
+from model.series import Resource, Window, aggregate, round_up, row_percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,13 @@ class StrategySettings:
         P, 0 to 100 (``--cpu``, ``--mem``).
     aggregation : int
         N, how many successive samples are averaged before per-slice figures (``--aggreg``).
+    risk : float
+        In which share of the slices a promise may be broken (``--risk-cpu``, ``--risk-mem``).
     """
 
     percentile: float = 90.0
     aggregation: int = 1
+    risk: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,17 @@ class Observation:
         The current slice and its predecessors at the same position; the node has samples in the current.
     stable : bool
         Whether the current slice resembles the ones before (:mod:`model.stability`).
+    position, positions : int
+        Which slice of its scope it is, and how many these are.
+    follows : bool
+        Whether the node gave data in the slice before, too, whatever its position.
     """
 
     window: Window
     stable: bool
+    position: int = 0
+    positions: int = 1
+    follows: bool = True
 
     @property
     def config(self) -> float:
@@ -74,6 +85,16 @@ class Strategy(ABC):
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         self.resource = resource
         self.settings = settings
+
+    @property
+    def risk(self) -> float:
+        """The share of its promises that may be broken, as it means to have it; NaN: it means nothing of the kind."""
+        return math.nan
+
+    @property
+    def realised_risk(self) -> float:
+        """The share of its last promises that was broken; NaN where nobody counts."""
+        return math.nan
 
     def state(self) -> dict[str, Any]:
         """What it carries from slice to slice."""
@@ -255,3 +276,59 @@ class MaxPeak(Strategy):
 
     def update(self, observed: Observation) -> float:
         return max(predictor.update(observed) for predictor in self.predictors)
+
+
+@register("conformal")
+class Conformal(Strategy):
+    """T is exceeded in a chosen share of the slices, ``--risk``, and as close to the usage as that permits.
+
+    T = sum of w_i (f_i + q_i), at most what is booked and the node itself uses. f_i: the last peak, decaying maxima of
+    the peaks before, of those at the next position of the scope, and of the VMs' own; q_i: a high quantile of the
+    errors that f_i made, the higher the more promises were broken; w_i: by recent errors. The formulas, and whose they
+    are, stand at :class:`~model.conformal.ConformalBound`.
+    """
+
+    per_position = False
+    uses_vm_samples = True
+    remembers = REMEMBERED
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.bound = ConformalBound(settings.risk, resource.resolution)
+
+    @property
+    def risk(self) -> float:
+        return self.settings.risk
+
+    @property
+    def realised_risk(self) -> float:
+        return self.bound.realised
+
+    def state(self) -> dict[str, Any]:
+        return self.bound.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.bound.restore(state)
+
+    def update(self, observed: Observation) -> float:
+        present = observed.window.slices[-1]
+        usage = present.usage
+        samples = np.sort(usage.vm_usage, axis=1)  # NaN last
+        count = samples.shape[1] - np.isnan(samples).sum(axis=1)
+        peak = row_percentiles(samples, (self.resource.vm_peak_percentile,))[0]
+        return self.bound.update(
+            Seen(
+                position=observed.position,
+                positions=observed.positions,
+                follows=observed.follows,
+                config=usage.config,
+                booked=usage.booked,
+                peak=float(row_percentiles(np.sort(usage.node)[None, :], (99.0,))[0, 0]),
+                mean=float(usage.node.mean()),
+                std=float(usage.node.std()),
+                vms=present.vms,
+                vm_config=usage.vm_config,
+                vm_mean=np.nansum(samples, axis=1) / np.where(count > 0, count, np.nan),
+                vm_peak=np.fmin(peak, usage.vm_config) if self.resource.vm_peak_capped else peak,
+            )
+        )

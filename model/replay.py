@@ -78,6 +78,8 @@ class Replay:
             "cpu_percentile": self.settings.cpu.percentile,
             "mem_percentile": self.settings.mem.percentile,
             "aggregation": self.settings.cpu.aggregation,
+            "cpu_risk": self.settings.cpu.risk,
+            "mem_risk": self.settings.mem.risk,
             "stability": stability,
         }
         return self.recorder.encode(config)

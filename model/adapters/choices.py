@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from model.adapters.commandline import UsageError
+from model.conformal import MOST_RISK
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
 from model.series import RESOURCES
@@ -20,14 +21,34 @@ def chosen_strategies(text: str) -> tuple[str, ...]:
     return tuple(STRATEGIES) if "all" in names else tuple(names)
 
 
-def model_settings(args: argparse.Namespace, strategies: tuple[str, ...], historical: int) -> ModelSettings:
-    """How the command line wants nodes to be modelled."""
+def model_settings(
+    args: argparse.Namespace, strategies: tuple[str, ...], historical: int, positions: int
+) -> ModelSettings:
+    """How the command line wants nodes to be modelled.
+
+    Raises
+    ------
+    UsageError
+        When a strategy can't keep to the risk that is asked for.
+    """
     return ModelSettings(
         historical=historical,
         strategies=strategies,
-        cpu=StrategySettings(percentile=args.cpu, aggregation=args.aggreg),
-        mem=StrategySettings(percentile=args.mem, aggregation=args.aggreg),
+        cpu=StrategySettings(args.cpu, args.aggreg, _risk(args, "risk_cpu", strategies)),
+        mem=StrategySettings(args.mem, args.aggreg, _risk(args, "risk_mem", strategies)),
+        positions=positions,
     )
+
+
+def _risk(args: argparse.Namespace, option: str, strategies: tuple[str, ...]) -> float:
+    """What the operator risks of one resource: what was said of it alone, or of both."""
+    option = "risk" if getattr(args, option) is None else option
+    risk: float = getattr(args, option)
+    if "conformal" in strategies and not 0 < risk <= MOST_RISK:
+        raise UsageError(
+            f"--{option.replace('_', '-')}: conformal keeps to risks above 0 and up to {MOST_RISK:g}, not to {risk:g}"
+        )
+    return risk
 
 
 def chosen_judges(args: argparse.Namespace) -> dict[str, Stability]:

@@ -61,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """
     set_up_logging(args.debug > 0)
     settings = _settings(args)
-    model = model_settings(
-        args, chosen_strategies(_DEFAULT_STRATEGY if args.strategy is None else args.strategy), settings.historical
-    )
+    strategies = chosen_strategies(_DEFAULT_STRATEGY if args.strategy is None else args.strategy)
+    model = model_settings(args, strategies, settings.historical, settings.calendar.positions)
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(contextlib.closing(open_store(settings.store)))
@@ -169,6 +168,7 @@ def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model:
         "published": model.strategies[0],
         "percentiles": [model.cpu.percentile, model.mem.percentile],
         "aggregation": model.cpu.aggregation,
+        "risks": [model.cpu.risk, model.mem.risk],
         "stability": args.stability,
     }
 

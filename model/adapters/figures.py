@@ -28,6 +28,8 @@ _TITLES = {CPU: "CPU, cores", MEMORY: "memory, GB"}
 _SCALES = {CPU: 1.0, MEMORY: 1024.0}
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08")
+#: Four strategies each: what comes round to the first colour again has another line.
+_LINES = ("-", "--", "-.")
 _TRUTH = "#000000"
 
 
@@ -35,7 +37,8 @@ def style_of(strategy: str) -> dict[str, Any]:
     """The same line for the same strategy in every picture."""
     names = list(STRATEGIES)
     i = names.index(strategy) if strategy in names else len(names)
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": "-" if i < 4 else "--", "linewidth": 1.4}
+    line = _LINES[min(i // 4, len(_LINES) - 1)]
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": line, "linewidth": 1.4}
 
 
 def misprediction_figure(results: Sequence[Results]) -> Figure:

@@ -81,6 +81,8 @@ class LiveDump:
             "cpu_percentile": self._model.cpu.percentile,
             "mem_percentile": self._model.mem.percentile,
             "aggregation": self._model.cpu.aggregation,
+            "cpu_risk": self._model.cpu.risk,
+            "mem_risk": self._model.mem.risk,
             "stability": self._stability,
         }
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from model.status import NodeStatus
 LOG = logging.getLogger("scroogevm.memory")
 
 #: Raised when what is written changes its form.
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_S = 1.0
 _RETRY_S = 5.0
 
