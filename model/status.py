@@ -27,6 +27,9 @@ class Figures:
         What was published: the least that is free at any position.
     slice_end_s : float
         Unix seconds.
+    risk, realised_risk : float or None
+        The share of its promises that the strategy means to have broken, and that of the last ones that was. None
+        where there is nothing to tell: unlike NaN, that equals itself when it has been written down and read.
     """
 
     config: float
@@ -36,6 +39,8 @@ class Figures:
     tier2: float
     free: float
     slice_end_s: float
+    risk: float | None = None
+    realised_risk: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +128,12 @@ class NodeStatus:
 
 
 def _figures(said: Estimate, config: float, booked: float, slice_end_s: float) -> Figures:
-    return Figures(config, booked, said.tier0, said.tier1, said.tier2, said.published, slice_end_s)
+    return Figures(
+        *(config, booked, said.tier0, said.tier1, said.tier2, said.published, slice_end_s),
+        risk=_known(said.risk),
+        realised_risk=_known(said.realised_risk),
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -73,7 +73,7 @@ class EstimatorMetrics(Collector):
     def _figures(self, resource: Resource) -> Iterator[Metric]:
         name, units, called, unit = _WORDS[resource]
         words, what = f"{name}_{units}", f"{called} in {units}"
-        free, config, booked, tier, other, ratio = (
+        free, config, booked, tier, other, ratio, aim, realised = (
             GaugeMetricFamily(f"scroogevm_node_{kind}", text, labels=["node", *labels])
             for kind, text, labels in (
                 (f"free_{words}", f"Published as free, {what}.", []),
@@ -82,6 +82,8 @@ class EstimatorMetrics(Collector):
                 (f"tier_{words}", f"0 used, 1 between, 2 free, {what}.", ["tier"]),
                 (f"strategy_free_{words}", f"What each strategy would publish, {what}.", ["strategy"]),
                 (f"{name}_oversubscription_ratio", f"(booked + free) / config, {called}.", []),
+                (f"{name}_risk_target_ratio", f"Share of promises that may be broken, {called}.", []),
+                (f"{name}_risk_realised_ratio", f"Share of the last 100 promises that was broken, {called}.", []),
             )
         )
         for status in self._statuses:
@@ -94,10 +96,13 @@ class EstimatorMetrics(Collector):
             config.add_metric([status.node], said.last.config * unit)
             booked.add_metric([status.node], said.last.booked * unit)
             ratio.add_metric([status.node], said.ratio)
+            for family, share in ((aim, said.last.risk), (realised, said.last.realised_risk)):
+                if share is not None:
+                    family.add_metric([status.node], share)
             if said.state == "ok":
                 for i, amount in enumerate((said.last.tier0, said.last.tier1, said.last.tier2)):
                     tier.add_metric([status.node, str(i)], amount * unit)
-        yield from (free, config, booked, tier, other, ratio)
+        yield from (free, config, booked, tier, other, ratio, aim, realised)
 
     def _own(self) -> Iterator[Metric]:
         for name, text, value in (

@@ -81,11 +81,13 @@ def _resource(said: ResourceStatus) -> dict[str, Any]:
         return {"state": said.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
     # Of what nothing was heard, all is to be seen as used.
     tiers = (last.tier0, last.tier1, last.tier2) if said.state == "ok" else (last.config, 0.0, 0.0)
+    risks = {"risk": last.risk, "realised_risk": last.realised_risk}
     return {
         "state": said.state,
         "config": last.config,
         "booked": round(last.booked, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
+        **{name: risk for name, risk in risks.items() if risk is not None},
     }
 
 
@@ -114,6 +116,8 @@ class PublishedResource(msgspec.Struct):
     tier0: float | None
     tier1: float | None
     tier2: float | None
+    risk: float | None = None
+    realised_risk: float | None = None
 
 
 class PublishedNode(msgspec.Struct):

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from model.adapters.commandline import UsageError
-from model.adapters.statusfile import PublishedNode, StatusFileError, read_status
+from model.adapters.statusfile import PublishedNode, PublishedResource, StatusFileError, read_status
 from model.series import CPU, MEMORY, RESOURCES, Resource
 
-_WIDTH_OF_A_FILE = 140
+_WIDTH_OF_A_FILE = 160
 #: Memory is shown in GB of 2^30 bytes.
 _SCALE = {CPU: 1.0, MEMORY: 1024.0}
 _COLOURS = {"ok": "green", "stale": "yellow", "unknown": "red", "outdated": "red"}
@@ -56,7 +56,9 @@ def _console() -> Console:
 
 
 def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
-    """A row per node: free, booked, ratio of each resource, age and state.
+    """A row per node: free, booked, ratio and risk of each resource, age and state.
+
+    Without any node whose strategy aims at a risk there is no column for it.
 
     Parameters
     ----------
@@ -66,13 +68,16 @@ def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
     """
     table = Table(box=None, title="What may be placed on each node", title_justify="left")
     table.add_column("\nnode", overflow="fold")
-    for heading in ("CPU\nfree", "cores\nbooked", "\nof", "\nratio", "memory\nfree", "GB\nbooked", "\nof", "\nratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    risky = any(node.of(resource)[1].risk is not None for node in nodes.values() for resource in RESOURCES)
+    for over in (("CPU", "cores"), ("memory", "GB")):
+        for first, heading in zip((*over, "", "", "risk"), ("free", "booked", "of", "ratio", "(real)"), strict=True):
+            if risky or first != "risk":
+                table.add_column(f"{first}\n{heading}", justify="right", no_wrap=True)
     for heading in ("age of\nthe slice", "\nstate", "\nstrategy"):
         table.add_column(heading, no_wrap=True)
     for name, node in nodes.items():
         state = node.state if node.valid_until is None or now_s <= node.valid_until else "outdated"
-        cells = [text for resource in RESOURCES for text in _cells(node, resource)]
+        cells = [text for resource in RESOURCES for text in _cells(node, resource, risky=risky)]
         age = "-" if node.slice_end is None else _age(now_s - node.slice_end)
         table.add_row(Text(name), *cells, age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
     if not nodes:
@@ -82,13 +87,22 @@ def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
     return table
 
 
-def _cells(node: PublishedNode, resource: Resource) -> list[str]:
+def _cells(node: PublishedNode, resource: Resource, *, risky: bool) -> list[str]:
     free, said = node.of(resource)
     scale = _SCALE[resource]
+    risk = [_risk(said)] if risky else []
     if not said.config or said.booked is None:
-        return [f"{free / scale:.1f}", "-", "-", "-"]
+        return [f"{free / scale:.1f}", "-", "-", "-", *risk]
     ratio = (said.booked + free) / said.config
-    return [f"{free / scale:.1f}", f"{said.booked / scale:.1f}", f"{said.config / scale:.1f}", f"{ratio:.2f}"]
+    return [f"{free / scale:.1f}", f"{said.booked / scale:.1f}", f"{said.config / scale:.1f}", f"{ratio:.2f}", *risk]
+
+
+def _risk(said: PublishedResource) -> str:
+    """What is aimed at, and in brackets what came of it: ``5% (4%)``."""
+    if said.risk is None:
+        return "-"
+    realised = "-" if said.realised_risk is None else f"{100 * said.realised_risk:.0f}%"
+    return f"{100 * said.risk:.3g}% ({realised})"
 
 
 def _age(seconds: float) -> str:
