@@ -83,7 +83,7 @@ class ModelSettings:
     cpu, mem : StrategySettings
         What the strategies are given, by resource.
     positions : int
-        S: slices of a scope; 1 where nobody says that there are more, and then no strategy looks for a season.
+        S: slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
     """
 
     historical: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,15 @@ class Replay:
     ----------
     trace : Trace
     settings : ModelSettings
+        Its positions are the trace's, whatever it says.
     judges : mapping of resource name to Stability, optional
     """
 
     def __init__(self, trace: Trace, settings: ModelSettings, judges: Mapping[str, Stability] | None = None) -> None:
         self.trace = trace
-        self.settings = settings
+        self.settings = replace(settings, positions=trace.config.positions)
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
-        self._model = NodeModel(settings, judges)
+        self._model = NodeModel(self.settings, judges)
 
     def run(
         self,

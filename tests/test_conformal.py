@@ -114,9 +114,7 @@ def replayed() -> list[tuple[str, dict[tuple[str, str, float], tuple[FloatArray,
         terms = {}
         for risk in RISKS:
             chosen = StrategySettings(risk=risk)
-            settings = ModelSettings(
-                trace.config.historical, ("conformal", "scroogevm"), chosen, chosen, trace.config.positions
-            )
+            settings = ModelSettings(trace.config.historical, ("conformal", "scroogevm"), chosen, chosen)
             histories = Replay(trace, settings).run().recorder.histories(trace.config.positions)
             for (strategy, resource), history in histories.items():
                 terms[strategy, resource, risk] = _scored(history)

@@ -212,6 +212,20 @@ def test_restarted_after_every_slice_it_publishes_what_it_would_have_anyway(stor
     assert len({slice_[0].cpu.free for slice_ in whole}) > 5, "the figures move"
 
 
+def test_aim_and_what_came_of_it_are_published_whatever_restarts(store: SqliteStore, tmp_path: Path) -> None:
+    numbers = range(FIRST, FIRST + 30)
+    fill(store, NODES, numbers)
+    whole = Played(settings_for(tmp_path / "a"), store, ["conformal"]).play(numbers)
+    settings = settings_for(tmp_path / "b")
+    outlet = StatusFile(settings.status, 90)
+    assert Played(settings, store, ["conformal"], file=outlet).play(numbers, restart=True) == whole
+    last = [said[0].cpu.last for said in whole]
+    assert {figures.risk for figures in last if figures} == {0.05}
+    assert len({figures.realised_risk for figures in last if figures}) > 5, "it moves"
+    told = read_status(settings.status.path)[NODES[0]].cpu
+    assert (told.risk, told.realised_risk) == (0.05, last[-1].realised_risk if last[-1] else None)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_was_live_can_be_replayed(strategy: str, store: SqliteStore, tmp_path: Path) -> None:
     numbers = range(FIRST, FIRST + 25)

@@ -21,9 +21,7 @@ def chosen_strategies(text: str) -> tuple[str, ...]:
     return tuple(STRATEGIES) if "all" in names else tuple(names)
 
 
-def model_settings(
-    args: argparse.Namespace, strategies: tuple[str, ...], historical: int, positions: int
-) -> ModelSettings:
+def model_settings(args: argparse.Namespace, strategies: tuple[str, ...], historical: int) -> ModelSettings:
     """How the command line wants nodes to be modelled.
 
     Raises
@@ -36,7 +34,6 @@ def model_settings(
         strategies=strategies,
         cpu=StrategySettings(args.cpu, args.aggreg, _risk(args, "risk_cpu", strategies)),
         mem=StrategySettings(args.mem, args.aggreg, _risk(args, "risk_mem", strategies)),
-        positions=positions,
     )
 
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     set_up_logging(args.debug > 0)
     settings = _settings(args)
     strategies = chosen_strategies(_DEFAULT_STRATEGY if args.strategy is None else args.strategy)
-    model = model_settings(args, strategies, settings.historical, settings.calendar.positions)
+    model = model_settings(args, strategies, settings.historical)
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(contextlib.closing(open_store(settings.store)))

@@ -136,6 +136,7 @@ class Estimator:
     ----------
     settings : EstimatorSettings
     model : ModelSettings
+        Its positions are the calendar's, whatever it says.
     judges : mapping of resource name to Stability
     store : Store
     memory : MemoryFile
@@ -163,7 +164,7 @@ class Estimator:
     ) -> None:
         self._calendar = settings.calendar
         self._settings = settings
-        self._model = model
+        self._model = replace(model, positions=settings.calendar.positions)
         self._judges = judges
         self._store = store
         self._memory = memory

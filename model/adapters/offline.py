@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     node_name = named or trace.config.node_name
     _warn_of_jumps(trace)
-    settings = model_settings(args, strategies, trace.config.historical, trace.config.positions)
+    settings = model_settings(args, strategies, trace.config.historical)
     replay = Replay(trace, settings, chosen_judges(args))
     replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
     with bar.busy("writing"):
