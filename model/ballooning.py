@@ -185,6 +185,9 @@ def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
     if before is None or before.guest.uuid != guest.uuid or now_s < before.seen_s:
         return Watched(guest, now_s)
     old = before.guest
+    if math.isnan(guest.reported_s) and old.reports:
+        # Its host was at something else with it, such as an exporter's question, and told only what it knows itself.
+        guest = _completed(guest, old)
     newer = guest.reported_s > old.reported_s
     fresh_s = now_s if newer else before.fresh_s
     period_s = guest.reported_s - old.reported_s if newer else before.period_s
@@ -193,6 +196,19 @@ def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
     if newer and not math.isnan(guest.faults - old.faults):
         faults_per_s = max(guest.faults - old.faults, 0.0) / period_s
     return Watched(guest, now_s, fresh_s, period_s, now_s if swapped else before.swapped_at_s, faults_per_s)
+
+
+def _completed(guest: Guest, old: Guest) -> Guest:
+    """A guest with what it told last; that does not become fresh by it."""
+    return replace(
+        guest,
+        rss_mb=old.rss_mb if math.isnan(guest.rss_mb) else guest.rss_mb,
+        unused_mb=old.unused_mb,
+        available_mb=old.available_mb,
+        reported_s=old.reported_s,
+        swapped_kb=old.swapped_kb,
+        faults=old.faults,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -557,6 +557,20 @@ def test_a_guest_that_swaps_gets_its_memory_back() -> None:
     assert "it swapped" in reasons[0]
 
 
+def test_a_host_that_is_busy_with_a_guest_for_a_moment_does_not_end_its_session() -> None:
+    """It tells only what it knows itself then; the guest's last word counts, as long as that is fresh."""
+    first = watch(None, squeezed(reported_s=100.0), NOW)
+    second = watch(first, squeezed(reported_s=102.0), NOW + 2)
+    silent = {"unused_mb": NAN, "available_mb": NAN, "reported_s": NAN, "rss_mb": NAN}
+    third = watch(second, squeezed(**silent), NOW + 4)
+    assert (third.guest.unused_mb, third.guest.reported_s) == (second.guest.unused_mb, 102.0)
+    assert third.fresh_s == NOW + 2
+    later = watch(third, squeezed(reported_s=106.0), NOW + 6)
+    assert (later.fresh_s, later.period_s) == (NOW + 6, 4.0)
+    # A guest that never told anything is not made to.
+    assert not watch(watch(None, squeezed(**silent), NOW), squeezed(**silent), NOW + 2).guest.reports
+
+
 def test_a_guest_that_falls_silent_gets_its_memory_back() -> None:
     done = driven(Simulated(speaks_until_s=NOW + 20))
     second, action = next((second, action) for second, action in done if action.kind == "give up")
