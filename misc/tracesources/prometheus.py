@@ -26,6 +26,7 @@ from misc.tracesources.grid import (
     trace_config,
     utc,
 )
+from model.adapters.causes import system_errors
 from model.series import FloatArray
 
 _MB = 2**20
@@ -184,12 +185,8 @@ class _Bearer:
 
 
 def _reason(error: BaseException) -> str:
-    """What is at the bottom of an error of requests, which wraps the system's own several times over."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+    for cause in system_errors(error):
+        return cause.strerror
     return f"no answer ({type(error).__name__})"
 
 

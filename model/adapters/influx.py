@@ -20,6 +20,7 @@ from influxdb_client.domain.dialect import Dialect
 from influxdb_client.domain.write_precision import WritePrecision
 from influxdb_client.rest import ApiException
 
+from model.adapters.causes import causes, system_errors
 from model.adapters.settings import InfluxSettings
 from model.adapters.store import Encoded, StoreRefused, StoreUnavailable
 from model.rates import Tick
@@ -459,12 +460,8 @@ def _retry_after(error: ApiException) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """What is at the bottom of an error that is wrapped several times over."""
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(causes[-1].__cause__ or causes[-1].__context__ or error)
-    for cause in causes:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-    if any(isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes):
+    for cause in system_errors(error):
+        return cause.strerror
+    if any(isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes(error)):
         return "no answer in time"
     return f"no connection ({type(error).__name__})"

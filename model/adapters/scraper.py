@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from model.adapters.causes import system_errors
 from model.adapters.exporters import LabelPages, PageError, VmprobePages
 from model.adapters.settings import LabelStub, Stub, VmprobeStub
 from model.rates import Reading
@@ -121,11 +122,9 @@ class Scraper:
 
 def _words(error: BaseException) -> str:
     """What a person needs of an error; not its URL, which may hold a password."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror and not cause.strerror.startswith("Connect call"):
+    for cause in system_errors(error):
+        if not cause.strerror.startswith("Connect call"):
             return cause.strerror
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or "no connection"
     return type(error).__name__

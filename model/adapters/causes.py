@@ -1,0 +1,30 @@
+"""What is at the bottom of a library's error, which wraps the system's own several times over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came of, outermost first.
+
+    >>> try:
+    ...     try:
+    ...         {}["disk"]
+    ...     except KeyError as error:
+    ...         raise ValueError("no such figure") from error
+    ... except ValueError as error:
+    ...     [type(cause).__name__ for cause in causes(error)]
+    ['ValueError', 'KeyError']
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def system_errors(error: BaseException) -> Iterator[OSError]:
+    """Those among the causes for which the system has words; a library's own message may hold a URL's password."""
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.strerror:
+            yield cause
