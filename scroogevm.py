@@ -17,8 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from model import __version__
-from model.adapters.commandline import Parser, UsageError, moment, number, whole_number
+from model.adapters.commandline import Parser, add_debug_and_version, carry_out, moment, number, whole_number
 
 EPILOG = """\
 strategies (T is what is to be seen as used; free = config - T):
@@ -50,13 +49,6 @@ def build_parser() -> Parser:
         *("-s", "--strategy"),
         metavar="NAME[,NAME...]|all",
         help="strategies to compute; the first is the one that is published (default: scroogevm; with --load: all)",
-    )
-    add(
-        *("-d", "--debug"),
-        type=whole_number(0),
-        default=0,
-        metavar="LEVEL",
-        help="0: warnings only; 1: a line per scope and strategy, and dumps; 2: pictures of the tiers too (default: 0)",
     )
     add("-l", "--load", metavar="TRACE.json", help="replay this trace")
     add(
@@ -108,7 +100,9 @@ def build_parser() -> Parser:
             help=f"the aim of conformal for {called} alone (default: --risk)",
         )
     add("--report", action="store_true", help="write report.html beside the dumps; needs --output")
-    add("--version", action="version", version=f"ScroogeVM {__version__}")
+    add_debug_and_version(
+        parser, "0: warnings only; 1: a line per scope and strategy, and dumps; 2: pictures of the tiers too"
+    )
     return parser
 
 
@@ -118,8 +112,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.status = args.status or args.watch
     _refuse_what_makes_no_sense(parser, args)
-    # No matrix is multiplied here, and a thread per core for that would cost as much as a small replay.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return _guarded(parser, _replay if args.load is not None else _serve, args)
 
 
@@ -167,14 +159,7 @@ def _guarded(parser: Parser, job: Callable[[argparse.Namespace], int], args: arg
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        return job(args)
-    except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"{parser.prog}: {line}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        what = "all" if args.load is None else "offline"
-        parser.error(f"{error.name} is not installed here; misc/setup.sh {what} makes .venv/bin/python ready")
+        return carry_out(parser, lambda: job(args), setup="all" if args.load is None else "offline")
     except BrokenPipeError:
         # The reader of our output has left; without this the interpreter complains at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

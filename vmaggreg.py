@@ -6,11 +6,9 @@ Settings come from the environment and from .env in the working directory; the f
 
 from __future__ import annotations
 
-import os
 import sys
 
-from model import __version__
-from model.adapters.commandline import Parser, UsageError, whole_number
+from model.adapters.commandline import Parser, add_debug_and_version, carry_out
 
 EPILOG = """\
 example:
@@ -26,14 +24,7 @@ def build_parser() -> Parser:
     what.add_argument(
         "--check", action="store_true", help="validate the settings, ask every target and the store, tell what answered"
     )
-    parser.add_argument(
-        *("-d", "--debug"),
-        type=whole_number(0),
-        default=0,
-        metavar="LEVEL",
-        help="0: warnings and errors; 1: what is done, too (default: 0)",
-    )
-    parser.add_argument("--version", action="version", version=f"ScroogeVM {__version__}")
+    add_debug_and_version(parser, "0: warnings and errors; 1: what is done, too")
     return parser
 
 
@@ -41,18 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the aggregator; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    # No matrix is multiplied here: no thread is kept for it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
+
+    def job() -> int:
         from model.adapters import aggregation
 
         return aggregation.run(args)
-    except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"{parser.prog}: {line}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed here; misc/setup.sh all makes .venv/bin/python ready")
+
+    try:
+        return carry_out(parser, job)
     except KeyboardInterrupt:
         return 0
 

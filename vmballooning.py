@@ -8,11 +8,9 @@ the file dotenv explains each of them.
 
 from __future__ import annotations
 
-import os
 import sys
 
-from model import __version__
-from model.adapters.commandline import Parser, UsageError, whole_number
+from model.adapters.commandline import Parser, add_debug_and_version, carry_out
 
 EPILOG = """\
 example:
@@ -26,14 +24,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--dry-run", action="store_true", help="print the plan, a line per VM, and do nothing")
     add("--once", action="store_true", help="make one plan, end its sessions, and leave")
-    add(
-        *("-d", "--debug"),
-        type=whole_number(0),
-        default=0,
-        metavar="LEVEL",
-        help="0: warnings and errors; 1: a line per action, too (default: 0)",
-    )
-    add("--version", action="version", version=f"ScroogeVM {__version__}")
+    add_debug_and_version(parser, "0: warnings and errors; 1: a line per action, too")
     return parser
 
 
@@ -41,18 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the ballooning daemon; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    # No matrix is multiplied here: no thread is kept for it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
+
+    def job() -> int:
         from model.adapters import ballooning
 
         return ballooning.run(args)
-    except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"{parser.prog}: {line}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed here; misc/setup.sh all makes .venv/bin/python ready")
+
+    try:
+        return carry_out(parser, job)
     except KeyboardInterrupt:
         return 0
 

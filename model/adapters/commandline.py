@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
+from model import __version__
+
 
 class UsageError(Exception):
-    """The command line, or what it names, can't be used; the message is one line."""
+    """The command line, or what it names, can't be used; the message has a line for each mistake."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +28,36 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong on stderr, and leave with exit code 2."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def carry_out(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
+    """Do a program's job; its exit code.
+
+    Parameters
+    ----------
+    job : callable
+        Does it; imports what it needs first, so that ``-h`` need not wait for that.
+    setup : str
+        What ``misc/setup.sh`` has to make ready for it.
+    """
+    # No matrix is multiplied anywhere, and a thread per core for that would cost as much as a small replay.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        return job()
+    except UsageError as error:
+        for line in str(error).splitlines():
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        parser.error(f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready")
+
+
+def add_debug_and_version(parser: Parser, levels: str) -> None:
+    """The options that every daemon has."""
+    parser.add_argument(
+        *("-d", "--debug"), type=whole_number(0), default=0, metavar="LEVEL", help=f"{levels} (default: 0)"
+    )
+    parser.add_argument("--version", action="version", version=f"ScroogeVM {__version__}")
 
 
 def whole_number(least: int) -> Callable[[str], int]:
