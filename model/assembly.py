@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,15 @@ class Calendar:
         """The first slice of the scope in which a slice is."""
         return number - self.position(number)
 
+    def trace_config(self, node_name: str, historical: int) -> dict[str, Any]:
+        """What stands in the ``config`` of a trace of a node, whose window is ``historical`` scopes beside the last."""
+        return {
+            "node_name": node_name,
+            "node_scope": self.slice_s * self.positions,
+            "slice_scope": self.slice_s,
+            "historical_occurences": historical,
+        }
+
 
 @dataclass(slots=True)
 class Known:
@@ -73,10 +83,7 @@ class Known:
 
 def promised(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
     """The last value of ``cpu`` and ``mem`` of each domain."""
-    return {
-        name: {field: _last(samples.fields[field][~np.isnan(samples.fields[field])]) for field in PROMISED}
-        for name, samples in domains.items()
-    }
+    return {name: {field: _last_told(samples.fields[field]) for field in PROMISED} for name, samples in domains.items()}
 
 
 def assemble(
@@ -102,7 +109,7 @@ def assemble(
     vm_samples : mapping of name to Samples, optional
         With the usage of the VMs, where that is wanted.
     """
-    known.node = _merged(known.node, [_last(_positive(node.fields[field])) for field in PROMISED])
+    known.node = _merged(known.node, [_last_told(configured(node.fields[field])) for field in PROMISED])
     told = {name: [_sane(values.get(field, math.nan)) for field in PROMISED] for name, values in sorted(vms.items())}
     known.vms = {
         name: _merged(known.vms.get(name, (math.nan, math.nan)), values)
@@ -133,12 +140,14 @@ def _vm_usage(vm_samples: Mapping[str, Samples] | None, name: str, resource: Res
     return clean(vm_samples[name].fields[f"{resource.name}_usage"])
 
 
-def _positive(values: FloatArray) -> FloatArray:
-    return values[(values > 0) & (values <= LARGEST)]
+def configured(values: FloatArray) -> FloatArray:
+    """What a node says it has, NaN where that can't be: a node without cores or memory is none."""
+    return np.where((values > 0) & (values <= LARGEST), values, np.nan)
 
 
-def _last(values: FloatArray) -> float:
-    return float(values[-1]) if values.size else math.nan
+def _last_told(values: FloatArray) -> float:
+    told = values[~np.isnan(values)]
+    return float(told[-1]) if told.size else math.nan
 
 
 def _sane(value: float) -> float:

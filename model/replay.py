@@ -74,17 +74,21 @@ class Replay:
         node_name, stability : str
             As they are to stand in ``config``, beside what the trace's own ``config`` holds.
         """
-        config: dict[str, Any] = {
-            **self.trace.config_fields,
-            "node_name": node_name,
-            "cpu_percentile": self.settings.cpu.percentile,
-            "mem_percentile": self.settings.mem.percentile,
-            "aggregation": self.settings.cpu.aggregation,
-            "cpu_risk": self.settings.cpu.risk,
-            "mem_risk": self.settings.mem.risk,
-            "stability": stability,
-        }
-        return self.recorder.encode(config)
+        config = {**self.trace.config_fields, "node_name": node_name}
+        return self.recorder.encode(dump_config(config, self.settings, stability))
+
+
+def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stability: str) -> dict[str, Any]:
+    """What stands in a dump's ``config``: the trace's, and how the models were set."""
+    return {
+        **trace_config,
+        "cpu_percentile": settings.cpu.percentile,
+        "mem_percentile": settings.mem.percentile,
+        "aggregation": settings.cpu.aggregation,
+        "cpu_risk": settings.cpu.risk,
+        "mem_risk": settings.mem.risk,
+        "stability": stability,
+    }
 
 
 def dump_name(node_name: str, settings: ModelSettings) -> str:

@@ -26,7 +26,7 @@ from misc.tracesources.grid import (
     trace_config,
     utc,
 )
-from model.adapters.causes import system_errors
+from model.adapters.causes import system_words
 from model.series import FloatArray
 
 _MB = 2**20
@@ -185,8 +185,8 @@ class _Bearer:
 
 
 def _reason(error: BaseException) -> str:
-    for cause in system_errors(error):
-        return cause.strerror
+    for _errno, words in system_words(error):
+        return words
     return f"no answer ({type(error).__name__})"
 
 

@@ -23,8 +23,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def system_errors(error: BaseException) -> Iterator[OSError]:
-    """Those among the causes for which the system has words; a library's own message may hold a URL's password."""
+def system_words(error: BaseException) -> Iterator[tuple[int | None, str]]:
+    """Number and words of those causes that are the system's; a library's own message may hold a URL's password."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.strerror:
-            yield cause
+            yield cause.errno, cause.strerror

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.adapters.settings import EstimatorSettings
 from model.adapters.store import Store
-from model.assembly import FIELDS, PROMISED, Known, assemble, clean, promised
+from model.assembly import FIELDS, PROMISED, Known, assemble, clean, configured, promised
 from model.series import FloatArray, Samples
 
 _DOMAIN_FIELDS = (*FIELDS, "mem_rss")
@@ -53,12 +53,7 @@ def export(
         on_slice()
     if not samples:
         raise NothingStored
-    config = {
-        "node_name": node,
-        "node_scope": calendar.slice_s * calendar.positions,
-        "slice_scope": calendar.slice_s,
-        "historical_occurences": settings.historical,
-    }
+    config = calendar.trace_config(node, settings.historical)
     epoch = [calendar.end_s(number) for number in range(first, last + 1)]
     yield b'{"config":' + msgspec.json.encode(config) + b',"epoch":' + msgspec.json.encode(epoch)
     yield b',"node":{"raw_data":[' + b",".join(node_slices) + b']},"vm":{'
@@ -70,11 +65,7 @@ def export(
 
 def _with_configuration(node: Samples) -> Samples:
     """A node without cores or memory is none: a trace refuses what the live estimator ignores."""
-    return Samples(node.time_ms, {**node.fields, **{name: _positive(node.fields[name]) for name in PROMISED}})
-
-
-def _positive(values: FloatArray) -> FloatArray:
-    return np.where(values > 0, values, np.nan)
+    return Samples(node.time_ms, {**node.fields, **{name: configured(node.fields[name]) for name in PROMISED}})
 
 
 def _lists(samples: Samples, fields: tuple[str, ...], more: dict[str, Any] | None = None) -> bytes:

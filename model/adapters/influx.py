@@ -20,7 +20,7 @@ from influxdb_client.domain.dialect import Dialect
 from influxdb_client.domain.write_precision import WritePrecision
 from influxdb_client.rest import ApiException
 
-from model.adapters.causes import causes, system_errors
+from model.adapters.causes import causes, system_words
 from model.adapters.settings import InfluxSettings
 from model.adapters.store import Encoded, StoreRefused, StoreUnavailable
 from model.rates import Tick
@@ -222,7 +222,7 @@ class InfluxStore:
         result: dict[str, dict[str, float]] = {}
         if end_ms <= start_ms:
             return result
-        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        times = _bounds(start_ms, end_ms)
         for table in self._query(_FLUX_PROMISED, {"url": node, **times}):
             rows = _rows(table)
             for domain, field, value in zip(
@@ -236,7 +236,7 @@ class InfluxStore:
     ) -> Iterator[bytes]:
         """The tables that :meth:`read` makes arrays of, as they come from the server."""
         measurements = _BOTH if domains else _NODE
-        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        times = _bounds(start_ms, end_ms)
         for kind in _kinds(fields):
             if kind and end_ms > start_ms:
                 yield from self._query(
@@ -249,7 +249,7 @@ class InfluxStore:
 
     def domains(self, node: str, start_ms: int, end_ms: int) -> list[str]:
         """Those that have a sample: the tags' own index knows no times within a shard."""
-        times = {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+        times = _bounds(start_ms, end_ms)
         return self._tag_values(_FLUX_DOMAINS, {"url": node, **times})
 
     def last(self, node: str) -> Tick | None:
@@ -458,10 +458,15 @@ def _retry_after(error: ApiException) -> float | None:
     return float(text) if text.isdecimal() else None
 
 
+def _bounds(start_ms: int, end_ms: int) -> dict[str, int]:
+    """The period that a query's range asks for."""
+    return {"start_ns": start_ms * 1_000_000, "stop_ns": end_ms * 1_000_000}
+
+
 def _reason(error: BaseException) -> str:
     """What is at the bottom of an error that is wrapped several times over."""
-    for cause in system_errors(error):
-        return cause.strerror
+    for _errno, words in system_words(error):
+        return words
     if any(isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes(error)):
         return "no answer in time"
     return f"no connection ({type(error).__name__})"

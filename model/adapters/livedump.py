@@ -14,7 +14,7 @@ from model.adapters.runtime import Changes
 from model.adapters.settings import EstimatorSettings
 from model.dump import DumpRecorder
 from model.nodemodel import ModelSettings, NodeEstimate
-from model.replay import dump_name
+from model.replay import dump_config, dump_name
 from model.series import Slice
 
 LOG = logging.getLogger("scroogevm.estimator")
@@ -72,19 +72,8 @@ class LiveDump:
         recorder = DumpRecorder(self._model.strategies, sorted({name for one in kept for name in one.vm.vms}))
         for figures in kept:
             recorder.add(figures)
-        calendar = self._settings.calendar
-        config = {
-            "node_name": node,
-            "node_scope": calendar.slice_s * calendar.positions,
-            "slice_scope": calendar.slice_s,
-            "historical_occurences": self._settings.historical,
-            "cpu_percentile": self._model.cpu.percentile,
-            "mem_percentile": self._model.mem.percentile,
-            "aggregation": self._model.cpu.aggregation,
-            "cpu_risk": self._model.cpu.risk,
-            "mem_risk": self._model.mem.risk,
-            "stability": self._stability,
-        }
+        trace_config = self._settings.calendar.trace_config(node, self._settings.historical)
+        config = dump_config(trace_config, self._model, self._stability)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / dump_name(node, self._model)
         write_atomically(path, recorder.encode_together(config))

@@ -22,7 +22,7 @@ from keystoneauth1 import exceptions, loading, token_endpoint
 from keystoneauth1.adapter import Adapter
 from keystoneauth1.session import Session
 
-from model.adapters.causes import causes, system_errors
+from model.adapters.causes import causes, system_words
 from model.adapters.runtime import Changes
 from model.adapters.settings import PlacementSettings, Token
 from model.status import NodeStatus, ResourceStatus
@@ -519,9 +519,9 @@ def _refusal(status: int, body: Any) -> PlacementError:
 def _unconnected(error: BaseException) -> PlacementError:
     """What is at the bottom of an error; not its URL."""
     # The system's own words come first: urllib3 counts a refused connection among those that took too long.
-    for cause in system_errors(error):
-        if cause.errno != errno.ETIMEDOUT:
-            return PlacementError("connection", _line(cause.strerror))
+    for number, words in system_words(error):
+        if number != errno.ETIMEDOUT:
+            return PlacementError("connection", _line(words))
     silent = (exceptions.ConnectTimeout, requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
     if any(isinstance(cause, silent) for cause in causes(error)):
         return PlacementError("timeout", "no answer in time")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from model.adapters.causes import system_errors
+from model.adapters.causes import system_words
 from model.adapters.exporters import LabelPages, PageError, VmprobePages
 from model.adapters.settings import LabelStub, Stub, VmprobeStub
 from model.rates import Reading
@@ -122,9 +122,9 @@ class Scraper:
 
 def _words(error: BaseException) -> str:
     """What a person needs of an error; not its URL, which may hold a password."""
-    for cause in system_errors(error):
-        if not cause.strerror.startswith("Connect call"):
-            return cause.strerror
+    for _errno, words in system_words(error):
+        if not words.startswith("Connect call"):
+            return words
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or "no connection"
     return type(error).__name__
