@@ -405,7 +405,7 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
     """Why no session is begun with a VM; empty when one may be. The rules in the order in which they are told."""
     guest = watched.guest
     usage_mb = _usage(metrics, guest)
-    goal_mb = math.nan if math.isnan(usage_mb) else rules.goal(usage_mb)
+    goal_mb = rules.goal(usage_mb)
     gain_mb = metrics.rss_mb - metrics.usage_mb
     oldest_s = max(rules.stats_age_s, 60.0)
     checks: tuple[tuple[bool, str], ...] = (

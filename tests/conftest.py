@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from model.adapters.store import Store
+    from tests.guests import Host, Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
 SHARED = ROOT.parent / "shared"
 
 TraceObject = dict[str, Any]
+
+_SETTINGS = ("AGGREG", "BALLOONING", "INFLUXDB", "LIBVIRT", "METRICS", "OS_", "PLACEMENT", "SCHED", "STATE", "STORE")
+_buckets = itertools.count()
 
 
 def lists(
@@ -93,6 +102,64 @@ def scroogevm(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+def bare_environment() -> dict[str, str]:
+    """This process's environment without a setting of ours."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS)}
+
+
+# --- stores, hosts and guests: what they need is imported when a test asks for them ---------------------
+
+
+@pytest.fixture(scope="session")
+def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
+    """URL, token and organisation of an InfluxDB."""
+    from tests.servers import influx_server
+
+    with influx_server(tmp_path_factory.mktemp("influxd")) as (url, token, org, _):
+        yield url, token, org
+
+
+@pytest.fixture(params=["sqlite", "influx"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """An empty store of each kind."""
+    from model.adapters.influx import InfluxStore
+    from model.adapters.store import SqliteStore
+    from tests.servers import make_bucket, settings_of_bucket
+
+    made: Store
+    if request.param == "sqlite":
+        made = SqliteStore(tmp_path / "store.sqlite", 86400)
+    else:
+        url, token, org = request.getfixturevalue("influx")
+        bucket = f"bucket{next(_buckets)}"
+        make_bucket(url, token, org, bucket)
+        made = InfluxStore(settings_of_bucket(url, token, org, bucket))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A host of real guests."""
+    from tests.guests import Host, missing
+
+    if reason := missing():
+        pytest.skip(f"no real guests here: {reason}")
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def sshd(host: Host) -> Iterator[Sshd]:
+    """The host, reached by ssh."""
+    from tests.guests import Sshd, missing_ssh
+
+    if reason := missing_ssh():
+        pytest.skip(reason)
+    with Sshd(host) as sshd:
+        yield sshd
 
 
 def strict_json(text: str | bytes) -> Any:

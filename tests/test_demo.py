@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bare_environment
 from tests.servers import wait_for
 
 SCRIPT = ROOT / "misc" / "demo.sh"
@@ -26,8 +26,12 @@ def environ(tmp_path: Path) -> dict[str, str]:
     """Its folder is below ours; settings of a real installation are there, and must not get in."""
     place = tmp_path / "tmp"
     place.mkdir()
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("INFLUXDB_")}
-    return {**kept, "TMPDIR": str(place), "STORE_PATH": "/nowhere/store", "PLACEMENT_PROVIDERS": "nonsense"}
+    return {
+        **bare_environment(),
+        "TMPDIR": str(place),
+        "STORE_PATH": "/nowhere/store",
+        "PLACEMENT_PROVIDERS": "nonsense",
+    }
 
 
 def demo(environ: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:

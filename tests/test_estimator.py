@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import logging
 import math
@@ -19,7 +18,6 @@ import pytest
 
 from model.adapters.estimator import Estimator, Outlet
 from model.adapters.export import export
-from model.adapters.influx import InfluxStore
 from model.adapters.livedump import LiveDump
 from model.adapters.memoryfile import MemoryFile, MemoryRefused
 from model.adapters.settings import EstimatorSettings, StatusFileSettings, StoreSettings
@@ -34,35 +32,12 @@ from model.stability import mean_predictor
 from model.status import NodeStatus
 from model.trace import parse_trace
 from tests.conftest import strict_json
-from tests.servers import influx_server, make_bucket, settings_of_bucket
 
 NODES = ("http://w1:9100/metrics", "http://w2:9100/metrics")
 SLICE_S = 60
 JUDGES = {"cpu": mean_predictor, "mem": mean_predictor}
 #: A scope's start, two hours ago: within any retention.
 FIRST = math.floor(time.time() / 180) * 3 - 120
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
-    with influx_server(tmp_path_factory.mktemp("influxd")) as (url, token, org, _):
-        yield url, token, org
-
-
-@pytest.fixture(params=["sqlite", "influx"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store
-    if request.param == "sqlite":
-        made = SqliteStore(tmp_path / "store.sqlite", 86400)
-    else:
-        url, token, org = request.getfixturevalue("influx")
-        bucket = f"e{next(_numbers)}"
-        make_bucket(url, token, org, bucket)
-        made = InfluxStore(settings_of_bucket(url, token, org, bucket))
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -766,4 +741,30 @@ def test_memory_file_that_is_taken_away_is_made_again(
     assert sum("was taken away" in record.getMessage() for record in caplog.records) == 1
     played.restart()
     told += played.play(numbers[8:], restart=True)
+    assert told == steady
+
+
+def test_memory_file_that_cannot_be_made_again_is_no_reason_to_stop(
+    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = range(FIRST, FIRST + 8)
+    fill(store, NODES, numbers)
+    steady = Played(settings_for(tmp_path / "a"), store).play(numbers)
+    settings = settings_for(tmp_path / "b")
+    played = Played(settings, store)
+    told = [played.wake(number) for number in numbers[:4]]
+    # Another file is in its place, and what stands where that would be set aside can't be replaced.
+    settings.memory_path.unlink()
+    settings.memory_path.write_bytes(b"not ours")
+    aside = settings.memory_path.with_name(f"{settings.memory_path.name}.aside")
+    (aside / "full").mkdir(parents=True)
+    told += [played.wake(number) for number in numbers[4:6]]
+    assert any("all goes on in memory" in record.getMessage() for record in caplog.records)
+    aside.joinpath("full").rmdir()
+    aside.rmdir()
+    played.memory._retry_at = 0.0
+    told += [played.wake(numbers[6])]
+    assert "all is well again" in caplog.records[-1].getMessage()
+    played.restart()
+    told += played.play(numbers[7:], restart=True)
     assert told == steady

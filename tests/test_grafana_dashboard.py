@@ -25,7 +25,7 @@ from model.adapters.placement import PlacementCounts
 from model.rates import NodeRates
 from model.status import Figures, NodeStatus, ResourceStatus
 from tests.conftest import ROOT, strict_json
-from tests.servers import influx_server, make_bucket, settings_of_bucket
+from tests.servers import make_bucket, settings_of_bucket
 
 PATH = ROOT / "misc" / "grafana-dashboard.json"
 DASHBOARD: dict[str, Any] = strict_json(PATH.read_bytes())
@@ -162,31 +162,31 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    with influx_server(tmp_path_factory.mktemp("influxd")) as (url, token, org, _):
-        bucket = "dashboard"
-        make_bucket(url, token, org, bucket)
-        store = InfluxStore(settings_of_bucket(url, token, org, bucket))
-        plan, now_ms = Plan(workers=3, vms=12, stats_period_s=0), int(time.time() * 1000)
-        shapes = Shapes(plan.seed)
-        for i, node in enumerate(NODES):
-            worker, rates, pages = build_worker(plan, shapes, i), NodeRates(node), VmprobePages(plan.prefix)
-            ticks = []
-            for at_ms in range(now_ms - 600_000, now_ms, 5000):
-                page = render_vmprobe(worker, worker.epoch_ms(at_ms))
-                tick = rates.update(pages.read(page))
-                if tick is not None:
-                    ticks.append(store.encode(tick))
-            assert store.write(ticks) == 0
-        store.close()
-        with InfluxDBClient(url=url, token=token, org=org, timeout=20_000) as client:
-            yield Asked(client, bucket)
+def dashboard(influx: tuple[str, str, str]) -> Iterator[Asked]:
+    url, token, org = influx
+    bucket = "dashboard"
+    make_bucket(url, token, org, bucket)
+    store = InfluxStore(settings_of_bucket(url, token, org, bucket))
+    plan, now_ms = Plan(workers=3, vms=12, stats_period_s=0), int(time.time() * 1000)
+    shapes = Shapes(plan.seed)
+    for i, node in enumerate(NODES):
+        worker, rates, pages = build_worker(plan, shapes, i), NodeRates(node), VmprobePages(plan.prefix)
+        ticks = []
+        for at_ms in range(now_ms - 600_000, now_ms, 5000):
+            page = render_vmprobe(worker, worker.epoch_ms(at_ms))
+            tick = rates.update(pages.read(page))
+            if tick is not None:
+                ticks.append(store.encode(tick))
+        assert store.write(ticks) == 0
+    store.close()
+    with InfluxDBClient(url=url, token=token, org=org, timeout=20_000) as client:
+        yield Asked(client, bucket)
 
 
 @pytest.mark.parametrize("query", [query for _, query in FLUX], ids=[name for name, _ in FLUX])
-def test_every_query_brings_rows(query: str, influx: Asked) -> None:
+def test_every_query_brings_rows(query: str, dashboard: Asked) -> None:
     measurement, fields = asked(query)
-    rows = influx.rows(query)
+    rows = dashboard.rows(query)
     assert rows
     assert all(isinstance(row["_value"], (int, float)) for row in rows)
     assert {row["url"] for row in rows} <= set(NODES)
@@ -203,37 +203,37 @@ def test_every_query_brings_rows(query: str, influx: Asked) -> None:
 
 
 @pytest.mark.parametrize("query", [query for _, query in FLUX], ids=[name for name, _ in FLUX])
-def test_every_query_heeds_what_is_chosen(query: str, influx: Asked) -> None:
-    one = influx.rows(query, node=escaped(NODES[2]))
+def test_every_query_heeds_what_is_chosen(query: str, dashboard: Asked) -> None:
+    one = dashboard.rows(query, node=escaped(NODES[2]))
     assert {row["url"] for row in one} == {NODES[2]}
-    two = influx.rows(query, node=escaped(*NODES[1:]))
+    two = dashboard.rows(query, node=escaped(*NODES[1:]))
     assert {row["url"] for row in two} <= set(NODES[1:])
     if asked(query)[0] == "domain":
         name = one[0]["domain"]
-        assert {row["domain"] for row in influx.rows(query, domain=escaped(name))} == {name}
+        assert {row["domain"] for row in dashboard.rows(query, domain=escaped(name))} == {name}
 
 
-def test_nothing_is_found_of_an_empty_choice(influx: Asked) -> None:
+def test_nothing_is_found_of_an_empty_choice(dashboard: Asked) -> None:
     for _, query in FLUX:
-        assert influx.rows(query, node=escaped("nobody")) == []
+        assert dashboard.rows(query, node=escaped("nobody")) == []
 
 
-def test_variables_offer_what_there_is(influx: Asked) -> None:
+def test_variables_offer_what_there_is(dashboard: Asked) -> None:
     offered = {
-        name: [row["_value"] for row in influx.rows(VARIABLES[name]["query"], **chosen)]
+        name: [row["_value"] for row in dashboard.rows(VARIABLES[name]["query"], **chosen)]
         for name, chosen in (("bucket", {}), ("node", {}), ("domain", {"node": escaped(NODES[0])}))
     }
-    assert influx.bucket in offered["bucket"]
+    assert dashboard.bucket in offered["bucket"]
     assert not [name for name in offered["bucket"] if name.startswith("_")]
     assert sorted(offered["node"]) == sorted(NODES)
     assert len(offered["domain"]) == 12
 
 
-def test_booked_is_what_the_machines_were_promised(influx: Asked) -> None:
+def test_booked_is_what_the_machines_were_promised(dashboard: Asked) -> None:
     """The sum of what the VMs have, by two ways."""
     (query,) = [query for name, query in FLUX if name.startswith("CPU: used") and "booked" in query]
     (machines,) = [query for name, query in FLUX if name.startswith("CPU of VMs")]
-    booked = {row["_value"] for row in influx.rows(query, node=escaped(NODES[0]))}
-    rows = influx.rows(machines, node=escaped(NODES[0]))
+    booked = {row["_value"] for row in dashboard.rows(query, node=escaped(NODES[0]))}
+    rows = dashboard.rows(machines, node=escaped(NODES[0]))
     promised = {row["domain"]: row["_value"] for row in rows if row["_field"] == "cpu"}
     assert max(booked) == pytest.approx(min(booked)) == pytest.approx(sum(promised.values()))

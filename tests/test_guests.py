@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.guests import Guest, Host, Sshd, build_guest, children, frozen, missing, missing_ssh, mute, send
+from tests.guests import Guest, Host, Sshd, build_guest, children, frozen, missing, mute, send
 from tests.servers import wait_for
 
 EMULATION_MB = 130  # what QEMU itself needs on top of what the guest has touched, at most
@@ -25,20 +25,6 @@ EMULATION_MB = 130  # what QEMU itself needs on top of what the guest has touche
 def _needs_guests() -> None:
     if reason := missing():
         pytest.skip(f"no real guests here: {reason}")
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Host() as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def sshd(host: Host) -> Iterator[Sshd]:
-    if missing_ssh():
-        pytest.skip(str(missing_ssh()))
-    with Sshd(host) as sshd:
-        yield sshd
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("libvirt", reason="libvirt-python could not be built here")
 
 from model.adapters.hypervisor import GuestGone, GuestRefused, HostUnavailable, Hypervisor, patient_uri
-from tests.guests import Host, Sshd, children, frozen, missing, missing_ssh, mute
+from tests.guests import Host, Sshd, children, frozen, mute
 from tests.servers import wait_for
 
 TIMEOUT_S = 2.0
@@ -27,20 +27,9 @@ def driver() -> Iterator[Hypervisor]:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    if reason := missing():
-        pytest.skip(f"no real guests here: {reason}")
-    with Host() as host:
-        host.boot("a", 256)
-        yield host
-
-
-@pytest.fixture(scope="module")
-def sshd(host: Host) -> Iterator[Sshd]:
-    if missing_ssh():
-        pytest.skip(str(missing_ssh()))
-    with Sshd(host) as sshd:
-        yield sshd
+def host(host: Host) -> Host:
+    host.boot("a", 256)
+    return host
 
 
 # --- the test driver -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bare_environment
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -122,8 +122,12 @@ def run(fake: Path) -> Run:
     real_curl = shutil.which("curl")
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("INFLUXDB_")}
-        environment = {**kept, "PATH": f"{fake}/bin:/usr/bin:/bin", "FAKE": str(fake), "REAL_CURL": str(real_curl)}
+        environment = {
+            **bare_environment(),
+            "PATH": f"{fake}/bin:/usr/bin:/bin",
+            "FAKE": str(fake),
+            "REAL_CURL": str(real_curl),
+        }
         return subprocess.run(
             [ROOT / "misc" / "influxdb.sh", *arguments],
             env={**environment, "INFLUXDB_WAIT_S": "3", **settings},

@@ -28,7 +28,7 @@ from model.replay import Replay
 from model.results import load_results
 from model.stability import mean_predictor
 from model.trace import read_trace
-from tests.conftest import ROOT, strict_json
+from tests.conftest import ROOT, bare_environment, strict_json
 from tests.servers import fetch, free_port, influx_server, make_bucket, placement_server, settings_of_bucket, wait_for
 
 PROGRAM = [sys.executable, str(ROOT / "scroogevm.py")]
@@ -39,13 +39,8 @@ Environment = dict[str, str]
 
 @pytest.fixture
 def env(tmp_path: Path) -> Environment:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("AGGREG", "INFLUXDB", "STORE", "STATE", "SCHED", "PLACEMENT"))
-    }
     return {
-        **kept,
+        **bare_environment(),
         "SCHED_NODES": json.dumps(NODES),
         "SCHED_SCOPE_S": "2",
         "SCHED_SCOPE_SLICE_S": "1",

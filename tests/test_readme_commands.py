@@ -7,7 +7,6 @@ the Bitbrains data set is not here (its files are read in test_traceconvert.py).
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from misc.fakeworkers import FakeWorkers, Plan, in_thread
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bare_environment
 from tests.test_documentation import COMMANDS
 
 ELSEWHERE = ("./launchallfromjson.sh", "./tests/run.sh", "misc/demo.sh", "misc/setup.sh", "bitbrains")
@@ -51,7 +50,7 @@ def test_every_command_does_what_it_says(workers: FakeWorkers, tmp_path: Path) -
     (here / ".venv").symlink_to(ROOT / ".venv")
     url = workers.stubs()[0][0]
     env = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("SCHED", "STATE", "STORE"))},
+        **bare_environment(),
         "AGGREG_FETCH_DELAY": "0.2",
         "STATE_ENDPOINT": str(tmp_path / "state" / "status.json"),
         "SCHED_SCOPE_S": "4",

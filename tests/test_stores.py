@@ -12,17 +12,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.adapters.influx import InfluxStore
 from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable
 from model.rates import Tick
 from tests.conftest import ROOT
-from tests.servers import influx_server, make_bucket, settings_of_bucket
 
 NODE = "http://w1:9100/metrics"
 #: An hour ago, on a whole second: within any retention; the same for the processes that the tests start.
@@ -32,24 +29,9 @@ FIELDS = ("cpu", "cpu_usage", "mem_usage")
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session")
-def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
-    with influx_server(tmp_path_factory.mktemp("influxd")) as (url, token, org, _):
-        yield url, token, org
-
-
-@pytest.fixture(params=["sqlite", "influx"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store
-    if request.param == "sqlite":
-        made = SqliteStore(tmp_path / "store.sqlite", 86400)
-    else:
-        url, token, org = request.getfixturevalue("influx")
-        bucket = f"b{next(_numbers)}"
-        make_bucket(url, token, org, bucket)
-        made = InfluxStore(settings_of_bucket(url, token, org, bucket))
-    yield made
-    made.close()
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 def tick(k: int, node: str = NODE, vms: tuple[str, ...] = ("a", "b"), **more: float) -> Tick:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 from misc.fakeworkers import FakeWorkers, Plan, in_thread
 from model.adapters.influx import InfluxStore
 from model.adapters.store import SqliteStore
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bare_environment
 from tests.servers import fetch, free_port, influx_server, make_bucket, settings_of_bucket, wait_for
 
 PROGRAM = [sys.executable, str(ROOT / "vmaggreg.py")]
@@ -36,11 +35,8 @@ Environment = dict[str, str]
 
 @pytest.fixture
 def env(fakes: FakeWorkers, tmp_path: Path) -> Environment:
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("AGGREG", "INFLUXDB", "STORE", "STATE"))
-    }
     return {
-        **kept,
+        **bare_environment(),
         "AGGREG_STUB_LIST": json.dumps(fakes.stubs()),
         "AGGREG_FETCH_DELAY": "0.2",
         "AGGREG_TIMEOUT_S": "2",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,8 @@ import pytest
 
 from model.adapters.store import SqliteStore
 from model.rates import Tick
-from tests.conftest import ROOT
-from tests.guests import Guest, Host, Sshd, children, frozen, missing, missing_ssh, mute
+from tests.conftest import ROOT, bare_environment
+from tests.guests import Guest, Host, Sshd, children, frozen, mute
 from tests.servers import fetch, free_port, wait_for
 
 PROGRAM = [sys.executable, str(ROOT / "vmballooning.py")]
@@ -29,22 +28,6 @@ NODE, OTHER = "http://w1:9100/metrics", "http://w2:9100/metrics"
 FULL_MB = 512
 
 Environment = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    if reason := missing():
-        pytest.skip(f"no real guests here: {reason}")
-    with Host() as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def sshd(host: Host) -> Iterator[Sshd]:
-    if missing_ssh():
-        pytest.skip(str(missing_ssh()))
-    with Sshd(host) as sshd:
-        yield sshd
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +62,8 @@ def hoarding(guest: Guest) -> Guest:
 
 @pytest.fixture
 def env(host: Host, tmp_path: Path) -> Environment:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("AGGREG", "INFLUXDB", "STORE", "STATE", "BALLOONING", "LIBVIRT"))
-    }
     return {
-        **kept,
+        **bare_environment(),
         "LIBVIRT_NODES": json.dumps({NODE: host.uri}),
         "STORE_PATH": str(tmp_path / "store.sqlite"),
         "STATE_ENDPOINT": str(tmp_path / "status.json"),
@@ -439,7 +417,7 @@ def test_settings_that_cannot_be_used_are_told_together(
     changes: dict[str, str], told: list[str], tmp_path: Path
 ) -> None:
     env = {"LIBVIRT_NODES": json.dumps({NODE: "test:///default"}), "STATE_ENDPOINT": str(tmp_path / "s.json")}
-    done = run({**os.environ, **env, **changes})
+    done = run({**bare_environment(), **env, **changes})
     lines = done.stderr.splitlines()
     assert (done.returncode, len(lines)) == (2, len(told))
     assert all(line.startswith(f"vmballooning.py: {words}") for line, words in zip(lines, told, strict=True)), lines
@@ -449,7 +427,7 @@ def test_nonsense_in_the_journal_is_refused_and_left_alone(tmp_path: Path) -> No
     env = {"LIBVIRT_NODES": json.dumps({NODE: "test:///default"}), "STATE_ENDPOINT": str(tmp_path / "s.json")}
     path = tmp_path / "ballooning.json"
     path.write_text('{"format": 1, "sess')
-    done = run({**os.environ, **env})
+    done = run({**bare_environment(), **env})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "not a journal" in done.stderr
     assert path.read_text() == '{"format": 1, "sess'
@@ -462,7 +440,7 @@ def test_guest_of_which_nothing_is_stored_is_left_alone(tmp_path: Path) -> None:
         "STATE_ENDPOINT": str(tmp_path / "s.json"),
         "BALLOONING_STATS_AGE_S": "2",
     }
-    done = run({**os.environ, **env}, "--dry-run", "--once")
+    done = run({**bare_environment(), **env}, "--dry-run", "--once")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "test:///default  test  skip  no mem_usage is stored of it\n"
 

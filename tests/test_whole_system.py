@@ -22,7 +22,7 @@ from misc.fakeworkers import Plan, in_thread
 from model.adapters.influx import InfluxStore
 from model.adapters.store import SqliteStore, Store, StoreUnavailable
 from model.dump import read_dumps
-from tests.conftest import ROOT, strict_json
+from tests.conftest import ROOT, bare_environment, strict_json
 from tests.guests import Guest, Host, missing
 from tests.servers import fetch, influx_server, make_bucket, settings_of_bucket, wait_for
 from tests.test_real_exporters import NODE_EXPORTER, exporter, put
@@ -37,9 +37,8 @@ Environment = dict[str, str]
 
 @pytest.fixture
 def env(tmp_path: Path) -> Environment:
-    ours = ("AGGREG", "INFLUXDB", "STORE", "STATE", "SCHED", "PLACEMENT", "BALLOONING", "LIBVIRT", "METRICS")
     return {
-        **{key: value for key, value in os.environ.items() if not key.startswith(ours)},
+        **bare_environment(),
         "AGGREG_FETCH_DELAY": "0.2",
         "SCHED_SCOPE_S": str(SLICE_S * POSITIONS),
         "SCHED_SCOPE_SLICE_S": str(SLICE_S),

@@ -35,9 +35,6 @@ class Host(Protocol):
     def set_memory(self, uuid: str, memory_mb: float) -> None:
         """Tell a guest how much memory it may have."""
 
-    def close(self) -> None:
-        """Let go of the connection."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -232,7 +229,7 @@ class Keeper:
             if begins:
                 self._forget(session, 0.0)
             else:
-                self._restore(restore(session, action.from_mb, "the journal can't be written", gave_up=True), session)
+                self._perform(restore(session, action.from_mb, "the journal can't be written", gave_up=True))
             return
         self._changes.right("journal")
         self._tally.sessions += begins
@@ -244,7 +241,6 @@ class Keeper:
             self._perform(restore(session, action.from_mb, f"it can't be squeezed: {error}", gave_up=True))
 
     def _restore(self, action: Action, session: Session) -> None:
-        session = action.session or session
         before = self._journal.sessions().get(session.uuid)
         if before is None or before.giving_back != session.giving_back:
             self._tally.restores += 1
@@ -310,7 +306,7 @@ class Keeper:
     def _give_all_back(self, reason: str) -> None:
         for session in self._journal.sessions(self.name).values():
             try:
-                self._restore(restore(session, session.to_mb, session.giving_back or reason), session)
+                self._perform(restore(session, session.to_mb, session.giving_back or reason))
             except HostUnavailable as error:
                 self._changes.wrong(self.name, str(error))
             except Exception:

@@ -7,6 +7,7 @@ its own and a time to answer in, and one that has not come back holds up neither
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import threading
@@ -61,21 +62,16 @@ class GuestRefused(Exception):
     """A guest that does not do what it is asked to; the message is one line."""
 
 
-_events = threading.Lock()
-_events_run = False
-
-
+@functools.cache
 def start_events() -> None:
-    """Let libvirt notice by itself that a host fell silent; to be called before any connection is opened."""
-    global _events_run  # noqa: PLW0603  # libvirt has one loop for the whole process
-    with _events:
-        if _events_run:
-            return
-        _events_run = True
-        # What goes wrong is an exception; libvirt would write it to stderr as well.
-        libvirt.registerErrorHandler(lambda *_: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+    """Let libvirt notice by itself that a host fell silent, once and for the whole process.
+
+    To be called before any connection is opened, by one thread.
+    """
+    # What goes wrong is an exception; libvirt would write it to stderr as well.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
 
 
 def _run_events() -> None:
@@ -212,7 +208,9 @@ class Hypervisor:
 
     def close(self) -> None:
         """Let go of the connection; not waiting for a host that is mute."""
-        self._drop()
+        link, self._link = self._link, None
+        if link is not None:
+            link.give_up()
 
     def _guests(self) -> dict[str, Guest]:
         with self._taken().taken() as connection:
@@ -262,7 +260,7 @@ class Hypervisor:
         if not self._opening.acquire(blocking=False):
             raise HostUnavailable("still trying to connect")
         try:
-            self._drop()
+            self.close()
             connection = libvirt.open(patient_uri(self.uri))
             try:
                 connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVES)
@@ -273,11 +271,6 @@ class Hypervisor:
             return link
         finally:
             self._opening.release()
-
-    def _drop(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.give_up()
 
 
 def _told(domain: Any, figures: dict[str, Any]) -> dict[str, float]:

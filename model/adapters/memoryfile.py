@@ -213,7 +213,7 @@ class MemoryFile:
             try:
                 self._make_sure_it_is_there()
                 self._write((node, memory.number, msgspec.msgpack.encode(figures)) if figures else None)
-            except sqlite3.Error as error:
+            except (OSError, sqlite3.Error) as error:
                 self._retry_at = time.monotonic() + _RETRY_S
                 self._changes.wrong(str(self.path), f"can't be written, all goes on in memory: {error}")
             else:
