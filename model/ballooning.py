@@ -80,9 +80,9 @@ class Rules:
 
     def goal(self, usage_mb: float) -> float:
         """Down to what a VM may be squeezed, whole MB; of a usage that is not known, inf."""
-        if not math.isfinite(usage_mb):
-            return math.inf
-        return float(math.ceil(max(usage_mb + self.headroom(usage_mb), self.min_config_mb)))
+        wanted_mb = usage_mb + self.headroom(usage_mb)
+        # A usage beyond all measure overflows here, and is no more of a goal than one that is not known.
+        return float(math.ceil(max(wanted_mb, self.min_config_mb))) if math.isfinite(wanted_mb) else math.inf
 
     def step(self, memory_mb: float) -> float:
         """How much one step takes from a VM of that size."""
