@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from misc.fakeworkers import ANSWERS, FakeWorkers, Plan, in_thread
+from model.adapters import aggregator
 from model.adapters.aggregator import Aggregator, AggregatorMetrics
 from model.adapters.runtime import Changes, Pace, jitter
 from model.adapters.settings import AggregatorSettings, LabelStub, StoreSettings, Stub, VmprobeStub, parse_stubs
@@ -52,12 +53,12 @@ class Run:
         self.ticks: defaultdict[str, list[Tick]] = defaultdict(list)
         self.arrivals: defaultdict[str, list[float]] = defaultdict(list)
         self.registry = CollectorRegistry()
-        aggregator = Aggregator(chosen, self._put, AggregatorMetrics(self.registry))
+        scraping = Aggregator(chosen, self._put, AggregatorMetrics(self.registry))
 
         async def for_a_while() -> None:
             stop = asyncio.Event()
             asyncio.get_running_loop().call_later(seconds, stop.set)
-            await aggregator.run(stop)
+            await scraping.run(stop)
 
         asyncio.run(for_a_while())
 
@@ -120,6 +121,28 @@ def test_node_that_recovers_is_told_and_stored_again(fakes: FakeWorkers, caplog:
         run = Run(settings(stubs, 0.1), 2.0)
     assert run.ticks[stubs[0].node]
     assert [record.message.partition(": ")[2] for record in caplog.records] == ["HTTP status 500", "all is well again"]
+
+
+def test_page_whose_probe_has_stopped_is_told_once(
+    fakes: FakeWorkers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """node_exporter shows the file of a vmprobe that has ended for ever."""
+    monkeypatch.setattr(aggregator, "_STILL_S", 0.5)
+    monkeypatch.setattr(aggregator, "_STILL_DELAYS", 0)
+    stubs = stubs_of(fakes)[:2]
+    fakes.inject(0, "stale", seconds=1.5)
+    fakes.inject(1, "stale")
+    with caplog.at_level(logging.WARNING):
+        run = Run(settings(stubs, 0.1), 2.5)
+    back, gone = (stub.node for stub in stubs)
+    assert [run.value("scroogevm_node_up", node=node) for node in (back, gone)] == [1, 0]
+    assert run.value("scroogevm_scrape_failures_total", node=gone, reason="stale") >= 5
+    said = {node: [record.message for record in caplog.records if node in record.message] for node in (back, gone)}
+    assert [len(said[back]), len(said[gone])] == [2, 1]
+    assert "its probe has stopped" in said[gone][0]
+    assert "all is well again" in said[back][1]
+    assert len(run.ticks[gone]) == 1
+    assert len(run.ticks[back]) > 3
 
 
 def test_reboot_of_a_worker_gives_no_false_rates(fakes: FakeWorkers) -> None:

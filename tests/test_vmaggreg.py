@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,51 @@ def test_check_shows_what_answered(env: Environment, fakes: FakeWorkers) -> None
     assert "SQLite" in lines["store"]
     fakes.inject(1, "none")
     assert run(env, "--check").returncode == 0
+
+
+def page_of(age_s: float) -> bytes:
+    """A page of vmprobe on a host whose libvirt has no cgroups: it does not know of the CPU time of VMs."""
+    node = {
+        "probe_delay": 5000,
+        "cpu_total": 2,
+        "cpu_user": 1,
+        "cpu_kernel": 1,
+        "memory_total": 4,
+        "memory_available": 2,
+    }
+    lines = [f"vmprobe_global_{name} {value}" for name, value in node.items()]
+    lines.append(f"vmprobe_global_probe_epoch {int((time.time() - age_s) * 1000)}")
+    lines += ["vmprobe_domain_a_cpu_alloc 1", "vmprobe_domain_a_memory_alloc 3", "vmprobe_domain_a_memory_unused 1"]
+    return "\n".join([*lines, ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("age_s", "code", "words"),
+    [
+        (10.0, 0, "1 VMs, 1 of them without CPU time ("),
+        (100.0, 1, "old: the probe has stopped, or the clocks differ"),
+        (-100.0, 1, "ahead, or the clocks differ"),
+    ],
+)
+def test_check_tells_of_pages_that_are_old_and_of_vms_without_cpu_time(
+    env: Environment, age_s: float, code: int, words: str
+) -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page_of(age_s))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env["AGGREG_STUB_LIST"] = json.dumps([[f"http://127.0.0.1:{server.server_port}/metrics", "vmprobe"]])
+        done = run(env, "--check")
+        server.shutdown()
+    assert done.returncode == code, done.stdout
+    assert words in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

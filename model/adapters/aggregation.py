@@ -30,6 +30,9 @@ LOG = logging.getLogger("scroogevm.aggregator")
 #: How long the last ticks may take at the end.
 _FLUSH_S = 10.0
 _EXPIRE_EVERY_S = 600.0
+#: By how much a page's time may differ from ours, at least; and how many of the probe's delays.
+_OLD_S = 60.0
+_OLD_DELAYS = 3
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,6 +117,12 @@ async def _ask(scraper: Scraper) -> tuple[bool, str]:
     cores, memory = reading.node.get("cpu_total", 0), reading.node.get("memory_total", 0) / 2**20
     if reading.domains is None:
         return False, f"{cores:g} cores, {memory:.0f} GB, but nothing is known of its VMs ({took})"
-    told = sum("memory_unused" in domain for domain in reading.domains.values())
-    missing = "" if told == len(reading.domains) else f", {len(reading.domains) - told} of them without guest memory"
+    old_s = time.time() - reading.epoch_ms / 1000
+    if abs(old_s) > max(_OLD_S, _OLD_DELAYS * reading.node.get("probe_delay", 0.0) / 1000):
+        when = "old: the probe has stopped" if old_s > 0 else "ahead"
+        return False, f"the page is {abs(old_s):.0f} s {when}, or the clocks differ ({took})"
+    missing = ""
+    for metric, words in (("cpu_cputime", "CPU time"), ("memory_unused", "guest memory")):
+        silent = sum(metric not in domain for domain in reading.domains.values())
+        missing += f", {silent} of them without {words}" if silent else ""
     return True, f"{cores:g} cores, {memory:.0f} GB, {len(reading.domains)} VMs{missing} ({took})"

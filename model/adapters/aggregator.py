@@ -27,6 +27,9 @@ LOG = logging.getLogger("scroogevm.aggregator")
 _FIRST_DELAY_S = 5.0
 _SHORTEST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 3600.0
+#: A page that stays the same for so many of the probe's delays, and so long, is one that its probe has left behind.
+_STILL_DELAYS = 3
+_STILL_S = 15.0
 #: Where all nodes are asked one time, and not spread over a period.
 _AT_ONCE = 32
 #: Names that are looked up at the same time.
@@ -69,7 +72,7 @@ class AggregatorMetrics:
         )
         self.missed = Counter("scroogevm_scrapes_missed", "Scrapes left out: too late.", ["node"], registry=registry)
         self.duration = Summary("scroogevm_scrape_duration_seconds", "Time it took.", ["node"], registry=registry)
-        self.up = Gauge("scroogevm_node_up", "1 if the last scrape brought a page.", ["node"], registry=registry)
+        self.up = Gauge("scroogevm_node_up", "1 if the last scrape brought news.", ["node"], registry=registry)
         self.bad_lines = Gauge("scroogevm_page_bad_lines", "Lines that made no sense.", ["node"], registry=registry)
 
     def watch(self, spool: Spool, registry: CollectorRegistry) -> None:
@@ -90,6 +93,8 @@ class _Node:
     scraper: Scraper
     rates: NodeRates
     probe_delay_s: float = _FIRST_DELAY_S
+    epoch_ms: float | None = None
+    changed_at: float = 0.0
 
 
 class Aggregator:
@@ -150,23 +155,25 @@ class Aggregator:
         """Scrape a node and hand on what it told; whether it told anything."""
         name = node.scraper.stub.node
         start = time.monotonic()
-        reading: Reading | None = None
+        told = False
         try:
             reading = await node.scraper.scrape()
             self._hand_on(node, reading)
+            self._refuse_what_stands_still(node, reading)
             self._changes.right(name)
+            told = True
         except ScrapeError as error:
             self._metrics.failures.labels(name, error.reason).inc()
             self._changes.wrong(name, str(error))
         except Exception:
-            # A fault of ours, which must not cost the other nodes: told with all that is known.
+            # A fault of ours, which must not cost the other nodes: logged with all that is known.
             LOG.exception("%s: the scrape failed", name)
             self._metrics.failures.labels(name, "internal").inc()
         self._metrics.scrapes.labels(name).inc()
         self._metrics.duration.labels(name).observe(time.monotonic() - start)
-        self._metrics.up.labels(name).set(reading is not None)
+        self._metrics.up.labels(name).set(told)
         self._metrics.bad_lines.labels(name).set(node.scraper.bad_lines)
-        return reading is not None
+        return told
 
     def _hand_on(self, node: _Node, reading: Reading) -> None:
         delay_s = reading.node.get("probe_delay", 0.0) / 1000.0
@@ -175,3 +182,18 @@ class Aggregator:
         tick = node.rates.update(reading)
         if tick is not None:
             self._put(tick)
+
+    def _refuse_what_stands_still(self, node: _Node, reading: Reading) -> None:
+        """An exporter goes on showing the file of a probe that has ended.
+
+        Raises
+        ------
+        ScrapeError
+            When the page has been the same for longer than a probe may take.
+        """
+        now = time.monotonic()
+        if reading.epoch_ms != node.epoch_ms:
+            node.epoch_ms, node.changed_at = reading.epoch_ms, now
+        still_s = now - node.changed_at
+        if still_s > max(_STILL_S, _STILL_DELAYS * node.probe_delay_s):
+            raise ScrapeError("stale", f"the page has been the same for {still_s:.0f} s: its probe has stopped")
