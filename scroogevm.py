@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
-from types import FrameType
-from typing import NoReturn
 
-from model.adapters.commandline import Parser, add_debug_and_version, carry_out, moment, number, whole_number
+from model.adapters.commandline import (
+    Parser,
+    add_debug_and_version,
+    carry_out,
+    interruptible,
+    moment,
+    number,
+    whole_number,
+)
 
 EPILOG = """\
 strategies (T is what is to be seen as used; free = config - T):
@@ -112,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.status = args.status or args.watch
     _refuse_what_makes_no_sense(parser, args)
-    return _guarded(parser, _replay if args.load is not None else _serve, args)
+    job, setup = (_serve, "all") if args.load is None else (_replay, "offline")
+    return interruptible(lambda: carry_out(parser, lambda: job(args), setup), lambda: _interrupted(args))
 
 
 def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:
@@ -147,32 +150,12 @@ def _replay(args: argparse.Namespace) -> int:
     return offline.run(args)
 
 
-def _guarded(parser: Parser, job: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Do the job; what goes wrong in the ways that are known is told in one line."""
-    interrupted = threading.Event()
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    # On SIGTERM as on Ctrl-C, what is half done is taken back.
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        return carry_out(parser, lambda: job(args), setup="all" if args.load is None else "offline")
-    except BrokenPipeError:
-        # The reader of our output has left; without this the interpreter complains at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (KeyboardInterrupt, Exception):
-        # A compiled library that is interrupted while it is loaded makes another error of it.
-        if not interrupted.is_set():
-            raise
-        if args.load is None and args.export is None and not args.once:
-            return 0
-        what = "" if args.once else ", nothing was written"
-        print(f"scroogevm.py: interrupted{what}", file=sys.stderr)
-        return 130
+def _interrupted(args: argparse.Namespace) -> int:
+    if args.load is None and args.export is None and not args.once:
+        return 0
+    what = "" if args.once else ", nothing was written"
+    print(f"scroogevm.py: interrupted{what}", file=sys.stderr)
+    return 130
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-OFFLINE=(numpy msgspec rich pandas matplotlib jinja2)
+OFFLINE=(numpy msgspec rich pandas matplotlib jinja2 joblib)
 BUILD=(gcc pkg-config libvirt-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -79,6 +79,8 @@ class Strategy(ABC):
     """False: one instance sees every slice in time order, whatever its position."""
     uses_vm_samples: ClassVar[bool] = False
     """Whether it looks at what single VMs used, and not only at what they were promised."""
+    heeds: ClassVar[tuple[str, ...]] = ()
+    """What changes its answer: ``percentile``, ``aggregation`` and ``risk`` of its settings; ``stability``."""
     remembers: ClassVar[tuple[str, ...]] = ()
     """The attributes that it carries from slice to slice; numbers, texts, None, and lists or dicts of them."""
 
@@ -133,6 +135,8 @@ def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
 class Percentile(Strategy):
     """T = P-th percentile (linear interpolation) of the pooled samples of the window."""
 
+    heeds = ("percentile",)
+
     def update(self, observed: Observation) -> float:
         return float(np.percentile(observed.window.pooled, self.settings.percentile))
 
@@ -145,6 +149,7 @@ class DegreeOfAggressiveness(Strategy):
     u is the current slice, aggregated.
     """
 
+    heeds = ("aggregation",)
     remembers = ("threshold",)
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -173,6 +178,7 @@ class Greedy(Strategy):
     used in the slice: T = P.
     """
 
+    heeds = ("percentile", "aggregation", "stability")
     remembers = ("previous_booked", "previous_threshold")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -208,6 +214,7 @@ class ScroogeVM(Strategy):
     slice's mean, rounded up to 0.1 (core or MB); else r stays.
     """
 
+    heeds = ("aggregation", "stability")
     remembers = ("ratio", "previous_mean")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -290,6 +297,7 @@ class Conformal(Strategy):
 
     per_position = False
     uses_vm_samples = True
+    heeds = ("risk",)
     remembers = REMEMBERED
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:

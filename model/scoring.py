@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: A promise may exceed the truth by this share of the node before it counts: binary fractions do.
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _sum(terms: FloatArray) -> float:
 
 
 def _frequency(violations: FloatArray) -> float:
-    return _mean((violations > _TOLERANCE)[~np.isnan(violations)].astype(np.float64))
+    return _mean((violations > TOLERANCE)[~np.isnan(violations)].astype(np.float64))
 
 
 def _mean(values: FloatArray) -> float:
@@ -267,7 +267,7 @@ def slices_frame(epoch: FloatArray, histories: Mapping[str, History]) -> pd.Data
                     "violation": replay.violation,
                     "promised": published.prediction,
                     "really_free": history.really_free,
-                    "broken": published.violation > _TOLERANCE,
+                    "broken": published.violation > TOLERANCE,
                 }
             )
         )

@@ -6,10 +6,14 @@ import argparse
 
 from model.adapters.commandline import UsageError
 from model.conformal import MOST_RISK
+from model.evaluation import PARAMETERS, Variant, variants
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
 from model.series import RESOURCES
 from model.stability import STABILITIES, Stability
+
+#: Where the values of each of ``PARAMETERS`` stand.
+_OPTIONS = ("percentile", "aggreg", "risk", "stability")
 
 
 def chosen_strategies(text: str) -> tuple[str, ...]:
@@ -41,11 +45,33 @@ def _risk(args: argparse.Namespace, option: str, strategies: tuple[str, ...]) ->
     """What the operator risks of one resource: what was said of it alone, or of both."""
     option = "risk" if getattr(args, option) is None else option
     risk: float = getattr(args, option)
-    if "conformal" in strategies and not 0 < risk <= MOST_RISK:
+    if "conformal" in strategies:
+        _check_risk(option, risk)
+    return risk
+
+
+def _check_risk(option: str, risk: float) -> None:
+    if not 0 < risk <= MOST_RISK:
         raise UsageError(
             f"--{option.replace('_', '-')}: conformal keeps to risks above 0 and up to {MOST_RISK:g}, not to {risk:g}"
         )
-    return risk
+
+
+def chosen_variants(args: argparse.Namespace) -> list[Variant]:
+    """What ``misc/evaluate.py`` is to evaluate: its options hold lists of values.
+
+    Raises
+    ------
+    UsageError
+    """
+    strategies = chosen_strategies(args.strategy)
+    for risk in args.risk if "conformal" in strategies else ():
+        _check_risk("risk", risk)
+    for name in args.stability:
+        if name not in STABILITIES:
+            raise UsageError(f"--stability: {name!r} is none of {', '.join(STABILITIES)}")
+    values = {name: getattr(args, option) for name, option in zip(PARAMETERS, _OPTIONS, strict=True)}
+    return variants(strategies, values)
 
 
 def chosen_judges(args: argparse.Namespace) -> dict[str, Stability]:

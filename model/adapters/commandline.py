@@ -6,9 +6,12 @@ import argparse
 import math
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
+from types import FrameType
 from typing import Any, NoReturn
 
 from model import __version__
@@ -50,6 +53,35 @@ def carry_out(parser: Parser, job: Callable[[], int], setup: str = "all") -> int
         return 2
     except ModuleNotFoundError as error:
         parser.error(f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready")
+
+
+def interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -> int:
+    """Do a job that Ctrl-C and SIGTERM break off, with all that it has to take back; its exit code.
+
+    Parameters
+    ----------
+    when_interrupted : callable
+        Says so; answers with the exit code then.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return job()
+    except BrokenPipeError:
+        # The reader of our output has left; without this the interpreter complains at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, Exception):
+        # A compiled library that is interrupted while it is loaded makes another error of it.
+        if not interrupted.is_set():
+            raise
+        return when_interrupted()
 
 
 def add_debug_and_version(parser: Parser, levels: str) -> None:

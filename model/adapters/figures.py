@@ -6,7 +6,7 @@ Each function answers with a matplotlib figure: a row per resource, a column per
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from model.dump import DumpRecorder
+from model.evaluation import Pooled, labels
 from model.oversubscriptioncomputation import STRATEGIES
 from model.results import Results
 from model.series import CPU, MEMORY, RESOURCES, Resource
@@ -28,14 +29,15 @@ _TITLES = {CPU: "CPU, cores", MEMORY: "memory, GB"}
 _SCALES = {CPU: 1.0, MEMORY: 1024.0}
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08")
+_MARKERS = "osD^vP*X<"
 #: Four strategies each: what comes round to the first colour again has another line.
 _LINES = ("-", "--", "-.")
 _TRUTH = "#000000"
 
 
 def style_of(strategy: str) -> dict[str, Any]:
-    """The same line for the same strategy in every picture."""
-    names = list(STRATEGIES)
+    """The same line for the same strategy in every picture; what comes behind its name does not matter."""
+    names, strategy = list(STRATEGIES), strategy.partition(" ")[0]
     i = names.index(strategy) if strategy in names else len(names)
     line = _LINES[min(i // 4, len(_LINES) - 1)]
     return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": line, "linewidth": 1.4}
@@ -100,6 +102,47 @@ def published_figure(results: Results, resource: Resource) -> Figure:
     figure.supylabel(f"free {_TITLES[resource]}", fontsize=9)
     figure.suptitle(_plain(f"{results.name}: promised and kept"), fontsize=11, parse_math=False)
     return figure
+
+
+def pareto_figure(points: Sequence[Pooled]) -> Figure:
+    """How often a promise was broken against how much of it was of use; dashed: those that nothing beats."""
+    called = labels(list(dict.fromkeys(point.variant for point in points)))
+    strategies = list(dict.fromkeys(point.variant.strategy for point in points))
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    for axes, resource in zip(figure.subplots(1, 2), RESOURCES, strict=True):
+        of_resource = sorted(
+            (point for point in points if point.resource == resource.name), key=lambda point: point.violation_frequency
+        )
+        axes.plot(*_places(p for p in of_resource if p.on_front), color="0.6", linestyle="--", linewidth=1.0, zorder=0)
+        for strategy in strategies:
+            own = [point for point in of_resource if point.variant.strategy == strategy]
+            marker = _MARKERS[list(STRATEGIES).index(strategy) % len(_MARKERS)]
+            style = {**style_of(strategy), "linewidth": 0.5, "linestyle": "-"}
+            axes.plot(*_places(own), **style, marker=marker, markersize=7, label=strategy)
+        for point in of_resource:
+            text = called[point.variant].partition(" ")[2]
+            axes.annotate(
+                text, (point.violation_frequency, point.usable_free), (6, -9), textcoords="offset points", fontsize=7
+            )
+        # What an operator asks for lies between no broken promise and one in ten.
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlim(-0.001, 1.1)
+        axes.set_xticks([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("slices in which the promise was broken")
+        axes.set_ylabel(f"promised and really free, share of the node's {_NAMES[resource]}")
+        axes.grid(color="0.93")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9, frameon=False
+    )
+    return figure
+
+
+def _places(points: Iterable[Pooled]) -> tuple[list[float], list[float]]:
+    places = [(point.violation_frequency, point.usable_free) for point in points]
+    return [x for x, _ in places], [y for _, y in places]
 
 
 def tiers_png(recorder: DumpRecorder, strategy: str, node_name: str) -> bytes:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.adapters.presentation import COLUMNS, TITLES, cell, verdict
+from model.evaluation import Pooled, labels
 from model.scoring import Score, ranked
 from model.series import RESOURCES
 
@@ -20,12 +21,14 @@ T = TypeVar("T")
 
 #: Wide enough for every column where there is no terminal to ask: a table in a file is never folded.
 _WIDTH_OF_A_FILE = 140
+_POOLED = ("promise\nbroken", "in its\nworst trace", "mean\nmisprediction", "published\nfree", "and really\nfree")
 
 
 class ProgressBar:
     """A bar on a terminal that stderr is; silent anywhere else."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
         self._console = Console(file=stream)
         self._visible = stream.isatty()
 
@@ -77,6 +80,32 @@ def _table(title: str, rows: Sequence[Score]) -> Table:
         cells = (cell(row, attribute, form) for attribute, _, form in COLUMNS)
         table.add_row(row.strategy, *cells, style="bold" if i == 0 else "")
     return table
+
+
+def print_pooled(points: Sequence[Pooled], stream: TextIO | None = None) -> None:
+    """What every variant is worth, a table per resource, seldom broken promises first."""
+    stream = stream or sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_FILE, highlight=False)
+    called = labels(list(dict.fromkeys(point.variant for point in points)))
+    for resource in RESOURCES:
+        rows = [point for point in points if point.resource == resource.name]
+        table = Table(title=f"{TITLES[resource.name]}; *: nothing beats it", title_justify="left", box=None)
+        table.add_column("\nstrategy", no_wrap=True)
+        for heading in (
+            "promise\nbroken",
+            "in its\nworst trace",
+            "mean\nmisprediction",
+            "published\nfree",
+            "of that\nusable",
+        ):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in sorted(rows, key=lambda row: (row.violation_frequency, -row.usable_free)):
+            shares = (row.violation_frequency, row.worst, row.misprediction, row.published_free, row.usable_free)
+            name = f"{called[row.variant]}{' *' if row.on_front else ''}"
+            table.add_row(name, *(f"{share:.1%}" for share in shares), style="bold" if row.on_front else "")
+        console.print(table)
+        slices = max((row.scored for row in rows), default=0)
+        console.print(f"{slices} slices of {max((row.traces for row in rows), default=0)} traces\n")
 
 
 def print_checks(rows: Sequence[tuple[str, bool, str]]) -> bool:
