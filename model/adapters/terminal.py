@@ -91,13 +91,7 @@ def print_pooled(points: Sequence[Pooled], stream: TextIO | None = None) -> None
         rows = [point for point in points if point.resource == resource.name]
         table = Table(title=f"{TITLES[resource.name]}; *: nothing beats it", title_justify="left", box=None)
         table.add_column("\nstrategy", no_wrap=True)
-        for heading in (
-            "promise\nbroken",
-            "in its\nworst trace",
-            "mean\nmisprediction",
-            "published\nfree",
-            "of that\nusable",
-        ):
+        for heading in _POOLED:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in sorted(rows, key=lambda row: (row.violation_frequency, -row.usable_free)):
             shares = (row.violation_frequency, row.worst, row.misprediction, row.published_free, row.usable_free)
