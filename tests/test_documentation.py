@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 import scroogevm
 import vmaggreg
 import vmballooning
-from misc import fakeworkers, traceconvert, tracegen
+from misc import evaluate, fakeworkers, traceconvert, tracegen
 from model.adapters.estimator import Counts
 from model.adapters.metrics import EstimatorMetrics
 from model.adapters.placement import PlacementCounts
+from model.evaluation import Pooled, Row, Variant
 from model.oversubscriptioncomputation import STRATEGIES
 from model.scoring import SUMMARY_COLUMNS
 from model.status import Figures, NodeStatus, ResourceStatus
@@ -50,6 +52,7 @@ def test_every_command_names_a_program_and_options_that_exist(command: str) -> N
     program = next(word for word in words if (ROOT / word).is_file() and not word.startswith(".venv/bin/python"))
     parsers = {
         "scroogevm.py": scroogevm.build_parser,
+        "misc/evaluate.py": evaluate.build_parser,
         "misc/tracegen.py": tracegen.build_parser,
         "misc/traceconvert.py": traceconvert.build_parser,
         "misc/fakeworkers.py": fakeworkers.build_parser,
@@ -64,6 +67,18 @@ def test_every_file_that_is_named_exists() -> None:
     for name in re.findall(r"`([\w/]+\.(?:py|sh|ipynb|txt))`", README):
         places = (ROOT, ROOT / "model", ROOT / "model" / "adapters", ROOT / "misc")
         assert any((place / name).exists() for place in places), name
+
+
+def test_every_picture_that_is_shown_exists() -> None:
+    pictures = re.findall(r"!\[.*?\]\((\S+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_every_column_of_an_evaluation_is_explained() -> None:
+    table = README[README.index("| `trace`, `strategy`,") : README.index("`--dask=")]
+    columns = {column.name for kind in (Row, Pooled, Variant) for column in fields(kind)} - {"variant"}
+    assert {name for name in columns if f"`{name}`" not in table and not name.startswith("replay_")} == set()
 
 
 def test_every_module_is_on_the_map() -> None:

@@ -77,6 +77,7 @@ def test_every_command_does_what_it_says(workers: FakeWorkers, tmp_path: Path) -
         "trace.json",
         "week.json",
         "results-week/report.html",
+        "results-evaluation/pareto.png",
     ):
         assert (here / left).stat().st_size > 1000, left
     assert json.loads((tmp_path / "state" / "status.json").read_text())[url]["state"] in {"ok", "stale"}

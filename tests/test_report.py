@@ -160,10 +160,11 @@ def test_notebook_runs_and_shows_what_was_committed(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     for name in ("scroogevm.py", "scroogevm_analysis.ipynb", "increasing-workload.json", "decreasing-workload.json"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "model", tmp_path / "model", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("model", "misc"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     notebook = nbformat.read(tmp_path / "scroogevm_analysis.ipynb", as_version=4)
     committed = shown(notebook)
-    assert sum(kinds.count("image/png") for kinds in committed) == 8
+    assert sum(kinds.count("image/png") for kinds in committed) == 9
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert shown(notebook) == committed
 

@@ -27,8 +27,8 @@ _NAMES = {CPU: "CPU", MEMORY: "memory"}
 _TITLES = {CPU: "CPU, cores", MEMORY: "memory, GB"}
 #: Figures of this module are in cores and, so that axes stay readable, in GB of 2^30 bytes.
 _SCALES = {CPU: 1.0, MEMORY: 1024.0}
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08")
+# Okabe and Ito's palette and an indigo: told apart by colour-blind readers and in grey.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08", "#332288")
 _MARKERS = "osD^vP*X<"
 #: Four strategies each: what comes round to the first colour again has another line.
 _LINES = ("-", "--", "-.")
@@ -117,7 +117,7 @@ def pareto_figure(points: Sequence[Pooled]) -> Figure:
         for strategy in strategies:
             own = [point for point in of_resource if point.variant.strategy == strategy]
             marker = _MARKERS[list(STRATEGIES).index(strategy) % len(_MARKERS)]
-            style = {**style_of(strategy), "linewidth": 0.5, "linestyle": "-"}
+            style = {**style_of(strategy), "linewidth": 0.8, "linestyle": "-"}
             axes.plot(*_places(own), **style, marker=marker, markersize=7, label=strategy)
         for point in of_resource:
             text = called[point.variant].partition(" ")[2]
