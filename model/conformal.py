@@ -15,12 +15,14 @@ import numpy as np
 
 from model.series import FloatArray, round_up
 
-# Chosen on 69 nodes made of Bitbrains and PlanetLab VMs and on 16 generated ones of 2,000 slices, none of them among
+# Chosen on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated ones of 2,000 slices, none of them among
 # the traces that README's table is made of. "Alike" means within a hundredth of the misprediction.
-#: N: errors kept of each candidate (50 to 200 alike).
-_MEMORY = 64
-#: p0: the tail begins at the quantile that this share exceeds, so that 26 of 64 errors fit it (0.3 to 0.5 alike).
+#: N: errors kept of each candidate (64 to 128 alike).
+_MEMORY = 96
+#: p0: the tail begins at the quantile that this share exceeds, so that 38 of 96 errors fit it (0.35 to 0.5 alike).
 _BODY = 0.4
+#: Errors of slices that follow each other are alike: so many of them tell as much of the tail as one alone.
+_DEPENDENCE = 2.0
 #: How fast an envelope sinks to the present: within two slices, within ten.
 _DECAYS = (0.5, 0.1)
 #: The usual 0.3 of exponential smoothing, for what a VM uses (0.15 to 0.6 alike) and for a position's peak.
@@ -30,20 +32,18 @@ _SEASON_DECAY = 0.3
 _FORGET = 0.97
 #: eta: a candidate 5 % worse than the best weighs 1/e of it (10 to 50 alike).
 _FOCUS = 20.0
-#: A unit too little counts as three too much (1 to 6 alike, 1 favours broken promises).
+#: A unit too little counts as three too much (2 to 6 alike, 1 favours broken promises).
 _UNDER = 3.0
 #: Before errors are known: three standard deviations, gone after some ten slices.
 _PRIOR_STDS, _PRIOR_DECAY = 3.0, 0.8
-#: The tail is fitted to 0.7 of the risk: errors to come are larger than those remembered (1 gives 5.4 % for 5 %).
-_AIM = 0.7
-#: Surplus of broken promises that is left alone, 0.5 + 0.4 of what is expected and 3 at most; the answer to more: a
-#: broken promise lengthens the tail as if the risk were exp(0.3) times smaller.
-_DEAD_START, _DEAD_GROWTH, _DEAD_MOST, _GAIN = 0.5, 0.4, 3.0, 0.3
-#: Deficit that is left alone, and the answer to more.
-_SLACK, _SLACK_GAIN = 1.0, 0.3
+#: Surplus of broken promises that is left alone, 0.2 of what is expected and 2.5 at most; the answer to more: a broken
+#: promise lengthens the tail as if the risk were exp(0.4) times smaller.
+_DEAD_SHARE, _DEAD_MOST, _GAIN = 0.2, 2.5, 0.4
+#: Deficit that is left alone, and the answer to more, which makes the frequency exact in the long run.
+_SLACK, _SLACK_GAIN = 2.0, 0.3
 #: The answer to a surplus that is no accident. Where broken promises are meant to be frequent, from one in twenty on,
-#: such a surplus is one and a half of them larger.
-_ALARM_GAIN, _ALARM_REST, _ALARM_FROM = 6.0, 1.5, 0.05
+#: such a surplus is one of them larger.
+_ALARM_GAIN, _ALARM_REST, _ALARM_FROM = 6.0, 1.0, 0.05
 #: Where the surplus stops being counted, so that what is long past is not paid for without end.
 _FEWEST, _MOST = -6.0, 20.0
 #: How many promises the realised frequency is of.
@@ -106,15 +106,17 @@ class ConformalBound:
        positions, max(y(t), decaying maximum at the position of t+1). VMs that came or left move all remembered
        levels by what they used or use to use.
     2. *Margins* from each candidate's own last N errors r_i = y(t+1) - g(t+1) - f_i(t):
-       q_i = u_i + b_i (ln(p0 / (0.7 risk)) + c(t))+, with u_i the quantile of the errors that p0 of them exceed and
-       b_i their mean excess over it: an exponential tail, so that a risk of 1 % needs no hundred errors. One more
-       error, three standard deviations of the samples, stands for those not seen yet and fades. U_i = f_i + q_i.
+       q_i = u_i + b_i (k ((p0 / risk)^(1/k) - 1) + c(t))+, with u_i the quantile of the errors that p0 of them exceed
+       and b_i their mean excess over it: an exponential tail, so that a risk of 1 % needs no hundred errors. b_i is
+       known from m excesses only, and k = m / 2 is how many of them are worth counting: the quantile is that of the
+       tail's predictive distribution, longer the less is known of it, ln(p0 / risk) in the end. One more error, three
+       standard deviations of the samples, stands for those not seen yet and fades. U_i = f_i + q_i.
     3. *Weights* by recent errors: T = sum w_i U_i, w_i ~ exp(-eta (L_i - min L) / mean L), where L_i is the discounted
        sum of |y - g - U_i|, threefold where U_i was too little.
     4. *Steering*: D(t) = broken promises - risk x slices, E = risk x slices.
-       c = 0.3 (D - d)+ + 6 (D - l)+ - 0.3 (-D - 1)+, with the dead zone d = min(0.5 + 0.4 E, 3) and the alarm at
-       l = min(E, sqrt(E)) + 1.5 min(1, (risk / 0.05)^2): a standard deviation of a fair count, and a rest. To
-       multiply the level by exp(-c) is the step of adaptive conformal inference, but on the sum of the steps.
+       c = 0.4 (D - d)+ + 6 (D - l)+ - 0.3 (-D - 2)+, with the dead zone d = min(0.2 E, 2.5) and the alarm at
+       l = min(E, sqrt(E)) + min(1, (risk / 0.05)^2): a standard deviation of a fair count, and a rest. In the end
+       this multiplies the level by exp(-c), the step of adaptive conformal inference, but on the sum of the steps.
     5. *Limits*: 0 <= T <= min(config, booked + the most that the node itself used). The first T is what is booked, or
        used if that is more. T is rounded up to what is published.
 
@@ -132,13 +134,14 @@ class ConformalBound:
     saturating integrator). M. Zaffran et al., "Adaptive conformal predictions for time series", ICML 2022 (experts
     weighted by their loss). N. Cesa-Bianchi, G. Lugosi, "Prediction, learning, and games", 2006 (exponential
     weights). A. Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017 (the tail).
+    J. Aitchison, I. Dunsmore, "Statistical prediction analysis", 1975 (its predictive distribution).
 
     Examples
     --------
     >>> nothing = np.empty(0)
     >>> bound = ConformalBound(risk=0.05, resolution=0.1)
     >>> [bound.update(Seen(0, 1, k > 0, 64.0, 40.0, 10.0, 9.0, 0.5, (), *[nothing] * 3)) for k in range(3)]
-    [40.0, 10.3, 10.1]
+    [40.0, 11.5, 10.1]
     """
 
     def __init__(self, risk: float, resolution: float) -> None:
@@ -252,14 +255,16 @@ class ConformalBound:
         below = int(rank)
         above = min(below + 1, known)
         body = ordered[:, below] + (rank - below) * (ordered[:, above] - ordered[:, below])
-        top = ordered[:, -max(1, round((known + 1) * _BODY)) :]
-        excess = np.maximum(top - body[:, None], 0.0).mean(axis=1)
-        return body + excess * max(0.0, math.log(_BODY / (_AIM * self.risk)) + self._pressure())
+        count = max(1, round((known + 1) * _BODY))
+        excess = np.maximum(ordered[:, -count:] - body[:, None], 0.0).mean(axis=1)
+        worth = count / _DEPENDENCE
+        length = worth * math.expm1(math.log(_BODY / self.risk) / worth)
+        return body + excess * max(0.0, length + self._pressure())
 
     def _pressure(self) -> float:
         """c, by how much the tail is lengthened."""
         surplus, expected = self.surplus, self.risk * self.slices
-        dead = min(_DEAD_START + _DEAD_GROWTH * expected, _DEAD_MOST)
+        dead = min(_DEAD_SHARE * expected, _DEAD_MOST)
         alarm = min(expected, math.sqrt(expected)) + _ALARM_REST * min(1.0, (self.risk / _ALARM_FROM) ** 2)
         return (
             _GAIN * max(0.0, surplus - dead)

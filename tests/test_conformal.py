@@ -198,11 +198,20 @@ def test_more_is_never_called_used_than_what_is_booked_and_the_node_itself_uses(
 
 
 def test_broken_promises_lengthen_the_margin_and_kept_ones_shorten_it() -> None:
-    calm, shaken = settled({}, 20.0), settled({}, 20.0)
-    for _ in range(6):
-        shaken.surplus += 1
-        calm.surplus -= 1
-    assert shaken._margins().min() > 2 * max(0.1, calm._margins().max())
+    calm, usual, shaken = (settled({}, 20.0) for _ in range(3))
+    calm.surplus -= 6
+    shaken.surplus += 6
+    assert (calm._margins() < usual._margins() - 0.05).all()
+    assert (shaken._margins() > 2 * usual._margins()).all()
+
+
+def test_margin_is_longer_while_little_is_known() -> None:
+    """Of an exponential tail with mean excess 1, what 1 % of the errors exceed: ln(p0 / risk) in the end."""
+    young, old = ConformalBound(0.01, 0.1), ConformalBound(0.01, 0.1)
+    levels = -np.log(1 - (np.arange(96) + 0.5) / 96)
+    young.errors, old.errors = levels[None, 4::10], levels[None, :]
+    assert old._margins()[0] == pytest.approx(math.log(100), rel=0.15)
+    assert young._margins()[0] > 1.3 * old._margins()[0]
 
 
 def test_better_forecasts_weigh_more() -> None:
