@@ -28,10 +28,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.adapters.commandline import Parser, whole_number
-from model.adapters.settings import InfluxSettings
-from model.adapters.store import SqliteStore, Store
-from model.rates import Tick
+from model.adapters.commandline import Parser, libraries, whole_number
+
+with libraries("live"):
+    from model.adapters.settings import InfluxSettings
+    from model.adapters.store import SqliteStore, Store
+    from model.rates import Tick
+
 
 _TICKS_OF_A_SCOPE = 360
 _VMS = 40

@@ -19,13 +19,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
+from model.adapters.commandline import Parser, libraries, whole_number
 
-from model.adapters.commandline import Parser, whole_number
-from model.adapters.guestmetrics import GuestMetrics
-from model.adapters.store import SqliteStore
-from model.ballooning import Action, Guest, Rules, Situation, Watched, plan
-from model.rates import Tick
+with libraries("live"):
+    import numpy as np
+
+    from model.adapters.guestmetrics import GuestMetrics
+    from model.adapters.store import SqliteStore
+    from model.ballooning import Action, Guest, Rules, Situation, Watched, plan
+    from model.rates import Tick
+
 
 _SCOPE_S = 3600
 _DELAY_S = 5

@@ -18,25 +18,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from prometheus_client import CollectorRegistry, generate_latest
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.adapters.commandline import Parser, whole_number
-from model.adapters.estimator import Estimator
-from model.adapters.memoryfile import MemoryFile
-from model.adapters.metrics import EstimatorMetrics
-from model.adapters.settings import EstimatorSettings, StatusFileSettings, StoreSettings
-from model.adapters.statusfile import StatusFile
-from model.adapters.store import Encoded, SqliteStore
-from model.assembly import Calendar
-from model.nodemodel import ModelSettings
-from model.oversubscriptioncomputation import STRATEGIES
-from model.rates import Tick
-from model.series import Period, Samples
-from model.stability import mean_predictor
+from model.adapters.commandline import Parser, libraries, whole_number
+
+with libraries("live"):
+    import numpy as np
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from model.adapters.estimator import Estimator
+    from model.adapters.memoryfile import MemoryFile
+    from model.adapters.metrics import EstimatorMetrics
+    from model.adapters.settings import EstimatorSettings, StatusFileSettings, StoreSettings
+    from model.adapters.statusfile import StatusFile
+    from model.adapters.store import Encoded, SqliteStore
+    from model.assembly import Calendar
+    from model.nodemodel import ModelSettings
+    from model.oversubscriptioncomputation import STRATEGIES
+    from model.rates import Tick
+    from model.series import Period, Samples
+    from model.stability import mean_predictor
+
 
 _SLICE_S = 1800
 _EVERY_S = 5

@@ -15,14 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
-from numpy.typing import NDArray
+from model.adapters.commandline import Parser, UsageError, carry_out, interruptible, libraries, whole_number
 
-from misc.stabilitycases import Case, drawn, labelled
-from model.adapters.commandline import Parser, UsageError, carry_out, interruptible, whole_number
-from model.series import FloatArray
-from model.stability import STABILITIES, Stability
-from model.trace import TraceError
+with libraries("offline"):
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from misc.stabilitycases import Case, drawn, labelled
+    from model.series import FloatArray
+    from model.stability import STABILITIES, Stability
+    from model.trace import TraceError
+
 
 #: Samples of the older slices and of the new one: a scrape every 5 minutes, and one every 10 s, in an hour.
 _SIZES = ((48, 12), (1440, 360))

@@ -22,13 +22,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from aiohttp import web
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.adapters.commandline import Parser, number, whole_number
+from model.adapters.commandline import Parser, libraries, number, whole_number
+
+with libraries("live"):
+    import numpy as np
+    import numpy.typing as npt
+    from aiohttp import web
+
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]

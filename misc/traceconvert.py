@@ -17,14 +17,16 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from misc.tracesources.azure import AZURE_EPOCH_START, convert_azure
-from misc.tracesources.bitbrains import convert_bitbrains
-from misc.tracesources.grid import Conversion, ConversionError, utc
-from misc.tracesources.prometheus import convert_prometheus
-from misc.tracesources.textfiles import LARGEST
-from model.adapters.commandline import Parser, number, whole_number
-from model.adapters.files import write_atomically
-from model.trace import TraceError, parse_trace, printable
+from model.adapters.commandline import Parser, libraries, number, whole_number
+
+with libraries("offline"):
+    from misc.tracesources.azure import AZURE_EPOCH_START, convert_azure
+    from misc.tracesources.bitbrains import convert_bitbrains
+    from misc.tracesources.grid import Conversion, ConversionError, utc
+    from misc.tracesources.prometheus import convert_prometheus
+    from misc.tracesources.textfiles import LARGEST
+    from model.adapters.files import write_atomically
+    from model.trace import TraceError, parse_trace, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"traceconvert.py: {printable(note)}", file=sys.stderr)
     except ConversionError as error:
         print(f"traceconvert.py: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        print(f"traceconvert.py: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.adapters.commandline import Parser, number, whole_number
-from model.adapters.files import staged
-from model.series import FloatArray
+from model.adapters.commandline import Parser, libraries, number, whole_number
+
+with libraries("offline"):
+    import msgspec
+    import numpy as np
+
+    from model.adapters.files import staged
+    from model.series import FloatArray
+
 
 MIXES = {
     "increasing": "VMs arrive one after the other, from a quarter of them to all",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -52,7 +54,26 @@ def carry_out(parser: Parser, job: Callable[[], int], setup: str = "all") -> int
             print(f"{parser.prog}: {line}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready")
+        parser.error(_not_installed(error, setup))
+    except PermissionError as error:
+        # Wherever it is met, it is the operator's to mend, and the name says where.
+        if error.filename is None:
+            raise
+        parser.error(f"{error.filename}: {error.strerror}")
+
+
+@contextlib.contextmanager
+def libraries(setup: str) -> Iterator[None]:
+    """Around the imports at the head of a program: what is not installed is one line and exit code 2, too."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        print(f"{Path(sys.argv[0]).name}: {_not_installed(error, setup)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _not_installed(error: ModuleNotFoundError, setup: str) -> str:
+    return f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready"
 
 
 def interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -> int:

@@ -238,12 +238,14 @@ def run_export(args: argparse.Namespace) -> int:
     path, node = Path(args.export), settings.nodes[0]
     bar = ProgressBar()
     try:
-        with (
-            contextlib.closing(open_store(settings.store)) as store,
-            staged() as files,
-            bar.counted("exporting", last - first + 1) as step,
-        ):
-            files.write_pieces(path, export(store, settings, node, first, last, step))
+        with contextlib.closing(open_store(settings.store)) as store, staged() as files:
+            # What lies before the first sample may be years.
+            begins_ms = store.begins_ms(node, calendar.bounds_ms(first)[0], calendar.bounds_ms(last)[1])
+            if begins_ms is None:
+                raise NothingStored
+            first = max(first, calendar.last_ended(begins_ms / 1000) + 1)
+            with bar.counted("exporting", last - first + 1) as step:
+                files.write_pieces(path, export(store, settings, node, first, last, step))
     except NothingStored:
         raise UsageError(f"--url: nothing is stored of {node} in this period; nothing was written") from None
     except (StoreUnavailable, StoreRefused) as error:

@@ -30,7 +30,8 @@ def export(
 ) -> Iterator[bytes]:
     """The trace of a node from slice ``first`` to slice ``last``, as pieces of JSON.
 
-    Every slice is there, ``{}`` where nothing is stored: positions are counted.
+    It begins with the first slice of which something is stored. From there on every slice is there, ``{}`` where there
+    is nothing: positions are counted.
 
     Raises
     ------

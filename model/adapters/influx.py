@@ -65,6 +65,16 @@ from(bucket: bucket)
   |> keep(columns: ["_time", "_value", "_field", "domain"])
   |> group(columns: ["_field"])
 """
+_FLUX_FIRST = """
+from(bucket: bucket)
+  |> range(start: time(v: start_ns), stop: time(v: stop_ns))
+  |> filter(fn: (r) => r._measurement == "node" or r._measurement == "domain")
+  |> filter(fn: (r) => r.url == url)
+  |> filter(fn: (r) => r._field != "vm_number")
+  |> first()
+  |> keep(columns: ["_time", "_value", "_field", "domain"])
+  |> group(columns: ["_field"])
+"""
 _FLUX_LAST = """
 from(bucket: bucket)
   |> range(start: 0)
@@ -251,6 +261,11 @@ class InfluxStore:
         """Those that have a sample: the tags' own index knows no times within a shard."""
         times = _bounds(start_ms, end_ms)
         return self._tag_values(_FLUX_DOMAINS, {"url": node, **times})
+
+    def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
+        """The lowest time of the first value of every field."""
+        tables = self._query(_FLUX_FIRST, {"url": node, **_bounds(start_ms, end_ms)})
+        return min((int(_rows(table).times.min()) for table in tables), default=None)
 
     def last(self, node: str) -> Tick | None:
         """The last value of every field, where it is of the newest tick."""

@@ -35,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """
     strategies = chosen_strategies("all" if args.strategy is None else args.strategy)
     named = None if args.url is None else node_of(args.url)
-    folder = None if args.output is None else Path(args.output)
-    if args.output == "" or (folder is not None and folder.exists() and not folder.is_dir()):
-        raise UsageError(f"--output: {args.output!r} is not a folder")
+    folder = None if args.output is None else _folder(args.output)
     bar = ProgressBar()
     try:
         with bar.busy(f"reading {Path(args.load).name}"):
@@ -53,6 +51,17 @@ def run(args: argparse.Namespace) -> int:
         _write(args, folder, replay, node_name)
     print_scores(replay.scores(), args.risk)
     return 0
+
+
+def _folder(output: str) -> Path:
+    """Where the results go, there already or not."""
+    folder = Path(output)
+    try:
+        if not output or (folder.exists() and not folder.is_dir()):
+            raise UsageError(f"--output: {output!r} is not a folder")
+    except OSError as error:
+        raise UsageError(f"--output: {printable(output)}: {error.strerror}") from None
+    return folder
 
 
 def _warn_of_jumps(trace: Trace) -> None:

@@ -13,8 +13,11 @@ from model.trace import printable
 
 TITLES = {"cpu": "CPU", "mem": "Memory"}
 
-#: Attribute of a score, heading, format; the published score first, for it is the operator's.
-COLUMNS: tuple[tuple[str, str, str], ...] = (
+#: Attribute of a score, heading, format.
+Column = tuple[str, str, str]
+
+#: The published score first, for it is the operator's.
+COLUMNS: tuple[Column, ...] = (
     ("published_misprediction", "published misprediction", ".3f"),
     ("published_violation", "published violation", ".3f"),
     ("published_violation_frequency", "promise broken", ".1%"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import grp
+import io
 import json
 import logging
 import math
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from model.assembly import Calendar
 from model.ballooning import Rules
@@ -36,6 +39,24 @@ _KEYSTONE_NEEDS = {
     "v3password": _PASSWORD_NEEDS,
     "v3applicationcredential": ("application_credential_id", "application_credential_secret"),
 }
+
+
+#: Every setting of our own, by the first word of its key; OpenStack has more than those that we read.
+_KEYS = {
+    "AGGREG": "STUB_LIST FETCH_DELAY TIMEOUT_S MAX_PAGE_MB QUEUE_MB METRICS_PORT",
+    "METRICS": "ADDRESS",
+    "SCHED": "NODES SCOPE_S SCOPE_SLICE_S SCOPE_HISTORICAL SCOPE_INIT_FETCH_PREVIOUS SETTLE_S MEMORY_PATH DUMP_SLICES "
+    "METRICS_PORT",
+    "STATE": "ENDPOINT MODE OWNER",
+    "LIBVIRT": "NODES",
+    "BALLOONING": "SCOPE_S SCOPE_MN THRESHOLD_GAIN_MB GRACE_PERIOD_S SCOPE_SLEEP_S MIN_CONFIG_MB HEADROOM_PCT "
+    "HEADROOM_MB STEP_PCT STEP_MB CHECK_S SESSION_S STUCK_S STATS_AGE_S SESSIONS_PER_HOST EXCLUDE TIMEOUT_S "
+    "JOURNAL_PATH METRICS_PORT",
+    "INFLUXDB": "URL TOKEN ORG BUCKET TIMEOUT_S RETENTION_S LISTEN USER PASSWORD IMAGE NAME WAIT_S",
+    "STORE": "PATH RETENTION_S",
+    "PLACEMENT": "PROVIDERS ENDPOINT TOKEN TIMEOUT_S ROUND_TIMEOUT_S ALLOW_BELOW_ONE MAX_RATIO",
+}
+KEYS = frozenset(f"{first}_{rest}" for first, words in _KEYS.items() for rest in words.split())
 
 
 class SettingsError(ValueError):
@@ -294,10 +315,13 @@ class Environment:
     Parameters
     ----------
     values : mapping of key to text
+    without : str
+        What is not here and may be missed, to be told where a setting is.
     """
 
-    def __init__(self, values: Mapping[str, str | None]) -> None:
+    def __init__(self, values: Mapping[str, str | None], without: str = "") -> None:
         self._values = values
+        self.without = without
         self.faults: list[str] = []
 
     def fault(self, key: str, words: str) -> None:
@@ -366,11 +390,29 @@ class Environment:
 
 
 def environment() -> Environment:
-    """The process' environment over what ``.env`` in the working directory says."""
+    """The process' environment over what ``.env`` in the working directory says.
+
+    Raises
+    ------
+    SettingsError
+        When that file can't be read or understood.
+    """
     try:
-        written = dotenv_values(".env")
+        text = Path(".env").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Environment(os.environ, " (there is no .env in this folder)")
     except UnicodeDecodeError:
         raise SettingsError([".env: is not UTF-8"]) from None
+    except OSError as error:
+        raise SettingsError([f".env: {error.strerror}"]) from None
+    unclear = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+    if unclear:
+        raise SettingsError([f".env, line {line}: is no setting such as KEY='value'" for line in unclear])
+    written = dotenv_values(stream=io.StringIO(text))
+    for key in written:
+        if key not in KEYS and key.partition("_")[0] in _KEYS:
+            like = difflib.get_close_matches(key, KEYS, 1)
+            LOG.warning(".env: %s is no setting%s", key, f"; is {like[0]} meant?" if like else "")
     return Environment({**written, **os.environ})
 
 
@@ -571,7 +613,8 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
     """
     stubs: tuple[Stub, ...] = env.json("AGGREG_STUB_LIST", parse_stubs, ())
     if not stubs and not any(fault.startswith("AGGREG_STUB_LIST") for fault in env.faults):
-        env.fault("AGGREG_STUB_LIST", 'names no worker node; e.g. [["http://worker1:9100/metrics", "vmprobe"]]')
+        example = '[["http://worker1:9100/metrics", "vmprobe"]]'
+        env.fault("AGGREG_STUB_LIST", f"names no worker node{env.without}; e.g. {example}")
     fetch_delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
     if 0 < fetch_delay_s < _SHORTEST_DELAY_S:
         env.fault("AGGREG_FETCH_DELAY", f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
@@ -675,7 +718,7 @@ def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> Estimat
         stubs: tuple[Stub, ...] = env.json("AGGREG_STUB_LIST", parse_stubs, ())
         nodes = env.json("SCHED_NODES", parse_nodes, tuple(stub.node for stub in stubs))
     if not nodes and not any(fault.startswith(("SCHED_NODES", "AGGREG_STUB_LIST")) for fault in env.faults):
-        env.fault("SCHED_NODES", 'names no node; e.g. ["http://worker1:9100/metrics"]')
+        env.fault("SCHED_NODES", f'names no node{env.without}; e.g. ["http://worker1:9100/metrics"]')
     calendar = _calendar(env)
     path, mode, (uid, gid) = status_path(env), _mode(env), _owner(env)
     settings = EstimatorSettings(
@@ -757,9 +800,8 @@ def ballooning_settings(env: Environment) -> BallooningSettings:
     """
     hosts: dict[str, str] = env.json("LIBVIRT_NODES", parse_hosts, {})
     if not hosts and not any(fault.startswith("LIBVIRT_NODES") for fault in env.faults):
-        env.fault(
-            "LIBVIRT_NODES", 'names no node; e.g. {"http://worker1:9100/metrics": "qemu+ssh://root@worker1/system"}'
-        )
+        example = '{"http://worker1:9100/metrics": "qemu+ssh://root@worker1/system"}'
+        env.fault("LIBVIRT_NODES", f"names no node{env.without}; e.g. {example}")
     rules = Rules(
         scope_s=_scope_s(env),
         grace_s=env.number("BALLOONING_GRACE_PERIOD_S", 3600.0, 0, 10**7),

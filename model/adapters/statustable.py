@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -13,12 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from model.adapters.commandline import UsageError
+from model.adapters.console import fitting, print_whole
 from model.adapters.statusfile import PublishedNode, PublishedResource, StatusFileError, read_status
 from model.series import CPU, MEMORY, RESOURCES, Resource
 
 _WIDTH_OF_A_FILE = 160
 #: Memory is shown in GB of 2^30 bytes.
 _SCALE = {CPU: 1.0, MEMORY: 1024.0}
+_FIGURES = ("free", "booked", "of", "ratio", "(real)")
+#: What a narrow terminal does without, and the least that it shows of a node's name in a line.
+_MORE, _SHORT_NAME = ("booked", "of"), 16
 _COLOURS = {"ok": "green", "stale": "yellow", "unknown": "red", "outdated": "red"}
 
 
@@ -32,17 +36,18 @@ def show_status(path: Path) -> None:
     """
     console = _console()
     try:
-        console.print(status_table(read_status(path), time.time()))
+        print_whole(console, *_tables(path))
     except StatusFileError as error:
         raise UsageError(str(error)) from None
 
 
 def watch_status(path: Path) -> None:
     """Keep the table on the screen until Ctrl-C."""
-    with Live(console=_console(), auto_refresh=False) as live:
+    console = _console()
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                live.update(status_table(read_status(path), time.time()), refresh=True)
+                live.update(fitting(console, *_tables(path)), refresh=True)
             except StatusFileError as error:
                 live.update(Text(str(error), style="red"), refresh=True)
             time.sleep(1.0)
@@ -55,7 +60,13 @@ def _console() -> Console:
     return console
 
 
-def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
+def _tables(path: Path) -> Iterator[Table]:
+    """For a wide terminal and for a narrow one."""
+    nodes, now_s = read_status(path), time.time()
+    return (status_table(nodes, now_s, brief=brief) for brief in (False, True))
+
+
+def status_table(nodes: Mapping[str, PublishedNode], now_s: float, *, brief: bool = False) -> Table:
     """A row per node: free, booked, ratio and risk of each resource, age and state.
 
     Without any node whose strategy aims at a risk there is no column for it.
@@ -65,19 +76,23 @@ def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
     nodes : mapping of node to PublishedNode
     now_s : float
         Unix seconds.
+    brief : bool
+        Without what is booked and what there is: the ratio tells most of it.
     """
     table = Table(box=None, title="What may be placed on each node", title_justify="left")
-    table.add_column("\nnode", overflow="fold")
+    # Long names are folded, but not to a letter a line.
+    table.add_column("\nnode", overflow="fold", min_width=max(map(len, nodes), default=4) if not brief else _SHORT_NAME)
     risky = any(node.of(resource)[1].risk is not None for node in nodes.values() for resource in RESOURCES)
+    headings = [heading for heading in _FIGURES if (risky or heading != "(real)") and not (brief and heading in _MORE)]
     for over in (("CPU", "cores"), ("memory", "GB")):
-        for first, heading in zip((*over, "", "", "risk"), ("free", "booked", "of", "ratio", "(real)"), strict=True):
-            if risky or first != "risk":
-                table.add_column(f"{first}\n{heading}", justify="right", no_wrap=True)
+        above = [*over, *[""] * 3][: len(headings)]
+        for first, heading in zip(above, headings, strict=True):
+            table.add_column(f"{'risk' if heading == '(real)' else first}\n{heading}", justify="right", no_wrap=True)
     for heading in ("age of\nthe slice", "\nstate", "\nstrategy"):
         table.add_column(heading, no_wrap=True)
     for name, node in nodes.items():
         state = node.state if node.valid_until is None or now_s <= node.valid_until else "outdated"
-        cells = [text for resource in RESOURCES for text in _cells(node, resource, risky=risky)]
+        cells = [_cells(node, resource)[heading] for resource in RESOURCES for heading in headings]
         age = "-" if node.slice_end is None else _age(now_s - node.slice_end)
         table.add_row(Text(name), *cells, age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
     if not nodes:
@@ -87,14 +102,15 @@ def status_table(nodes: Mapping[str, PublishedNode], now_s: float) -> Table:
     return table
 
 
-def _cells(node: PublishedNode, resource: Resource, *, risky: bool) -> list[str]:
+def _cells(node: PublishedNode, resource: Resource) -> dict[str, str]:
+    """What is said of a resource, by the heading under which it stands."""
     free, said = node.of(resource)
     scale = _SCALE[resource]
-    risk = [_risk(said)] if risky else []
-    if not said.config or said.booked is None:
-        return [f"{free / scale:.1f}", "-", "-", "-", *risk]
-    ratio = (said.booked + free) / said.config
-    return [f"{free / scale:.1f}", f"{said.booked / scale:.1f}", f"{said.config / scale:.1f}", f"{ratio:.2f}", *risk]
+    told = [f"{free / scale:.1f}", "-", "-", "-"]
+    if said.config and said.booked is not None:
+        ratio = (said.booked + free) / said.config
+        told[1:] = [f"{said.booked / scale:.1f}", f"{said.config / scale:.1f}", f"{ratio:.2f}"]
+    return dict(zip(_FIGURES, [*told, _risk(said)], strict=True))
 
 
 def _risk(said: PublishedResource) -> str:

@@ -109,6 +109,9 @@ class Store(Protocol):
     def domains(self, node: str, start_ms: int, end_ms: int) -> list[str]:
         """The domains of a node in a period, sorted."""
 
+    def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
+        """When the first sample of a node in a period was; None when there is none."""
+
     def last(self, node: str) -> Tick | None:
         """The newest tick of a node; None when there is none."""
 
@@ -133,7 +136,10 @@ def open_store(settings: StoreSettings) -> Store:
         When the embedded one can't be opened. A server that is away is no fault: it may come back.
     """
     if settings.influx is None:
-        return SqliteStore(settings.path, settings.retention_s)
+        try:
+            return SqliteStore(settings.path, settings.retention_s)
+        except StoreRefused as error:
+            raise StoreRefused(f"STORE_PATH: {error}") from None
     # A third of a second that only those wait for who use it.
     from model.adapters.influx import InfluxStore
 
@@ -253,6 +259,15 @@ class SqliteStore:
         rows = self._query(_LAYOUTS_OF_PERIOD, (node, start_ms, end_ms))
         found = self._read_layouts({layout for (layout,) in rows})
         return sorted(set().union(*(names for _, _, names in found.values())))
+
+    def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
+        """The lowest time of its rows."""
+        rows = self._query(
+            "SELECT min(time_ms) FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
+            "AND time_ms >= ? AND time_ms < ?",
+            (node, start_ms, end_ms),
+        )
+        return None if rows[0][0] is None else int(rows[0][0])
 
     def last(self, node: str) -> Tick | None:
         """The row with the highest time."""

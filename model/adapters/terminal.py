@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from model.adapters.presentation import COLUMNS, TITLES, cell, verdict
+from model.adapters.console import print_whole
+from model.adapters.presentation import COLUMNS, TITLES, Column, cell, verdict
 from model.evaluation import Pooled, labels
 from model.scoring import Score, ranked
 from model.series import RESOURCES
@@ -66,18 +67,19 @@ def print_scores(scores: Sequence[Score], risk: float, stream: TextIO | None = N
     console = Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_FILE, highlight=False)
     for resource in RESOURCES:
         rows = ranked([row for row in scores if row.resource == resource.name], risk)
-        console.print(_table(TITLES[resource.name], rows))
+        promised = [column for column in COLUMNS if column[0].startswith("published")]
+        print_whole(console, *(_table(TITLES[resource.name], rows, columns) for columns in (COLUMNS, promised)))
         console.print(verdict(rows, risk))
         console.print()
 
 
-def _table(title: str, rows: Sequence[Score]) -> Table:
+def _table(title: str, rows: Sequence[Score], columns: Sequence[Column]) -> Table:
     table = Table(title=f"{title}: what was promised and what then happened", title_justify="left", box=None)
     table.add_column("\nstrategy", no_wrap=True)
-    for _, heading, _ in COLUMNS:
+    for _, heading, _ in columns:
         table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for i, row in enumerate(rows):
-        cells = (cell(row, attribute, form) for attribute, _, form in COLUMNS)
+        cells = (cell(row, attribute, form) for attribute, _, form in columns)
         table.add_row(row.strategy, *cells, style="bold" if i == 0 else "")
     return table
 
@@ -97,7 +99,7 @@ def print_pooled(points: Sequence[Pooled], stream: TextIO | None = None) -> None
             shares = (row.violation_frequency, row.worst, row.misprediction, row.published_free, row.usable_free)
             name = f"{called[row.variant]}{' *' if row.on_front else ''}"
             table.add_row(name, *(f"{share:.1%}" for share in shares), style="bold" if row.on_front else "")
-        console.print(table)
+        print_whole(console, table)
         slices = max((row.scored for row in rows), default=0)
         console.print(f"{slices} slices of {max((row.traces for row in rows), default=0)} traces\n")
 

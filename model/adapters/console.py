@@ -1,0 +1,23 @@
+"""Tables on a terminal of any width: no figure and no name is cut."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+
+def fitting(console: Console, *tables: Table) -> Table:
+    """The first of several tables that the console has room for without cutting anything; else the last of them."""
+    return next((table for table in tables if _needs(console, table) <= console.width), tables[-1])
+
+
+def print_whole(console: Console, *tables: Table) -> None:
+    """Print the first table that fits; the last of them even where the terminal has to fold its lines."""
+    table = fitting(console, *tables)
+    console.width = max(console.width, _needs(console, table))
+    console.print(table)
+
+
+def _needs(console: Console, table: Table) -> int:
+    """How many columns it takes to show every figure whole."""
+    return console.measure(table, options=console.options.update(max_width=10_000)).minimum
