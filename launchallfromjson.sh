@@ -11,12 +11,17 @@ usage() {
     exit 2
 }
 
+case ${1:-} in -h | --help)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+    exit 0
+    ;;
+esac
 [ $# -eq 2 ] || usage "two arguments are needed: a trace, and the folder for the results"
 trace=$1 output=$2 here=$(cd "$(dirname "$0")" && pwd)
 [ -e "$trace" ] || usage "$trace does not exist"
 [ ! -d "$trace" ] || usage "$trace is a folder"
 [ -r "$trace" ] || usage "$trace can't be read"
-[ ! -e "$output" ] || usage "$output exists already"
+[ ! -e "$output" ] || usage "$output exists already; name a new folder"
 
 "$here/misc/setup.sh" offline
 exec "$here/.venv/bin/python" "$here/scroogevm.py" --load="$trace" --strategy=all --output="$output" --report

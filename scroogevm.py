@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.status = args.status or args.watch
     _refuse_what_makes_no_sense(parser, args)
-    job, setup = (_serve, "all") if args.load is None else (_replay, "offline")
+    job, setup = (_serve, "live") if args.load is None else (_replay, "offline")
     return interruptible(lambda: carry_out(parser, lambda: job(args), setup), lambda: _interrupted(args))
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return aggregation.run(args)
 
     try:
-        return carry_out(parser, job)
+        return carry_out(parser, job, "live")
     except KeyboardInterrupt:
         return 0
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All of ScroogeVM at work on this machine, on workers that never existed; about a minute, no server, no root.
+# All of ScroogeVM at work on this machine, on workers that never existed; about a minute, no server, and no root once
+# python3-venv is there. The first time it makes the virtual environment, which takes some minutes.
 #
 #   misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb]
 #
@@ -138,14 +139,16 @@ at_end() {
 
 set_up_python() {
     step "$HERE/misc/setup.sh" live || fail 1 "the Python packages could not be installed; misc/setup.sh said why"
-    step "$HERE/misc/setup.sh" all >/dev/null 2>&1 || true
     BALLOONING=yes
-    "$PYTHON" -c 'import libvirt' 2>/dev/null || BALLOONING=''
+    if ! "$PYTHON" -c 'import libvirt' 2>/dev/null; then
+        say "the ballooning daemon needs libvirt-python, which is compiled; where that can't be, the demo goes on without"
+        step "$HERE/misc/setup.sh" all || BALLOONING=''
+    fi
 }
 
 make_folder() {
     if [ -n "$KEEP" ]; then
-        mkdir -p -- "$KEEP" || exit 2
+        mkdir -p -- "$KEEP" 2>/dev/null || usage "--keep: $KEEP can't be made"
         FOLDER=$(cd -- "$KEEP" && pwd)
     else
         FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/scroogevm-demo.XXXXXX")
@@ -292,7 +295,7 @@ watch_figures() {
         fi
         words="$passed of $SECONDS_SHOWN s"
         if [ -n "$silent" ] && [ $((passed - silent)) -le $((4 * SLICE_S)) ]; then
-            words+="; node1 was made to fall silent: it is stale, and the others go on"
+            words+="; node1 was made to fall silent: after a slice without a word it is stale, and the others go on"
         fi
         redraw "[$words]
 $(status_table)"

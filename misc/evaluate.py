@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate; the exit code, 2 when a trace could not be read."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    setup = "offline" if args.dask is None else "all"
+    setup = "offline" if args.dask is None else "live"
     return interruptible(lambda: carry_out(parser, lambda: _run(args), setup), _interrupted)
 
 

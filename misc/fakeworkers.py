@@ -715,12 +715,13 @@ async def _redirect(asked: _Asked) -> web.StreamResponse:
 
 
 async def _gzip_bomb(_: _Asked) -> web.StreamResponse:
-    body = await asyncio.get_running_loop().run_in_executor(None, _zeros_compressed)
+    body = await asyncio.get_running_loop().run_in_executor(None, zeros_compressed)
     return web.Response(body=body, headers={**_EXPOSITION, "Content-Encoding": "gzip"})
 
 
 @cache
-def _zeros_compressed() -> bytes:
+def zeros_compressed() -> bytes:
+    """The page of a ``gzip-bomb``; packing it the first time takes a second or more."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = bytes(1 << 20)
     return b"".join(packer.compress(zeros) for _ in range(_BOMB_MB)) + packer.flush()

@@ -6,6 +6,8 @@
 #   misc/setup.sh all       what vmballooning.py needs too, which is built with a compiler
 #   misc/setup.sh tests     what the tests need too, Debian packages included
 #
+#   misc/setup.sh -h        this text
+#
 # Debian packages are installed where that is allowed (root, or sudo without a password); otherwise
 # it says which ones are missing. PYTHON names the interpreter to start from (default: python3).
 set -euo pipefail
@@ -38,7 +40,7 @@ apt_install() {
 
 interpreter() {
     local python=${PYTHON:-python3}
-    command -v "$python" >/dev/null || apt_install python3
+    command -v "$python" >/dev/null || apt_install python3 || exit 2
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { say "$python is older than 3.10"; exit 2; }
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         apt_install python3-venv || exit 2
@@ -46,9 +48,32 @@ interpreter() {
     printf '%s' "$python"
 }
 
+PIP=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+
+# without_libvirt [FILE]: what requirements.txt, and that file, name beside the one package that needs a compiler.
+without_libvirt() {
+    cat requirements.txt "$@" | grep -vE '^(-r|libvirt-python)' >.venv/requirements.txt
+    "${PIP[@]}" -r .venv/requirements.txt
+}
+
+# It is compiled against the system's libvirt.
+libvirt_python() {
+    apt_install "${BUILD[@]}" python3-dev || true
+    "${PIP[@]}" "$(grep '^libvirt-python' requirements.txt)" >.venv/libvirt-python.log 2>&1 || {
+        say "libvirt-python could not be built, so there is no vmballooning.py; all else is ready (.venv/libvirt-python.log)"
+        return 1
+    }
+}
+
 main() {
     local what=${1:-}
-    case $what in offline | live | all | tests) ;; *)
+    case $what in
+    offline | live | all | tests) ;;
+    -h | --help)
+        sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' misc/setup.sh
+        exit 0
+        ;;
+    *)
         say "usage: misc/setup.sh offline|live|all|tests"
         exit 2
         ;;
@@ -60,29 +85,23 @@ main() {
     fi
     local python
     python=$(interpreter)
-    [ -x .venv/bin/python ] || { say "making .venv"; "$python" -m venv .venv; }
-    local pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+    # One whose making was broken off has no pip.
+    .venv/bin/python -c 'import pip' 2>/dev/null || { say "making .venv"; "$python" -m venv --clear .venv; }
     say "installing Python packages for: $what"
     case $what in
-    offline) "${pip[@]}" -c requirements.txt "${OFFLINE[@]}" ;;
-    live)
-        grep -v '^libvirt-python' requirements.txt >.venv/requirements-live.txt
-        "${pip[@]}" -r .venv/requirements-live.txt
-        ;;
+    offline) "${PIP[@]}" -c requirements.txt "${OFFLINE[@]}" ;;
+    live) without_libvirt ;;
     all)
-        apt_install "${BUILD[@]}" python3-dev || true
-        "${pip[@]}" -r requirements.txt
+        without_libvirt
+        libvirt_python || exit 1
         ;;
     tests)
-        apt_install "${BUILD[@]}" python3-dev prometheus \
-            prometheus-node-exporter prometheus-libvirt-exporter chromium || true
+        apt_install prometheus prometheus-node-exporter prometheus-libvirt-exporter chromium || true
         # Real guests; their kernel is only downloaded, by the tests.
         apt_install libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 busybox-static \
-            openssh-server openssh-client || true
-        # libvirt-python is compiled against the system's libvirt; where that can't be had, its tests skip.
-        grep -v '^-r' requirements-dev.txt | cat - <(grep -v '^libvirt-python' requirements.txt) >.venv/requirements-tests.txt
-        "${pip[@]}" -r .venv/requirements-tests.txt
-        "${pip[@]}" "$(grep '^libvirt-python' requirements.txt)" || say "libvirt-python could not be built"
+            openssh-server openssh-client git curl || true
+        without_libvirt requirements-dev.txt
+        libvirt_python || true
         ;;
     esac
     # Who has more has the rest as well.

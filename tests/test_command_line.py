@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -99,6 +100,101 @@ def test_table_shows_every_strategy_for_both_resources(scroogevm: Run) -> None:
     out = scroogevm("-l", TINY, "-s", "all").stdout
     for name in STRATEGIES:
         assert len(re.findall(rf"^ {name} ", out, flags=re.M)) == 2
+
+
+@pytest.mark.parametrize(("columns", "replay"), [(80, False), (140, True)])
+def test_table_on_a_terminal_of_any_width_cuts_no_figure(columns: int, replay: bool) -> None:
+    """Where there is no room for all columns, those of the replay score are left out."""
+    text = on_terminal(columns, "-l", str(TINY))
+    assert "…" not in text
+    for name in STRATEGIES:
+        (cpu, memory) = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
+        assert len(cpu) == len(memory) == (10 if replay else 5)
+    assert all(len(line.rstrip()) <= columns for line in text.splitlines() if not line.startswith("Best"))
+
+
+def on_terminal(columns: int, *arguments: str, **settings: str) -> str:
+    """What scroogevm.py shows on a terminal of so many columns, without colours."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
+    shown = b""
+    with subprocess.Popen(
+        [sys.executable, ROOT / "scroogevm.py", *arguments],
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env={**env, "TERM": "xterm", **settings},
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "")
+
+
+@pytest.mark.parametrize(("columns", "name_width"), [(80, 12), (100, 24), (160, 41)])
+def test_status_on_a_terminal_of_any_width_tells_every_node_and_figure(
+    columns: int, name_width: int, tmp_path: Path
+) -> None:
+    """Names are folded where there is no room, and what can be done without is left out."""
+    from model.adapters.statusfile import encode
+    from model.status import Figures, NodeStatus, ResourceStatus
+
+    said = ResourceStatus("ok", Figures(64.0, 32.0, 21.5, 0.0, 42.5, 42.5, time.time(), 0.05, 0.04), {})
+    names = [f"http://worker{i}.example.org:9100/metrics" for i in range(3)]
+    status = tmp_path / "status.json"
+    status.write_bytes(
+        encode([NodeStatus(name, "conformal", time.time(), said, said) for name in names], time.time() + 60)
+    )
+    text = on_terminal(columns, "--status", STATE_ENDPOINT=str(status))
+    assert "…" not in text
+    assert text.count("5% (4%)") == 6
+    assert text.count("42.5") == 3
+    assert all(len(line.rstrip()) <= columns for line in text.splitlines())
+    shown = "".join(line[1 : 1 + name_width].strip() for line in text.splitlines()[3:])
+    assert shown == "".join(names)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *("scroogevm.py", "vmaggreg.py", "vmballooning.py", "misc/evaluate.py", "misc/tracegen.py"),
+        *("misc/traceconvert.py", "misc/fakeworkers.py", "misc/bench_aggregator.py", "misc/bench_ballooning.py"),
+        *("misc/bench_live.py", "misc/bench_stability.py"),
+    ],
+)
+def test_program_without_its_libraries_says_how_to_get_them(program: str, tmp_path: Path) -> None:
+    needed = {"misc/evaluate.py": [str(TINY), "-o", "out"], "scroogevm.py": ["-l", str(TINY)]}
+    command = [sys.executable, "-S", ROOT / program, *needed.get(program, [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"{Path(program).name}: \w+ is not installed here; misc/setup.sh \w+ makes .venv/bin/python ready\n",
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    "script", ["launchallfromjson.sh", "tests/run.sh", "misc/setup.sh", "misc/demo.sh", "misc/influxdb.sh"]
+)
+def test_script_says_what_it_is_for(script: str) -> None:
+    for flag in ("-h", "--help"):
+        done = subprocess.run([ROOT / script, flag], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout) > 60
+
+
+def test_folder_that_cannot_be_looked_at_is_one_line(scroogevm: Run) -> None:
+    done = scroogevm("-l", TINY, "-o", "x" * 300)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "File name too long" in done.stderr
 
 
 def test_order_of_strategies_does_not_change_a_dump(scroogevm: Run, tmp_path: Path) -> None:

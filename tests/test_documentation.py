@@ -98,6 +98,12 @@ def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> No
     assert keys_of_dotenv() == read
 
 
+def test_keys_that_are_known_are_those_of_dotenv() -> None:
+    from model.adapters.settings import KEYS
+
+    assert {key for key in keys_of_dotenv() if not key.startswith("OS_")} == KEYS
+
+
 def test_every_key_is_in_the_table_of_settings() -> None:
     table = README[README.index("## Settings") : README.index("## Running it")]
     assert not {key for key in keys_of_dotenv() if f"`{key}`" not in table}

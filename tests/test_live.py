@@ -472,6 +472,22 @@ def test_export_of_nothing_leaves_nothing(
     assert not out.exists()
 
 
+def test_export_begins_with_what_is_stored_however_early_it_may(env: Environment, tmp_path: Path) -> None:
+    """From 1970 on there are two billion slices of a second: none but the last is looked at."""
+    first_ms = int(time.time() - 20) * 1000
+    store = SqliteStore(Path(env["STORE_PATH"]), 86400)
+    for k in range(5):
+        figures = {"cpu": 8.0, "mem": 1024.0, "cpu_usage": 1.0, "mem_usage": 100.0}
+        store.write([store.encode(Tick(NODES[0], first_ms + 1000 * k, figures, {}))])
+    store.close()
+    out = tmp_path / "out.json"
+    done = run({**env, "SCHED_NODES": json.dumps(NODES[:1])}, f"--export={out}", "--since=0")
+    assert (done.returncode, done.stderr) == (0, "")
+    epoch = strict_json(out.read_bytes())["epoch"]
+    assert epoch[0] * 1000 == first_ms + 1000
+    assert 5 <= len(epoch) <= 40
+
+
 def test_export_needs_one_node(env: Environment, tmp_path: Path) -> None:
     done = run(env, f"--export={tmp_path / 'out.json'}", "--since=0", "--until=10")
     assert (done.returncode, "3 nodes, but a trace is of one" in done.stderr) == (2, True)

@@ -128,6 +128,15 @@ def test_nothing_is_an_empty_period(store: Store) -> None:
     assert store.last(NODE) is None
 
 
+def test_period_begins_with_its_first_sample(store: Store) -> None:
+    assert store.begins_ms(NODE, 0, T0 + 10_000) is None
+    write(store, tick(3), tick(1), tick(2))
+    assert store.begins_ms(NODE, 0, T0 + 10**9) == tick(1).time_ms
+    assert store.begins_ms(NODE, tick(2).time_ms, T0 + 10**9) == tick(2).time_ms
+    assert store.begins_ms(NODE, tick(2).time_ms + 1, tick(3).time_ms) is None
+    assert store.begins_ms("http://nobody/", 0, T0 + 10**9) is None
+
+
 def test_last_is_the_newest_tick(store: Store) -> None:
     write(store, tick(3), tick(1), tick(2))
     assert store.last(NODE) == tick(3)

@@ -357,6 +357,55 @@ def test_dotenv_that_is_no_text_is_told(env: Environment, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (2, "vmaggreg.py: .env: is not UTF-8\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("STORE_PATH=s.sqlite\nSTORE PATH\n", [".env, line 2: is no setting such as KEY='value'"]),
+        ("A='x\nB C\n", [f".env, line {line}: is no setting such as KEY='value'" for line in (1, 2)]),
+        (None, [".env: Is a directory"]),
+    ],
+)
+def test_dotenv_that_cannot_be_understood_is_told(
+    env: Environment, tmp_path: Path, text: str | None, told: list[str]
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    if text is None:
+        (here / ".env").mkdir()
+    else:
+        (here / ".env").write_text(text)
+    done = run(env, "--once", cwd=here)
+    assert (done.returncode, done.stderr.splitlines()) == (2, [f"vmaggreg.py: {line}" for line in told])
+
+
+def test_key_that_is_none_is_warned_about_and_the_one_that_is_meant_is_named(env: Environment, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / ".env").write_text("AGGREG_TIMEOUT=9\nSCHED_FROBNICATE=1\nSOMEBODY_ELSES=1\nOS_USER_ID=1\n")
+    done = run(env, "--once", cwd=here)
+    assert "AGGREG_TIMEOUT is no setting; is AGGREG_TIMEOUT_S meant?" in done.stderr
+    assert "SCHED_FROBNICATE is no setting" in done.stderr
+    assert "SOMEBODY_ELSES" not in done.stderr
+    assert "OS_USER_ID" not in done.stderr
+
+
+def test_missing_dotenv_is_told_to_who_has_no_settings(env: Environment, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    del env["AGGREG_STUB_LIST"]
+    assert "names no worker node (there is no .env in this folder); e.g." in run(env, "--once", cwd=here).stderr
+    (here / ".env").write_text("")
+    assert "names no worker node; e.g." in run(env, "--once", cwd=here).stderr
+
+
+def test_store_that_cannot_be_made_is_told_with_its_key(env: Environment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run({**env, "STORE_PATH": str(tmp_path / "file" / "store.sqlite")}, "--once")
+    assert done.returncode == 2
+    assert done.stderr.startswith("vmaggreg.py: STORE_PATH: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_password_of_the_store_is_not_shown(env: Environment) -> None:
     there = {
         "INFLUXDB_URL": "http://me:s3cr3t@127.0.0.1:9",

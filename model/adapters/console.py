@@ -20,4 +20,4 @@ def print_whole(console: Console, *tables: Table) -> None:
 
 def _needs(console: Console, table: Table) -> int:
     """How many columns it takes to show every figure whole."""
-    return console.measure(table, options=console.options.update(max_width=10_000)).minimum
+    return console.measure(table, options=console.options.update(max_width=10_000)).maximum

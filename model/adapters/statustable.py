@@ -21,8 +21,8 @@ _WIDTH_OF_A_FILE = 160
 #: Memory is shown in GB of 2^30 bytes.
 _SCALE = {CPU: 1.0, MEMORY: 1024.0}
 _FIGURES = ("free", "booked", "of", "ratio", "(real)")
-#: What a narrow terminal does without, and the least that it shows of a node's name in a line.
-_MORE, _SHORT_NAME = ("booked", "of"), 16
+#: What a narrow terminal does without, and how many characters of a node's name it shows in a line.
+_MORE, _SHORT_NAMES = ("booked", "of"), (60, 40, 24, 12)
 _COLOURS = {"ok": "green", "stale": "yellow", "unknown": "red", "outdated": "red"}
 
 
@@ -61,12 +61,17 @@ def _console() -> Console:
 
 
 def _tables(path: Path) -> Iterator[Table]:
-    """For a wide terminal and for a narrow one."""
+    """For a wide terminal, and for narrower and narrower ones."""
     nodes, now_s = read_status(path), time.time()
-    return (status_table(nodes, now_s, brief=brief) for brief in (False, True))
+    yield status_table(nodes, now_s)
+    longest = max(map(len, nodes), default=0)
+    for width in _SHORT_NAMES:
+        yield status_table(nodes, now_s, brief=True, name_width=min(longest, width))
 
 
-def status_table(nodes: Mapping[str, PublishedNode], now_s: float, *, brief: bool = False) -> Table:
+def status_table(
+    nodes: Mapping[str, PublishedNode], now_s: float, *, brief: bool = False, name_width: int | None = None
+) -> Table:
     """A row per node: free, booked, ratio and risk of each resource, age and state.
 
     Without any node whose strategy aims at a risk there is no column for it.
@@ -77,24 +82,25 @@ def status_table(nodes: Mapping[str, PublishedNode], now_s: float, *, brief: boo
     now_s : float
         Unix seconds.
     brief : bool
-        Without what is booked and what there is: the ratio tells most of it.
+        Without what is booked and what there is, of which the ratio tells most, and without the slice's age.
+    name_width : int, optional
+        Longer names are folded; by default none is.
     """
     table = Table(box=None, title="What may be placed on each node", title_justify="left")
-    # Long names are folded, but not to a letter a line.
-    table.add_column("\nnode", overflow="fold", min_width=max(map(len, nodes), default=4) if not brief else _SHORT_NAME)
+    table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
     risky = any(node.of(resource)[1].risk is not None for node in nodes.values() for resource in RESOURCES)
     headings = [heading for heading in _FIGURES if (risky or heading != "(real)") and not (brief and heading in _MORE)]
     for over in (("CPU", "cores"), ("memory", "GB")):
         above = [*over, *[""] * 3][: len(headings)]
         for first, heading in zip(above, headings, strict=True):
             table.add_column(f"{'risk' if heading == '(real)' else first}\n{heading}", justify="right", no_wrap=True)
-    for heading in ("age of\nthe slice", "\nstate", "\nstrategy"):
+    for heading in ([] if brief else ["age of\nthe slice"]) + ["\nstate", "\nstrategy"]:
         table.add_column(heading, no_wrap=True)
     for name, node in nodes.items():
         state = node.state if node.valid_until is None or now_s <= node.valid_until else "outdated"
         cells = [_cells(node, resource)[heading] for resource in RESOURCES for heading in headings]
-        age = "-" if node.slice_end is None else _age(now_s - node.slice_end)
-        table.add_row(Text(name), *cells, age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
+        age = [] if brief else ["-" if node.slice_end is None else _age(now_s - node.slice_end)]
+        table.add_row(Text(name), *cells, *age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
     if not nodes:
         table.caption = "no node"
     elif any(node.valid_until is not None and now_s > node.valid_until for node in nodes.values()):
