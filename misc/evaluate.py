@@ -39,10 +39,34 @@ def build_parser() -> Parser:
     add("traces", nargs="+", metavar="TRACE|FOLDER", help="JSON traces, or folders of them")
     add("-o", "--output", required=True, metavar="FOLDER", help="where tables and pictures go")
     add("-s", "--strategy", default="all", metavar="NAME[,NAME...]|all", help="what is evaluated (default: all)")
-    add("--percentile", type=_several(number(0, 100)), default=[90.0], metavar="PCT[,PCT...]", help="default: 90")
-    add("--aggreg", type=_several(whole_number(1)), default=[1], metavar="N[,N...]", help="default: 1")
-    add("--risk", type=_several(number(0, 1)), default=[0.05], metavar="SHARE[,SHARE...]", help="default: 0.05")
-    add("--stability", type=_several(str), default=["mean"], metavar="NAME[,NAME...]", help="default: mean")
+    add(
+        "--percentile",
+        type=_several(number(0, 100)),
+        default=[90.0],
+        metavar="PCT[,PCT...]",
+        help="of percentile and greedy (default: 90)",
+    )
+    add(
+        "--aggreg",
+        type=_several(whole_number(1)),
+        default=[1],
+        metavar="N[,N...]",
+        help="how many successive samples doa, greedy and scroogevm average (default: 1)",
+    )
+    add(
+        "--risk",
+        type=_several(number(0, 1)),
+        default=[0.05],
+        metavar="SHARE[,SHARE...]",
+        help="what conformal aims at, above 0 and up to 0.3 (default: 0.05)",
+    )
+    add(
+        "--stability",
+        type=_several(str),
+        default=["mean"],
+        metavar="NAME[,NAME...]",
+        help="who tells greedy and scroogevm that a slice resembles the ones before: mean, range, always, never (default: mean)",
+    )
     add(
         "--after",
         type=whole_number(0),
