@@ -65,7 +65,7 @@ def build_parser() -> Parser:
         type=_several(str),
         default=["mean"],
         metavar="NAME[,NAME...]",
-        help="who tells greedy and scroogevm that a slice resembles the ones before: mean, range, always, never (default: mean)",
+        help="who tells greedy and scroogevm that a slice is like its past: mean, range, always, never (default: mean)",
     )
     add(
         "--after",
