@@ -99,7 +99,7 @@ def test_every_key_of_dotenv_is_read_and_every_key_that_is_read_is_in_it() -> No
 
 
 def test_keys_that_are_known_are_those_of_dotenv() -> None:
-    from model.adapters.settings import KEYS
+    from model.adapters.environment import KEYS
 
     assert {key for key in keys_of_dotenv() if not key.startswith("OS_")} == KEYS
 
@@ -112,7 +112,8 @@ def test_every_key_is_in_the_table_of_settings() -> None:
 def test_dotenv_shows_the_defaults() -> None:
     from dotenv import dotenv_values
 
-    from model.adapters.settings import Environment, aggregator_settings, ballooning_settings, estimator_settings
+    from model.adapters.environment import Environment
+    from model.adapters.settings import aggregator_settings, ballooning_settings, estimator_settings
 
     text = (ROOT / "dotenv").read_text()
     written = dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.M)))

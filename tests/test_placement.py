@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.adapters.environment import Environment
 from model.adapters.placement import Placement, PlacementError, Promise, allocation_ratio
-from model.adapters.settings import Environment, Keystone, PlacementSettings, Token, placement_settings
+from model.adapters.settings import Keystone, PlacementSettings, Token, placement_settings
 from tests.conftest import ROOT
 from tests.servers import PlacementServer, free_port, placement_server
 

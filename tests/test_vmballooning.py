@@ -446,7 +446,7 @@ def test_guest_of_which_nothing_is_stored_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_minutes_of_old_files_are_understood() -> None:
-    from model.adapters.settings import Environment as Settings
+    from model.adapters.environment import Environment as Settings
     from model.adapters.settings import ballooning_settings
 
     old = {"LIBVIRT_NODES": json.dumps({NODE: "test:///default"}), "BALLOONING_SCOPE_MN": "15"}

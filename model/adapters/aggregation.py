@@ -13,14 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from model.adapters.aggregator import Aggregator, AggregatorMetrics, few_at_once
 from model.adapters.commandline import UsageError
+from model.adapters.environment import SettingsError, environment
 from model.adapters.runtime import serve_metrics, set_up_logging, stop_on_signals
 from model.adapters.scraper import ScrapeError, Scraper, open_session
-from model.adapters.settings import (
-    AggregatorSettings,
-    SettingsError,
-    aggregator_settings,
-    environment,
-)
+from model.adapters.settings import AggregatorSettings, aggregator_settings
 from model.adapters.spool import Spool
 from model.adapters.store import SqliteStore, Store, StoreRefused, StoreUnavailable, ask_store, open_store, store_name
 from model.adapters.terminal import print_checks

@@ -19,11 +19,12 @@ from prometheus_client.registry import Collector
 
 from model.adapters.balloonist import Keeper, Pace, Tally, find_elsewhere, run_all
 from model.adapters.commandline import UsageError
+from model.adapters.environment import SettingsError, environment
 from model.adapters.guestmetrics import GuestMetrics
 from model.adapters.hypervisor import Hypervisor
 from model.adapters.journal import Journal, JournalRefused
 from model.adapters.runtime import serve_metrics, set_up_logging
-from model.adapters.settings import BallooningSettings, SettingsError, ballooning_settings, environment
+from model.adapters.settings import BallooningSettings, ballooning_settings
 from model.adapters.store import StoreRefused, open_store
 from model.ballooning import Action, Metrics
 from model.trace import printable

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from model.adapters.choices import chosen_judges, chosen_strategies, model_settings
 from model.adapters.commandline import UsageError
+from model.adapters.environment import SettingsError, environment
 from model.adapters.estimator import Background, Estimator, Outlet
 from model.adapters.export import NothingStored, export
 from model.adapters.files import staged
@@ -24,15 +25,7 @@ from model.adapters.livedump import LiveDump
 from model.adapters.memoryfile import MemoryFile, MemoryRefused
 from model.adapters.metrics import EstimatorMetrics
 from model.adapters.runtime import serve, set_up_logging, stop_on_signals
-from model.adapters.settings import (
-    EstimatorSettings,
-    PlacementSettings,
-    SettingsError,
-    environment,
-    estimator_settings,
-    parse_nodes,
-    status_path,
-)
+from model.adapters.settings import EstimatorSettings, PlacementSettings, estimator_settings, parse_nodes, status_path
 from model.adapters.statusfile import StatusFile
 from model.adapters.store import Store, StoreRefused, StoreUnavailable, ask_store, open_store, store_name
 from model.adapters.terminal import ProgressBar, print_checks

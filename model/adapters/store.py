@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model.adapters.environment import without_password
 from model.adapters.files import identity
-from model.adapters.settings import StoreSettings, without_password
+from model.adapters.settings import StoreSettings
 from model.rates import Tick
 from model.series import FloatArray, Period, Samples
 
