@@ -97,6 +97,11 @@ class ModelSettings:
         """Whether any of the strategies looks at what single VMs used."""
         return any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
 
+    @property
+    def keeps_vm_samples(self) -> bool:
+        """Whether any of them does so in earlier slices, too."""
+        return any(STRATEGIES[name].keeps_vm_samples for name in self.strategies)
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

@@ -79,6 +79,8 @@ class Strategy(ABC):
     """False: one instance sees every slice in time order, whatever its position."""
     uses_vm_samples: ClassVar[bool] = False
     """Whether it looks at what single VMs used, and not only at what they were promised."""
+    keeps_vm_samples: ClassVar[bool] = False
+    """Whether it looks at that in the slices before the current one, too: they are much to remember."""
     heeds: ClassVar[tuple[str, ...]] = ()
     """What changes its answer: ``percentile``, ``aggregation`` and ``risk`` of its settings; ``stability``."""
     remembers: ClassVar[tuple[str, ...]] = ()
@@ -253,7 +255,7 @@ class ResourceCentralLike(Strategy):
     After Cortez et al., "Resource Central", SOSP 2017, as simplified in Bashir et al., EuroSys 2021.
     """
 
-    uses_vm_samples = True
+    uses_vm_samples = keeps_vm_samples = True
 
     def update(self, observed: Observation) -> float:
         config = observed.window.current.vm_config
@@ -275,7 +277,7 @@ class BorgDefault(Strategy):
 class MaxPeak(Strategy):
     """T = max(nsigma, rclike), the most careful of both; Bashir et al., EuroSys 2021."""
 
-    uses_vm_samples = True
+    uses_vm_samples = keeps_vm_samples = True
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)

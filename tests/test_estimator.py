@@ -694,6 +694,23 @@ def test_node_that_grows_its_history_keeps_no_more_of_it_than_it_needs(store: Sq
     assert [count for _, _, count in rows] == [settings.historical + 1] * 3 * len(NODES)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_samples_of_vms_are_kept_only_for_who_looks_at_earlier_ones(
+    strategy: str, store: SqliteStore, tmp_path: Path
+) -> None:
+    """They are by far the most that there is to keep."""
+    numbers = range(FIRST, FIRST + 12)
+    fill(store, NODES, numbers)
+    settings = settings_for(tmp_path)
+    played = Played(settings, store, [strategy])
+    played.play(numbers)
+    memory = memory_for(settings, played.model)
+    kept = [slice_ for position in range(3) for slice_ in memory.position(NODES[0], position).past.values()]
+    memory.close()
+    samples = sum(usage.vm_usage.size for slice_ in kept for usage in (slice_.cpu, slice_.mem))
+    assert (samples > 0) is (strategy in {"rclike", "maxpeak"})
+
+
 def test_mode_of_the_status_file_is_the_configured_one(store: SqliteStore, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     Played(settings, store, ["percentile"], file=StatusFile(settings.status, 90)).wake(FIRST)

@@ -359,7 +359,7 @@ class Estimator:
         after = model.memory(position)
         memory = NodeMemory(number, after.node, known, said.after(finished, estimate))
         place.own = after.position
-        place.past[number] = finished if self._model.uses_vm_samples else _without_vm_samples(finished)
+        place.past[number] = finished if self._model.keeps_vm_samples else _without_vm_samples(finished)
         figures: SliceFigures | None = slice_figures(finished, estimate) if self._recorded else None
         self._memory.save(name, memory, position, place, figures)
         self._on_slice(name, number, finished, estimate)
@@ -453,7 +453,7 @@ class Estimator:
 
 
 def _without_vm_samples(finished: Slice) -> Slice:
-    """What is kept of a slice when no strategy asks what single VMs used."""
+    """What is kept of a slice when no strategy will ask again what single VMs used."""
     return replace(finished, cpu=_node_alone(finished.cpu), mem=_node_alone(finished.mem))
 
 
