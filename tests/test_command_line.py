@@ -431,6 +431,30 @@ def test_interruption_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals
     assert not (tmp_path / "out").exists()
 
 
+def test_interruption_is_not_lost_in_a_destructor() -> None:
+    """Where an error ends nothing, and is told with a traceback."""
+    program = """
+import os, signal, sys, time
+from model.adapters.commandline import interruptible
+
+class Taken:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+def job():
+    Taken()
+    time.sleep(20)
+    return 0
+
+sys.exit(interruptible(job, lambda: 130))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=15, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} {ROOT / 'scroogevm.py'} -l {TINY} | head -1",

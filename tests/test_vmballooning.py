@@ -275,7 +275,9 @@ def test_guest_that_needs_its_memory_in_a_session_gets_it(env: Environment, hoar
 def test_guest_that_needs_it_all_at_once_does_not_die(env: Environment, guests: dict[str, Guest], stored: None) -> None:
     """With autodeflate a guest helps itself; the session then sees that, and ends."""
     careful = hoarding(guests["careful"])
-    with running({**env, **SLOWLY, "BALLOONING_STEP_MB": "48", "BALLOONING_EXCLUDE": '["vm-a"]'}) as daemon:
+    # With so much to gain, what the guest held until now is forgotten, and it is asked for all but what it needs.
+    settings = {"BALLOONING_STEP_MB": "48", "BALLOONING_THRESHOLD_GAIN_MB": "300", "BALLOONING_EXCLUDE": '["vm-a"]'}
+    with running({**env, **SLOWLY, **settings}) as daemon:
         wait_for(squeezed(careful, 300), 60)
         careful.run("fill 350", 60)
         wait_for(whole(careful))

@@ -90,6 +90,15 @@ def interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -
         interrupted.set()
         raise KeyboardInterrupt
 
+    def not_raised(unraisable: sys.UnraisableHookArgs) -> None:
+        if interrupted.is_set() and isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # It came while an object was taken apart, where an error ends nothing: once more, a moment later.
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = not_raised
+
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     try:
