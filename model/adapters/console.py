@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 
 
-def fitting(console: Console, *tables: Table) -> Table:
-    """The first of several tables that the console has room for without cutting anything; else the last of them."""
-    return next((table for table in tables if _needs(console, table) <= console.width), tables[-1])
+def fitting(console: Console, tables: Iterable[Table]) -> Table:
+    """The first of several tables that the console has room for without cutting anything; else the last of them.
+
+    No table behind the one that fits is asked for. There is one at least.
+    """
+    for table in tables:
+        if _needs(console, table) <= console.width:
+            break
+    return table
 
 
-def print_whole(console: Console, *tables: Table) -> None:
+def print_whole(console: Console, tables: Iterable[Table]) -> None:
     """Print the first table that fits; the last of them even where the terminal has to fold its lines."""
-    table = fitting(console, *tables)
+    table = fitting(console, tables)
     console.width = max(console.width, _needs(console, table))
     console.print(table)
 

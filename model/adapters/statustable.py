@@ -36,7 +36,7 @@ def show_status(path: Path) -> None:
     """
     console = _console()
     try:
-        print_whole(console, *_tables(path))
+        print_whole(console, _tables(path))
     except StatusFileError as error:
         raise UsageError(str(error)) from None
 
@@ -47,7 +47,7 @@ def watch_status(path: Path) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                live.update(fitting(console, *_tables(path)), refresh=True)
+                live.update(fitting(console, _tables(path)), refresh=True)
             except StatusFileError as error:
                 live.update(Text(str(error), style="red"), refresh=True)
             time.sleep(1.0)
@@ -98,7 +98,8 @@ def status_table(
         table.add_column(heading, no_wrap=True)
     for name, node in nodes.items():
         state = node.state if node.valid_until is None or now_s <= node.valid_until else "outdated"
-        cells = [_cells(node, resource)[heading] for resource in RESOURCES for heading in headings]
+        told = [_cells(node, resource) for resource in RESOURCES]
+        cells = [of_resource[heading] for of_resource in told for heading in headings]
         age = [] if brief else ["-" if node.slice_end is None else _age(now_s - node.slice_end)]
         table.add_row(Text(name), *cells, *age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
     if not nodes:

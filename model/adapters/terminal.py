@@ -68,7 +68,7 @@ def print_scores(scores: Sequence[Score], risk: float, stream: TextIO | None = N
     for resource in RESOURCES:
         rows = ranked([row for row in scores if row.resource == resource.name], risk)
         promised = [column for column in COLUMNS if column[0].startswith("published")]
-        print_whole(console, *(_table(TITLES[resource.name], rows, columns) for columns in (COLUMNS, promised)))
+        print_whole(console, (_table(TITLES[resource.name], rows, columns) for columns in (COLUMNS, promised)))
         console.print(verdict(rows, risk))
         console.print()
 
@@ -99,7 +99,7 @@ def print_pooled(points: Sequence[Pooled], stream: TextIO | None = None) -> None
             shares = (row.violation_frequency, row.worst, row.misprediction, row.published_free, row.usable_free)
             name = f"{called[row.variant]}{' *' if row.on_front else ''}"
             table.add_row(name, *(f"{share:.1%}" for share in shares), style="bold" if row.on_front else "")
-        print_whole(console, table)
+        print_whole(console, [table])
         slices = max((row.scored for row in rows), default=0)
         console.print(f"{slices} slices of {max((row.traces for row in rows), default=0)} traces\n")
 
