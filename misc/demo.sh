@@ -215,7 +215,7 @@ start_influxdb() {
 workers_told() { [ "$(wc -l <fakeworkers.log)" -ge 2 ]; }
 
 start_workers() {
-    start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers.py" --workers 3 --vms 8 --port 0 --format labels \
+    start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers" --workers 3 --vms 8 --port 0 --format labels \
         --dialect tinkoff --stats-period 1 --print-stubs
     until_true 30 "the simulated workers answer" workers_told
     # With names that leave room for the rest of a table.

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.adapters.commandline import Parser, UsageError, carry_out, interruptible, number, whole_number
+from model.cli.main import carry_out, interruptible
+from model.cli.parser import Parser, number, whole_number
+from model.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from model.adapters.evaluating import Kept, Plan, Task
-    from model.evaluation import Row
+    from model.evaluation.grid import Row
+    from model.evaluation.result_cache import Kept
+    from model.evaluation.tasks import Plan, Task
 
 
 def _several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -98,8 +101,9 @@ def _interrupted() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from model.adapters.choices import chosen_variants
-    from model.adapters.evaluating import Kept, Plan, tasks_of
+    from model.evaluation.grid import chosen_variants
+    from model.evaluation.result_cache import Kept
+    from model.evaluation.tasks import Plan, tasks_of
 
     plan = Plan(tuple(chosen_variants(args)), args.after, not args.no_pictures)
     tasks = tasks_of(args.traces)
@@ -119,8 +123,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _evaluated(args: argparse.Namespace, tasks: Sequence[Task], plan: Plan, kept: Kept) -> tuple[list[Row], bool]:
     """The rows of every trace, in the order of the traces, and whether one had none."""
-    from model.adapters.evaluating import in_processes, on_cluster
-    from model.adapters.terminal import ProgressBar
+    from model.cli.progress import ProgressBar
+    from model.evaluation.dask_cluster import on_cluster
+    from model.evaluation.workers import in_processes
 
     found = {task: rows for task in tasks if (rows := kept.rows(task)) is not None}
     if found:
@@ -145,10 +150,11 @@ def _evaluated(args: argparse.Namespace, tasks: Sequence[Task], plan: Plan, kept
 
 
 def _write(folder: Path, rows: Sequence[Row]) -> None:
-    from model.adapters.figures import pareto_figure, png
-    from model.adapters.files import staged
-    from model.adapters.terminal import print_pooled
-    from model.evaluation import Pooled, Row, pooled, table_csv
+    from model.common.atomic_files import staged
+    from model.evaluation.figures import pareto_figure
+    from model.evaluation.grid import Pooled, Row, pooled, table_csv
+    from model.evaluation.tables import print_pooled
+    from model.replay.figures import png
 
     together = pooled(rows)
     with staged() as files:

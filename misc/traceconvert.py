@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.adapters.commandline import Parser, libraries, number, whole_number
+from model.cli.main import libraries
+from model.cli.parser import Parser, number, whole_number
 
 with libraries("offline"):
     from misc.tracesources.azure import AZURE_EPOCH_START, convert_azure
@@ -25,8 +26,9 @@ with libraries("offline"):
     from misc.tracesources.grid import Conversion, ConversionError, utc
     from misc.tracesources.prometheus import convert_prometheus
     from misc.tracesources.textfiles import LARGEST
-    from model.adapters.files import write_atomically
-    from model.trace import TraceError, parse_trace, printable
+    from model.common.atomic_files import write_atomically
+    from model.common.text import printable
+    from model.replay.trace import TraceError, parse_trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,14 +15,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.adapters.commandline import Parser, libraries, number, whole_number
+from model.cli.main import libraries
+from model.cli.parser import Parser, number, whole_number
 
 with libraries("offline"):
     import msgspec
     import numpy as np
 
-    from model.adapters.files import staged
-    from model.series import FloatArray
+    from model.common.atomic_files import staged
+    from model.numerics import FloatArray
 
 
 MIXES = {

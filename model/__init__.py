@@ -1,3 +1,3 @@
-"""What ScroogeVM thinks: usage in, free resources out; nothing here touches a wire."""
+"""ScroogeVM: usage in, free resources out. The modules of this folder do no I/O; the packages below do."""
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model.series import FloatArray, round_up
+from .numerics import FloatArray, round_up
 
 # Chosen on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated ones of 2,000 slices, none of them among
 # the traces that README's table is made of. "Alike" means within a hundredth of the misprediction.

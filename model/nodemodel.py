@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from model.oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
-from model.series import CPU, RESOURCES, PresentUsage, Resource, Slice, Window
-from model.stability import Stability, assess, mean_predictor
+from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
+from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window
+from .stability import Stability, assess, mean_predictor
 
 
 @dataclass(frozen=True, slots=True)

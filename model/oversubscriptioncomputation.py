@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from model.conformal import REMEMBERED, ConformalBound, Seen
-from model.series import Resource, Window, aggregate, round_up, row_percentiles
+from .conformal import REMEMBERED, ConformalBound, Seen
+from .numerics import aggregate, round_up, row_percentiles
+from .slices import Resource, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from model.series import FloatArray
+from .numerics import FloatArray
 
 
 class Stability(Protocol):
@@ -51,7 +51,7 @@ def within_range(older: FloatArray, new: FloatArray) -> bool:
 
     The extremes of what was seen, as limits of what is to come, are the distribution-free tolerance limits of Wilks,
     "Determination of sample sizes for setting tolerance limits", Ann. Math. Statist. 12, 1941; the 2 % are ours.
-    ``misc/bench_stability.py`` compares it with the mean predictor.
+    ``misc/benchmarks/bench_stability.py`` compares it with the mean predictor.
 
     >>> import numpy as np
     >>> within_range(np.array([0.2, 0.4]), np.array([0.42, 0.18]))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.nodemodel import Estimate, NodeEstimate
-from model.series import CPU, MEMORY, Resource, Slice
+from .nodemodel import Estimate, NodeEstimate
+from .slices import CPU, MEMORY, Resource, Slice
 
 State = Literal["ok", "stale", "unknown"]
 

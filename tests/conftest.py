@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from model.adapters.store import Store
-    from tests.guests import Host, Sshd
+    from model.store.base import Store
+    from tests.support.guests import Host, Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -115,7 +115,7 @@ def bare_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
     """URL, token and organisation of an InfluxDB."""
-    from tests.servers import influx_server
+    from tests.support.servers import influx_server
 
     with influx_server(tmp_path_factory.mktemp("influxd")) as (url, token, org, _):
         yield url, token, org
@@ -124,9 +124,9 @@ def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
 @pytest.fixture(params=["sqlite", "influx"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store of each kind."""
-    from model.adapters.influx import InfluxStore
-    from model.adapters.store import SqliteStore
-    from tests.servers import make_bucket, settings_of_bucket
+    from model.store.influxdb import InfluxStore
+    from model.store.sqlite import SqliteStore
+    from tests.support.servers import make_bucket, settings_of_bucket
 
     made: Store
     if request.param == "sqlite":
@@ -143,7 +143,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     """A host of real guests."""
-    from tests.guests import Host, missing
+    from tests.support.guests import Host, missing
 
     if reason := missing():
         pytest.skip(f"no real guests here: {reason}")
@@ -154,7 +154,7 @@ def host() -> Iterator[Host]:
 @pytest.fixture(scope="module")
 def sshd(host: Host) -> Iterator[Sshd]:
     """The host, reached by ssh."""
-    from tests.guests import Sshd, missing_ssh
+    from tests.support.guests import Sshd, missing_ssh
 
     if reason := missing_ssh():
         pytest.skip(reason)

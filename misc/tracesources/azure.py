@@ -12,15 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.tracesources.grid import (
-    Conversion,
-    ConversionError,
-    Grid,
-    Machine,
-    binned_means,
-    fill_holes,
-    grouped,
-)
+from misc.tracesources.grid import Conversion, ConversionError, Grid, Machine, binned_means, fill_holes, grouped
 from misc.tracesources.textfiles import Columns, lines_of, parsed_number
 
 #: Where the trace's 0 is put by default: 2017-01-05T00:00:00Z. Neither data set says when it was recorded;

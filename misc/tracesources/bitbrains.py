@@ -25,7 +25,7 @@ from misc.tracesources.grid import (
     grouped,
 )
 from misc.tracesources.textfiles import LARGEST, Columns, lines_of
-from model.series import FloatArray
+from model.numerics import FloatArray
 
 _BITBRAINS_COLUMNS = (
     "Timestamp",

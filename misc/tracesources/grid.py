@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from model.series import FloatArray
+from model.numerics import FloatArray
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.int64]

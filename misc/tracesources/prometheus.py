@@ -26,8 +26,8 @@ from misc.tracesources.grid import (
     trace_config,
     utc,
 )
-from model.adapters.causes import system_words
-from model.series import FloatArray
+from model.common.errors import system_words
+from model.numerics import FloatArray
 
 _MB = 2**20
 

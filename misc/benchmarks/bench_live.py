@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""Measures the end of a slice: every node read from the embedded store, estimated, remembered and published.
+
+The windows of all nodes are full, as they are on a daemon that has run for days. One core; beside it what reading
+the same rows costs alone. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from model.cli.main import libraries
+from model.cli.parser import Parser, whole_number
+
+with libraries("live"):
+    import numpy as np
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from model.estimator.checkpoints import MemoryFile
+    from model.estimator.scheduler import Estimator
+    from model.estimator.settings import EstimatorSettings
+    from model.estimator.slicing import Calendar
+    from model.nodemodel import ModelSettings
+    from model.oversubscriptioncomputation import STRATEGIES
+    from model.publishers.prometheus import EstimatorMetrics
+    from model.publishers.settings import StatusFileSettings
+    from model.publishers.status_file import StatusFile
+    from model.samples import Period, Samples, Tick
+    from model.stability import mean_predictor
+    from model.store.base import Encoded
+    from model.store.settings import StoreSettings
+    from model.store.sqlite import SqliteStore
+
+
+_SLICE_S = 1800
+_EVERY_S = 5
+_HISTORICAL = 3
+_LAST = 900_000  # the number of the measured slice: some day in 2021
+_FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", *(f"other_{i:02}" for i in range(20)))
+_STRATEGIES = {"scroogevm": ("scroogevm",), "all": tuple(STRATEGIES)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; the exit code."""
+    parser = Parser(prog="bench_live.py", description=__doc__)
+    parser.add_argument("--nodes", type=whole_number(4), default=1000, metavar="N", help="at most (1000)")
+    parser.add_argument("--vms", type=whole_number(1), default=40, metavar="N", help="of each node (40)")
+    parser.add_argument("--child", nargs=4, metavar=("WHAT", "FOLDER", "NODES", "STRATEGIES"), help="used by itself")
+    args = parser.parse_args(argv)
+    if args.child:
+        what, folder, nodes, strategies = args.child
+        return _CHILDREN[what](Path(folder), int(nodes), strategies, args.vms)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = args.nodes * _SLICE_S // _EVERY_S
+        free = shutil.disk_usage(folder).free
+        needed = rows * (args.vms + 1) * len(_FIELDS) * 8
+        if free < 2 * needed:
+            print(f"{folder} has {free / 1e9:.0f} GB free, {2 * needed / 1e9:.0f} are needed", file=sys.stderr)
+            return 2
+        start = time.monotonic()
+        _fill_store(folder, args.nodes, args.vms)
+        size = (folder / "store.sqlite").stat().st_size
+        took = time.monotonic() - start
+        print(f"{args.nodes} nodes x {args.vms} VMs, slices of {_SLICE_S // 60} min, a scrape every {_EVERY_S} s")
+        print(f"one slice: {rows} ticks of {len(_FIELDS)} fields, {size / 1e9:.1f} GB, written in {took:.0f} s\n")
+        for strategies in _STRATEGIES:
+            _compare(folder, args.nodes, args.vms, strategies)
+    return 0
+
+
+def _compare(folder: Path, most: int, vms: int, strategies: str) -> None:
+    print(f"strategies: {', '.join(_STRATEGIES[strategies])}")
+    walls = []
+    for nodes in (most // 4, most // 2, most):
+        for path in folder.glob("estimator.sqlite*"):
+            path.unlink()
+        _run("fill", folder, nodes, strategies, vms)
+        wall, cpu, memory = _run("measure", folder, nodes, strategies, vms)
+        walls.append(wall)
+        print(f"  {nodes:5} nodes: slice end {wall:6.2f} s wall, {cpu:6.2f} s CPU, {memory:4.0f} MB", flush=True)
+    floor, cpu, _ = _run("floor", folder, most, strategies, vms)
+    print(
+        f"  the same rows read with sqlite3 alone: {floor:.2f} s wall, {cpu:.2f} s CPU; ratio {walls[-1] / floor:.1f}"
+    )
+    growth = (walls[2] - walls[1]) / (walls[1] - walls[0])
+    print(f"  twice the nodes: the second doubling added x{growth:.2f} what the first did (linear: x2)\n", flush=True)
+
+
+def _run(what: str, folder: Path, nodes: int, strategies: str, vms: int) -> tuple[float, float, float]:
+    """Wall and CPU seconds and MB of a child that may use one core."""
+    command = [sys.executable, __file__, "--vms", str(vms), "--child", what, str(folder), str(nodes), strategies]
+    core = min(os.sched_getaffinity(0))
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # nothing else runs in this process
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    wall, cpu, memory = map(float, done.stdout.split())
+    return wall, cpu, memory
+
+
+def _node(i: int) -> str:
+    return f"http://worker-{i:05}:9100/metrics"
+
+
+def _figures(draw: np.random.Generator, ticks: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(ticks, fields of the node and its VMs): all of one kind, for nobody looks at what they mean."""
+    figures = draw.uniform(0, 4, (ticks, (vms + 1) * len(_FIELDS)))
+    table = figures.reshape(ticks, vms + 1, len(_FIELDS))
+    table[:, :, _FIELDS.index("cpu")] = [64.0, *[4.0] * vms]
+    table[:, :, _FIELDS.index("mem")] = [262144.0, *[8192.0] * vms]
+    return figures
+
+
+def _fill_store(folder: Path, nodes: int, vms: int) -> None:
+    """A slice of every node, each with figures of its own, in the form in which the store keeps it."""
+    store = SqliteStore(folder / "store.sqlite", 86400)
+    draw = np.random.default_rng(1)
+    # Fields are kept in the order of their names.
+    example = Tick("", 0, dict.fromkeys(_FIELDS, 0.0), {f"vm-{i:03}": dict.fromkeys(_FIELDS, 0.0) for i in range(vms)})
+    layout = store.encode(example).payload[2]
+    order = np.argsort(_FIELDS)
+    start_ms, _ = Calendar(_SLICE_S, 48).bounds_ms(_LAST)
+    for i in range(nodes):
+        ticks = _SLICE_S // _EVERY_S
+        table = _figures(draw, ticks, vms).reshape(ticks, vms + 1, -1)[:, :, order].reshape(ticks, -1)
+        store.write(
+            [
+                Encoded((_node(i), start_ms + k * _EVERY_S * 1000, layout, table[k].tobytes()), 0, vms + 1)
+                for k in range(ticks)
+            ]
+        )
+    store.close()
+
+
+class _Generated:
+    """Stands in for the store while the windows are filled: what is measured later reads the real one."""
+
+    def __init__(self, vms: int) -> None:
+        self._vms = vms
+        self._draw = np.random.default_rng(2)
+
+    def _samples(self, start_ms: int, config: tuple[float, float]) -> Samples:
+        times = np.arange(start_ms, start_ms + _SLICE_S * 1000, _EVERY_S * 1000)
+        fields = {name: self._draw.uniform(0, 4, times.size) for name in ("cpu_usage", "mem_usage")}
+        return Samples(times, fields | {"cpu": np.full(times.size, config[0]), "mem": np.full(times.size, config[1])})
+
+    def read(self, _node: str, start_ms: int, _end_ms: int, _fields: object, *, domains: bool = True) -> Period:
+        names = [f"vm-{i:03}" for i in range(self._vms if domains else 0)]
+        return Period(
+            self._samples(start_ms, (64.0, 262144.0)), {name: self._samples(start_ms, (4.0, 8192.0)) for name in names}
+        )
+
+    def promised(self, _node: str, _start_ms: int, _end_ms: int) -> dict[str, dict[str, float]]:
+        return {f"vm-{i:03}": {"cpu": 4.0, "mem": 8192.0} for i in range(self._vms)}
+
+
+def _estimator(
+    folder: Path, nodes: int, strategies: str, store: object, clock: Iterator[float]
+) -> tuple[Estimator, MemoryFile, CollectorRegistry]:
+    settings = EstimatorSettings(
+        nodes=tuple(_node(i) for i in range(nodes)),
+        calendar=Calendar(_SLICE_S, 1),
+        historical=_HISTORICAL,
+        previous_scopes=_HISTORICAL,
+        settle_s=10.0,
+        status=StatusFileSettings(folder / "status.json", 0o644, -1, -1),
+        memory_path=folder / "estimator.sqlite",
+        dump_slices=1,
+        metrics_port=0,
+        metrics_address="127.0.0.1",
+        store=StoreSettings(None, folder / "store.sqlite", 86400),
+    )
+    model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies])
+    memory = MemoryFile(settings.memory_path, {}, _HISTORICAL + 1, 1)
+    registry = CollectorRegistry()
+    judges = {"cpu": mean_predictor, "mem": mean_predictor}
+    outlets = {"status file": StatusFile(settings.status, 3600)}
+    estimator = Estimator(
+        *(settings, model, judges, store, memory, outlets),  # type: ignore[arg-type]
+        clock=lambda: next(clock),
+    )
+    outlets["metrics"] = EstimatorMetrics(registry, estimator.counts)  # type: ignore[assignment]
+    return estimator, memory, registry
+
+
+def _at(number: int) -> Iterator[float]:
+    while True:
+        yield (number + 1) * _SLICE_S + 20.0
+
+
+def _fill_windows(folder: Path, nodes: int, strategies: str, vms: int) -> int:
+    estimator, memory, _ = _estimator(folder, nodes, strategies, _Generated(vms), _at(_LAST - 1))
+    return _timed(estimator, memory, None)
+
+
+def _measure(folder: Path, nodes: int, strategies: str, _vms: int) -> int:
+    store = SqliteStore(folder / "store.sqlite", 1e12)
+    estimator, memory, registry = _estimator(folder, nodes, strategies, store, _at(_LAST))
+    return _timed(estimator, memory, registry)
+
+
+def _timed(estimator: Estimator, memory: MemoryFile, registry: CollectorRegistry | None) -> int:
+    start, cpu = time.monotonic(), time.process_time()
+    silent = asyncio.run(estimator.once())
+    if registry is not None:
+        # A scrape of ours belongs to what a slice end costs.
+        generate_latest(registry)
+    _tell(start, cpu)
+    memory.close()
+    states = {status.state for status in estimator.statuses()}
+    return 1 if silent or states != {"ok"} else 0
+
+
+def _floor(folder: Path, nodes: int, _strategies: str, _vms: int) -> int:
+    import sqlite3
+
+    start, cpu = time.monotonic(), time.process_time()
+    connection = sqlite3.connect(folder / "store.sqlite")
+    start_ms, end_ms = Calendar(_SLICE_S, 48).bounds_ms(_LAST)
+    for i in range(nodes):
+        connection.execute(
+            "SELECT time_ms, layout, data FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
+            "AND time_ms >= ? AND time_ms < ? ORDER BY time_ms",
+            (_node(i), start_ms, end_ms),
+        ).fetchall()
+    _tell(start, cpu)
+    return 0
+
+
+def _tell(start: float, cpu: float) -> None:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(time.monotonic() - start, time.process_time() - cpu, memory)
+
+
+_CHILDREN = {"fill": _fill_windows, "measure": _measure, "floor": _floor}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""``python3 misc/fakeworkers``: serve the simulated workers until stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from misc.fakeworkers.server import main
+
+sys.exit(main())

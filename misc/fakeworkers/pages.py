@@ -1,0 +1,288 @@
+"""Simulated machines rendered as exporter pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from misc.fakeworkers.machines import (
+    JIFFY_NS,
+    IntArray,
+    Worker,
+    domain_constants,
+    domain_metrics,
+    node_metrics,
+    visible_kib,
+)
+
+# From there to text.
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """A page without its values: the text before each of them and the text at the end; where each value is found."""
+
+    texts: tuple[str, ...]
+    places: tuple[int, ...]
+
+    def fill(self, values: Sequence[float], write: Callable[[Any], str]) -> bytes:
+        """The page with these values in their places."""
+        parts = [""] * (2 * len(self.places) + 1)
+        parts[0::2] = self.texts
+        parts[1::2] = map(write, map(values.__getitem__, self.places))
+        return "".join(parts).encode()
+
+
+def _layout(lines: Iterable[tuple[str, int | str]]) -> PageLayout:
+    """Lay out lines of a text, and a value's place or what stands there for good."""
+    texts, places, text = [], [], ""
+    for head, value in lines:
+        text += head
+        if isinstance(value, str):
+            text += value + "\n"
+        else:
+            texts.append(text)
+            places.append(value)
+            text = "\n"
+    return PageLayout((*texts, text), tuple(places))
+
+
+def go_number(value: float) -> str:
+    """As Go writes a float64 in the fewest digits: with an exponent from a million on.
+
+    >>> [go_number(v) for v in (0, 857.16, 999999.0, 14099215000, 2**64 - 1)]
+    ['0', '857.16', '999999', '1.4099215e+10', '1.8446744073709552e+19']
+    """
+    if isinstance(value, int) and abs(value) < 2**53:
+        digits = str(value)
+        if value < 1_000_000:
+            return digits
+        exponent, digits = len(digits) - 1, digits.rstrip("0")
+    else:
+        whole, _, fraction = repr(float(value)).partition(".")
+        if "e" in whole + fraction:
+            return f"{whole}.{fraction}" if fraction else whole
+        if value < 1_000_000:
+            return whole if fraction == "0" else f"{whole}.{fraction}"
+        exponent, digits = len(whole) - 1, (whole + fraction).rstrip("0")
+    return f"{digits[0]}.{digits[1:]}e+{exponent:02d}" if len(digits) > 1 else f"{digits}e+{exponent:02d}"
+
+
+def render_vmprobe(worker: Worker, epoch_ms: int) -> bytes:
+    """The page of a worker whose probe looked at ``epoch_ms``, bare or as node_exporter serves it.
+
+    Raises
+    ------
+    ValueError
+        When that is before the worker, or one of its VMs, was started.
+    """
+    _check(worker, epoch_ms)
+    domains, node = domain_metrics(worker, epoch_ms), node_metrics(worker, epoch_ms)
+    layout = worker.layouts.get("metrics")
+    if layout is None:
+        layout = worker.layouts["metrics"] = _vmprobe_layout(worker, list(domains), list(node))
+    return layout.fill(_flat(domains, node), str if worker.plan.format == "vmprobe" else go_number)
+
+
+def _check(worker: Worker, at_ms: int) -> None:
+    if at_ms < max(worker.boot_ms, int(worker.started_ms.max(initial=0))):
+        raise ValueError(f"at {at_ms} ms worker {worker.index} was not there yet")
+
+
+def _flat(rows: Mapping[str, IntArray], others: Mapping[str, float]) -> list[float]:
+    values: list[float] = np.stack(list(rows.values())).ravel().tolist()
+    values.extend(others.values())
+    return values
+
+
+def _vmprobe_layout(worker: Worker, domain_names: Sequence[str], node_names: Sequence[str]) -> PageLayout:
+    plan, n = worker.plan, worker.vcpus.size
+    constants = domain_constants(worker)
+    lines: list[tuple[str, int | str]] = []
+    write = str if plan.format == "vmprobe" else go_number
+    for j in np.flatnonzero(~worker.away).tolist():
+        start = f"{plan.prefix}_domain_{worker.names[j].replace('-', '')}_"
+        lines += [(start + name, i * n + j) for i, name in enumerate(domain_names)]
+        lines += [(start + name, write(values[j])) for name, values in constants.items()]
+    lines += [(f"{plan.prefix}_global_{name}", len(domain_names) * n + i) for i, name in enumerate(node_names)]
+    if plan.format == "vmprobe":
+        # The probe keeps them in a hash map, and writes them as they come.
+        order = np.random.default_rng(plan.seed).permutation(len(lines)).tolist()
+        return _layout((f"{lines[i][0]} ", lines[i][1]) for i in order)
+    head = "# HELP {0} Metric read from vmprobe.prom\n# TYPE {0} untyped\n{0} "
+    named = [(head.format(name), value) for name, value in sorted(lines)]
+    named[0] = (_other_metrics(plan.seed, plan.other_metrics) + named[0][0], named[0][1])
+    return _layout(named)
+
+
+_OTHERS = (
+    ("node_disk_io_time_seconds_total", "counter", "Seconds spent with I/O.", 'device="sd{}"'),
+    ("node_disk_read_bytes_total", "counter", "Bytes read.", 'device="sd{}"'),
+    ("node_filesystem_avail_bytes", "gauge", "Room left.", 'device="/dev/sd{0}1",fstype="ext4",mountpoint="/srv/{0}"'),
+    ("node_hwmon_temp_celsius", "gauge", "Temperature.", 'chip="platform_coretemp_0",sensor="temp{}"'),
+    (
+        "node_interrupts_total",
+        "counter",
+        "Interrupts.",
+        'cpu="{0}",devices="timer, \\"{0}\\"",info="IO-APIC",type="{0}"',
+    ),
+    ("node_network_receive_bytes_total", "counter", "Bytes received.", 'device="tap{}"'),
+    ("node_network_transmit_drop_total", "counter", "Packets dropped.", 'device="tap{}"'),
+    ("node_scrape_collector_duration_seconds", "gauge", "Duration of a collector.", 'collector="c{}"'),
+    ("node_softnet_processed_total", "counter", "Packets handled.", 'cpu="{}"'),
+    ("node_systemd_unit_state", "gauge", "State of a unit.", 'name="unit-{}.service",state="active",type="simple"'),
+)
+
+
+@cache
+def _other_metrics(seed: int, count: int) -> str:
+    """What node_exporter tells beside; nobody here looks at it, so that it need not change."""
+    draw = np.random.default_rng(seed)
+    text = []
+    for i, (name, kind, meaning, labels) in enumerate(_OTHERS):
+        series = range(i, count, len(_OTHERS))
+        if not series:
+            continue
+        text.append(f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n")
+        values = [go_number(value) for value in np.round(draw.lognormal(6, 5, len(series)), 3).tolist()]
+        if name == "node_hwmon_temp_celsius":
+            values[:2] = ["NaN", "+Inf"][: len(values)]
+        text += [f"{name}{{{labels.format(j)}}} {value}\n" for j, value in enumerate(values)]
+    return "".join(text)
+
+
+def render_node(worker: Worker, at_ms: int) -> bytes:
+    """The page of a worker's node_exporter."""
+    _check(worker, at_ms)
+    node, cores = node_metrics(worker, at_ms), worker.cores
+    guest = min(worker.counted_ns(at_ms), node["cpu_user"])
+    modes = {"idle": node["cpu_idle"], "iowait": node["cpu_iowait"], "system": node["cpu_kernel"]}
+    modes |= {"user": node["cpu_user"], "guest": guest}
+    # Shared evenly by the CPUs, and nothing lost: the hundredths that are over go to the last ones.
+    values: list[float] = [(ns // JIFFY_NS + cpu) // cores / 100 for ns in modes.values() for cpu in range(cores)]
+    values += [node[f"memory_{name}"] * 1024 for name in _NODE_MEMORY.values()]
+    values += [worker.boot_ms / 1000, at_ms / 1000]
+    layout = worker.layouts.get("node")
+    if layout is None:
+        layout = worker.layouts["node"] = _layout(_node_lines(worker, list(modes)))
+    return layout.fill(values, go_number)
+
+
+_NODE_MEMORY = {
+    "MemAvailable": "available",
+    "MemTotal": "total",
+    "MemFree": "free",
+    "Buffers": "buffers",
+    "Cached": "cached",
+}
+
+
+def _node_lines(worker: Worker, modes: Sequence[str]) -> Iterator[tuple[str, int | str]]:
+    cores = worker.cores
+    yield _other_metrics(worker.plan.seed, worker.plan.other_metrics), ""
+    head = (
+        "# HELP node_cpu_guest_seconds_total Seconds spent for guests.\n# TYPE node_cpu_guest_seconds_total counter\n"
+    )
+    for cpu in range(cores):
+        yield f'{head}node_cpu_guest_seconds_total{{cpu="{cpu}",mode="nice"}} ', "0"
+        yield f'node_cpu_guest_seconds_total{{cpu="{cpu}",mode="user"}} ', modes.index("guest") * cores + cpu
+        head = ""
+    head = "# HELP node_cpu_seconds_total Seconds spent in each mode.\n# TYPE node_cpu_seconds_total counter\n"
+    for cpu in range(cores):
+        for mode in ("idle", "iowait", "irq", "nice", "softirq", "steal", "system", "user"):
+            place = modes.index(mode) * cores + cpu if mode in modes else "0"
+            yield f'{head}node_cpu_seconds_total{{cpu="{cpu}",mode="{mode}"}} ', place
+            head = ""
+    gauges = [f"node_memory_{name}_bytes" for name in _NODE_MEMORY]
+    for i, name in enumerate([*gauges, "node_boot_time_seconds", "node_time_seconds"]):
+        yield f"# HELP {name} As the kernel tells it.\n# TYPE {name} gauge\n{name} ", len(modes) * cores + i
+
+
+#: Metric of a dialect -> (kind, the row that it shows).
+_INFO = {
+    "libvirt_domain_info_cpu_time_seconds_total": ("counter", "cpu_seconds"),
+    "libvirt_domain_info_maximum_memory_bytes": ("gauge", "maximum"),
+    "libvirt_domain_info_memory_usage_bytes": ("gauge", "balloon"),
+    "libvirt_domain_info_virtual_cpus": ("gauge", "vcpus"),
+}
+
+_STATS = {
+    f"libvirt_domain_memory_stats_{name}_bytes": ("gauge", name) for name in ("available", "rss", "unused", "usable")
+} | {f"libvirt_domain_memory_stats_{name}_fault_total": ("counter", f"{name}fault") for name in ("major", "minor")}
+
+_LIBVIRT: dict[str, dict[str, tuple[str, str]]] = {
+    "kumina": {**_INFO, "libvirt_domain_state_code": ("gauge", "state")},
+    "tinkoff": {
+        **_INFO,
+        **_STATS,
+        "libvirt_domain_info_vstate": ("gauge", "state"),
+        "libvirt_domain_memory_stats_actual_balloon_bytes": ("gauge", "balloon"),
+    },
+    "inovex": {
+        **_INFO,
+        **_STATS,
+        "libvirt_domain_info_state": ("gauge", "state"),
+        "libvirt_domain_memory_stats_current_balloon_bytes": ("gauge", "balloon"),
+        "libvirt_domain_memory_stats_swap_in_bytes": ("gauge", "none"),
+        "libvirt_domain_memory_stats_swap_out_bytes": ("gauge", "none"),
+    },
+}
+
+
+def render_libvirt(worker: Worker, at_ms: int) -> bytes:
+    """The page of a worker's libvirt exporter; Tinkoff's lists VMs that are shut off, with zeros."""
+    _check(worker, at_ms)
+    told, n = domain_metrics(worker, at_ms), worker.vcpus.size
+    there = (~worker.away).astype(np.int64)
+    rows: dict[str, npt.NDArray[Any]] = {
+        "vcpus": worker.vcpus,
+        "maximum": worker.memory_kib * 1024,
+        "state": np.where(worker.away, 5, 1),
+        "none": there * 0,
+        "balloon": there * worker.memory_kib * 1024,
+        "available": there * visible_kib(worker) * 1024,
+    }
+    rows |= {name: there * told[f"memory_{name}"] * 1024 for name in ("rss", "unused", "usable")}
+    rows |= {name: there * told[f"memory_{name}"] for name in ("majorfault", "minorfault")}
+    rows["cpu_seconds"] = there * told["cpu_cputime"] / 1e9
+    layout = worker.layouts.get("libvirt")
+    if layout is None:
+        place = {name: i * n for i, name in enumerate(rows)}
+        layout = worker.layouts["libvirt"] = _layout(_libvirt_lines(worker, place))
+    return layout.fill([value for row in rows.values() for value in row.tolist()], go_number)
+
+
+def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[str, int | str]]:
+    dialect = worker.plan.dialect
+    listed = range(worker.vcpus.size) if dialect == "tinkoff" else np.flatnonzero(~worker.away).tolist()
+    for metric, (kind, row) in sorted(_LIBVIRT[dialect].items()):
+        head = f"# HELP {metric} As libvirt tells it.\n# TYPE {metric} {kind}\n"
+        for j in listed:
+            labels = f'domain="{worker.names[j]}"'
+            if dialect == "kumina":
+                labels += f',uuid="{worker.uuids[j]}"'
+            elif metric == "libvirt_domain_info_state":
+                labels += ',state_desc="the domain is running"'
+            yield f"{head}{metric}{{{labels}}} ", place[row] + j
+            head = ""
+    if dialect == "tinkoff":
+        head = "# HELP libvirt_domain_info_meta Who a domain is.\n# TYPE libvirt_domain_info_meta gauge\n"
+        for j in listed:
+            yield f'{head}libvirt_domain_info_meta{{domain="{worker.names[j]}",uuid="{worker.uuids[j]}"}} ', "1"
+            head = ""
+    if dialect == "kumina":
+        name = "libvirt_domains_number"
+        yield f"# HELP {name} Number of domains.\n# TYPE {name} gauge\n{name} ", str(len(listed))
+    yield "# HELP libvirt_up Whether libvirt answered.\n# TYPE libvirt_up gauge\nlibvirt_up ", "1"
+
+
+RENDERERS: dict[str, Callable[[Worker, int], bytes]] = {
+    "metrics": render_vmprobe,
+    "node": render_node,
+    "libvirt": render_libvirt,
+}

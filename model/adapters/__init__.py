@@ -1,1 +1,0 @@
-"""Where ScroogeVM meets the world: one module per counterpart."""

@@ -1,0 +1,1 @@
+"""Scrapes worker nodes and writes node and VM metrics into the store."""

@@ -1,0 +1,1 @@
+"""Returns unused guest memory to the hosts through libvirt."""

@@ -1,0 +1,1 @@
+"""Shared parts of the command lines: parser, exit codes, progress and tables."""

@@ -1,0 +1,1 @@
+"""The command lines of the three programs: parse the arguments, call a daemon or a command."""

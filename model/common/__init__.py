@@ -1,0 +1,1 @@
+"""Shared parts of the daemons: settings, errors, files, logs, life cycle, threads and the HTTP server."""

@@ -1,0 +1,1 @@
+"""Computes and publishes free resources at the end of each slice."""

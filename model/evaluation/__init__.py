@@ -1,0 +1,1 @@
+"""Compares strategies with several parameters on many traces."""

@@ -1,0 +1,118 @@
+"""Percentiles, summaries, aggregation and rounding of sample arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+#: The percentiles of a dump: every fifth up to 85, every one from 90 on.
+PERCENTILES: tuple[int, ...] = (*range(10, 90, 5), *range(90, 100))
+
+
+def round_up(amount: float, step: float) -> float:
+    """The next multiple of ``step``, 1 or a fraction of it, or ``amount`` itself if it is one already.
+
+    >>> round_up(1.11, 0.1), round_up(1.1, 0.1)
+    (1.2, 1.1)
+    """
+    steps = round(1 / step)
+    # Nine digits: 1.1 * 10 is 11.000000000000002, which is no reason to answer 1.2.
+    return math.ceil(round(amount * steps, 9)) / steps
+
+
+def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:
+    """Percentiles (linear between the two nearest ranks) of rows of unequal length.
+
+    Parameters
+    ----------
+    rows : (v, m) float64
+        Sorted along the second axis, so that the NaN of a short row stand at its end.
+    percentiles : sequence of p floats
+        0 to 100.
+
+    Returns
+    -------
+    (p, v) float64
+        NaN for a row without samples. The same figures as ``numpy.percentile`` row by row.
+    """
+    counts = rows.shape[1] - np.isnan(rows).sum(axis=1)
+    if rows.shape[1] == 0:
+        return np.full((len(percentiles), rows.shape[0]), np.nan)
+    last = np.maximum(counts - 1, 0)
+    rank = last * (np.asarray(percentiles, dtype=np.float64)[:, None] / 100.0)
+    below = np.floor(rank).astype(np.intp)
+    above = np.minimum(below + 1, last)
+    index = np.arange(rows.shape[0])
+    low, high, weight = rows[index, below], rows[index, above], rank - below
+    step = high - low
+    # From the nearer end, as numpy does: exact at both ends and monotonous in between.
+    return np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The summary figures of v rows of samples.
+
+    Attributes
+    ----------
+    average, deviation, maximum : (v,) float64
+        Mean, population standard deviation and maximum; NaN for a row without samples.
+    percentiles : (26, v) float64
+        One line per entry of :data:`PERCENTILES`.
+    count : (v,) int
+        Number of samples.
+    """
+
+    average: FloatArray
+    deviation: FloatArray
+    maximum: FloatArray
+    percentiles: FloatArray
+    count: NDArray[np.intp]
+
+
+def summarise(rows: FloatArray) -> Summary:
+    """The figures that a dump holds of every node and VM, for all rows at once.
+
+    Parameters
+    ----------
+    rows : (v, m) float64
+        Samples, a row padded with NaN.
+    """
+    ordered = np.sort(rows, axis=1)
+    missing = np.isnan(ordered)
+    count = rows.shape[1] - missing.sum(axis=1)
+    divisor = np.where(count > 0, count, np.nan)
+    if missing.any():
+        filled = np.where(missing, 0.0, ordered)
+        average = filled.sum(axis=1) / divisor
+        gaps = np.where(missing, 0.0, ordered - average[:, None])
+    else:
+        average = ordered.sum(axis=1) / divisor
+        gaps = ordered - average[:, None]
+    ranks = row_percentiles(ordered, (*PERCENTILES, 100))
+    return Summary(
+        average=average,
+        deviation=np.sqrt((gaps * gaps).sum(axis=1) / divisor),
+        maximum=ranks[-1],
+        percentiles=ranks[:-1],
+        count=count,
+    )
+
+
+def aggregate(samples: FloatArray, size: int) -> FloatArray:
+    """The means of each ``size`` successive samples.
+
+    A rest shorter than ``size`` is dropped, unless it is all there is.
+    """
+    if size <= 1 or samples.size == 0:
+        return samples
+    whole = samples.size // size
+    if whole == 0:
+        return samples.mean(keepdims=True)
+    return samples[: whole * size].reshape(whole, size).mean(axis=1)

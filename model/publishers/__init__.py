@@ -1,0 +1,1 @@
+"""Publishes free resources: status file, Prometheus metrics, status page and OpenStack Placement."""

@@ -1,0 +1,1 @@
+"""Publishes allocation ratios to OpenStack Placement."""

@@ -1,0 +1,156 @@
+"""The published status file: one JSON object, keyed by node, that is whole at any instant."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..common.atomic_files import write_atomically
+from ..slices import CPU, MEMORY, RESOURCES, Resource
+from ..status import Figures, NodeStatus, ResourceStatus
+from .settings import StatusFileSettings
+
+
+class StatusFileError(ValueError):
+    """A status file that can't be shown; the message is one line."""
+
+
+class StatusFile:
+    """Writes the status of all nodes.
+
+    Parameters
+    ----------
+    settings : StatusFileSettings
+    valid_s : float
+        For how long after the end of its slice what is written is good.
+    """
+
+    def __init__(self, settings: StatusFileSettings, valid_s: float) -> None:
+        self._settings = settings
+        self._valid_s = valid_s
+        # What a killed process was at when it was killed.
+        for left in settings.path.parent.glob(f".{settings.path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+    def publish(self, statuses: Sequence[NodeStatus]) -> None:
+        """Put a new file in the place of the old one.
+
+        Raises
+        ------
+        OSError
+            When it can't be written; the old one is left.
+        """
+        chosen = self._settings
+        text = encode(statuses, self._valid_s)
+        chosen.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(chosen.path, text, mode=chosen.mode, owner=(chosen.uid, chosen.gid))
+
+
+def encode(statuses: Sequence[NodeStatus], valid_s: float) -> bytes:
+    """The JSON text; times in Unix seconds, CPU in cores, memory in MB."""
+    text = msgspec.json.encode({status.node: _node(status, valid_s) for status in statuses})
+    return msgspec.json.format(text, indent=1) + b"\n"
+
+
+def _node(status: NodeStatus, valid_s: float) -> dict[str, Any]:
+    known = not math.isnan(status.slice_end_s)
+    result: dict[str, Any] = {
+        "state": status.state,
+        "strategy": status.strategy,
+        "slice_end": _whole(status.slice_end_s) if known else None,
+        # Who finds an older file than this has found a daemon that is no longer there.
+        "valid_until": _whole(status.slice_end_s + valid_s) if known else None,
+        **{f"free_{resource.name}": status.of(resource).free for resource in RESOURCES},
+        **{resource.name: _resource(status.of(resource)) for resource in RESOURCES},
+    }
+    last = {resource.name: status.of(resource).last for resource in RESOURCES if status.of(resource).state == "stale"}
+    if last:
+        result["last_known"] = {name: _last(figures) for name, figures in last.items() if figures is not None}
+    return result
+
+
+def _resource(said: ResourceStatus) -> dict[str, Any]:
+    last = said.last
+    if last is None:
+        return {"state": said.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
+    # Of what nothing was heard, all is to be seen as used.
+    tiers = (last.tier0, last.tier1, last.tier2) if said.state == "ok" else (last.config, 0.0, 0.0)
+    risks = {"risk": last.risk, "realised_risk": last.realised_risk}
+    return {
+        "state": said.state,
+        "config": last.config,
+        "booked": round(last.booked, 6),
+        **{f"tier{i}": tier for i, tier in enumerate(tiers)},
+        **{name: risk for name, risk in risks.items() if risk is not None},
+    }
+
+
+def _last(figures: Figures) -> dict[str, Any]:
+    return {
+        "free": figures.free,
+        "booked": round(figures.booked, 6),
+        **{f"tier{i}": tier for i, tier in enumerate((figures.tier0, figures.tier1, figures.tier2))},
+        "slice_end": _whole(figures.slice_end_s),
+    }
+
+
+def _whole(seconds: float) -> float | int:
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+class PublishedResource(msgspec.Struct):
+    """``cpu`` or ``mem`` of a node, as it stands in the file."""
+
+    state: str
+    config: float | None
+    booked: float | None
+    tier0: float | None
+    tier1: float | None
+    tier2: float | None
+    risk: float | None = None
+    realised_risk: float | None = None
+
+
+class PublishedNode(msgspec.Struct):
+    """A node, as it stands in the file."""
+
+    state: str
+    strategy: str
+    slice_end: float | None
+    valid_until: float | None
+    free_cpu: float
+    free_mem: float
+    cpu: PublishedResource
+    mem: PublishedResource
+
+    def of(self, resource: Resource) -> tuple[float, PublishedResource]:
+        """What is free of a resource, and the rest of it."""
+        return (self.free_cpu, self.cpu) if resource is CPU else (self.free_mem, self.mem)
+
+
+def read_status(path: Path) -> Mapping[str, PublishedNode]:
+    """The file as it is now.
+
+    Raises
+    ------
+    StatusFileError
+        When there is none, or something else in its place.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, PublishedNode])
+    except OSError as error:
+        raise StatusFileError(f"{path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StatusFileError(f"{path}: not a status file: {error}") from None
+
+
+assert RESOURCES == (CPU, MEMORY)  # noqa: S101  # named in PublishedNode

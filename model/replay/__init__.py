@@ -1,0 +1,1 @@
+"""Replays recorded traces through the strategies and scores the results."""

@@ -1,0 +1,332 @@
+"""Estimates to dumps, and dumps back to the figures that scores are made of.
+
+Numbers that do not exist are NaN inside and ``null`` in the file: a dump is strict JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..nodemodel import Estimate, NodeEstimate
+from ..numerics import PERCENTILES, FloatArray, Summary, summarise
+from ..slices import RESOURCES, Resource, Slice
+from .scoring import History
+
+_PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
+_FIGURES = ("avg", "std", "max", "percentile")
+#: Of a row: average, deviation, maximum and the percentiles.
+_WIDTH = 3 + len(PERCENTILES)
+
+
+class DumpError(ValueError):
+    """A dump that can't be used; the message is one line that names file and place."""
+
+
+class _VmFigures(msgspec.Struct):
+    """What a dump says of the VMs present in one slice; ``vms`` are the names of the rows."""
+
+    vms: tuple[str, ...]
+    count: list[int]
+    config: dict[str, bytes]
+    """By resource: (v,) float64."""
+    figures: dict[str, bytes]
+    """By resource: (v, 29) float64, average, deviation, maximum and percentiles."""
+
+
+class SliceFigures(msgspec.Struct):
+    """What a dump holds of one slice, and what the scores need; fit to be kept as a few kilobytes.
+
+    Attributes
+    ----------
+    end_s : float
+    node : dict
+        The columns of ``node``.
+    peak : dict of resource name to float
+        99th percentile of the node's samples, unrounded.
+    model : dict of strategy to the columns of ``model``
+    vm : _VmFigures
+    """
+
+    end_s: float
+    node: dict[str, Any]
+    peak: dict[str, float]
+    model: dict[str, dict[str, float]]
+    vm: _VmFigures
+
+
+def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
+    """The figures of a slice and of what was estimated at its end."""
+    node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
+    peak: dict[str, float] = {}
+    model: dict[str, dict[str, float]] = {}
+    for resource in RESOURCES:
+        usage, said = finished.usage(resource), estimate.of(resource)
+        summary = summarise(usage.node[None, :])
+        peak[resource.name] = float(summary.percentiles[PERCENTILES.index(99), 0])
+        node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
+        node |= _named(resource, _table(summary)[0])
+        node[f"{resource.name}_stable_state"] = said.stable if usage.measured else None
+        for strategy, answer in said.by_strategy.items():
+            model.setdefault(strategy, {}).update(_model_row(resource, answer))
+    summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
+    vm = _VmFigures(
+        vms=finished.vms,
+        count=summaries[RESOURCES[0].name].count.tolist(),
+        config={resource.name: finished.usage(resource).vm_config.tobytes() for resource in RESOURCES},
+        figures={name: _table(summary).tobytes() for name, summary in summaries.items()},
+    )
+    return SliceFigures(finished.end_s, node, peak, model, vm)
+
+
+class DumpRecorder:
+    """Collects what a dump holds, slice by slice, for all strategies at once.
+
+    What does not depend on the strategy is kept, and encoded, once.
+
+    Parameters
+    ----------
+    strategies : sequence of str
+    vms : sequence of str
+        Every VM that will be seen.
+    """
+
+    def __init__(self, strategies: Sequence[str], vms: Sequence[str]) -> None:
+        self.epoch: list[float] = []
+        self.strategies = tuple(strategies)
+        self.vms = tuple(vms)
+        self._node: dict[str, list[Any]] = {}
+        self._vm_figures: list[_VmFigures] = []
+        self._model: dict[str, dict[str, list[float]]] = {name: {} for name in strategies}
+        self._peak: dict[str, list[float]] = {}
+
+    def record(self, finished: Slice, estimate: NodeEstimate) -> None:
+        """Take down one slice and what was estimated at its end."""
+        self.add(slice_figures(finished, estimate))
+
+    def add(self, figures: SliceFigures) -> None:
+        """Take down the figures of one slice."""
+        self.epoch.append(figures.end_s)
+        _append(self._node, figures.node)
+        _append(self._peak, figures.peak)
+        for strategy in self.strategies:
+            _append(self._model[strategy], figures.model[strategy])
+        self._vm_figures.append(figures.vm)
+
+    def histories(self, lag: int) -> dict[tuple[str, str], History]:
+        """What the scores are made of, by strategy and resource name.
+
+        Parameters
+        ----------
+        lag : int
+            S, how many slices before the predecessor at the same position stands.
+        """
+        return {
+            (strategy, resource.name): History(
+                config=_array(self._node[f"{resource.name}_config"]),
+                booked=_array(self._node[f"booked_{resource.name}"]),
+                peak=_array(self._peak[resource.name]),
+                free=_array(self._model[strategy][f"free_{resource.name}"]),
+                published=_array(self._model[strategy][f"published_{resource.name}"]),
+                lag=lag,
+            )
+            for strategy in self.strategies
+            for resource in RESOURCES
+        }
+
+    def tiers(self, strategy: str, resource: Resource) -> list[FloatArray]:
+        """Three arrays of (k,) float64: tier0, tier1 and tier2 of one strategy."""
+        return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
+
+    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """The dump of each strategy as JSON text, one after the other.
+
+        Parameters
+        ----------
+        config : mapping
+            The ``config`` object, without the strategy's name, which is added.
+        """
+        shared = self._encode_shared()
+        for strategy in self.strategies:
+            head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
+            yield strategy, msgspec.json.encode(head | shared)
+
+    def encode_together(self, config: Mapping[str, Any]) -> bytes:
+        """One dump of the first strategy, the one that is published, with the others under ``others``."""
+        first, *others = self.strategies
+        head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
+        if others:
+            head["others"] = {strategy: self._model[strategy] for strategy in others}
+        return msgspec.json.encode(head | self._encode_shared())
+
+    def _encode_shared(self) -> dict[str, msgspec.Raw]:
+        rows = [{name: i for i, name in enumerate(figures.vms)} for figures in self._vm_figures]
+        tables = [
+            {name: np.frombuffer(data).reshape(-1, _WIDTH) for name, data in figures.figures.items()}
+            for figures in self._vm_figures
+        ]
+        configs = [{name: np.frombuffer(data) for name, data in figures.config.items()} for figures in self._vm_figures]
+        vms = {name: self._encode_vm(name, rows, tables, configs) for name in self.vms}
+        return {
+            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
+            "node": msgspec.Raw(msgspec.json.encode(self._node)),
+            "vm": msgspec.Raw(msgspec.json.encode(vms)),
+        }
+
+    def _encode_vm(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, int]],
+        tables: Sequence[Mapping[str, FloatArray]],
+        configs: Sequence[Mapping[str, FloatArray]],
+    ) -> msgspec.Raw:
+        """The columns of one VM, text at once: as objects those of a long trace would fill the memory."""
+        columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
+        for k, figures in enumerate(self._vm_figures):
+            row = rows[k].get(name)
+            if row is None:
+                continue
+            columns["number_of_values"][k] = figures.count[row]
+            for resource in RESOURCES:
+                columns[f"{resource.name}_config"][k] = float(configs[k][resource.name][row])
+                for key, value in _named(resource, tables[k][resource.name][row]).items():
+                    columns[key][k] = value
+        return msgspec.Raw(msgspec.json.encode(columns))
+
+
+_VM_KEYS = (
+    "number_of_values",
+    *(f"{resource.name}_{figure}" for resource in RESOURCES for figure in ("config", *_FIGURES)),
+)
+
+
+def _table(summary: Summary) -> FloatArray:
+    """(v, 29) float64: the figures of each row, in the order that :func:`_named` knows."""
+    heads = np.stack([summary.average, summary.deviation, summary.maximum])
+    # Six decimals are a millionth of a core and a byte of memory; more would only make dumps twice as long.
+    return np.ascontiguousarray(np.concatenate([heads, summary.percentiles]).T.round(6))
+
+
+def _named(resource: Resource, figures: FloatArray) -> dict[str, Any]:
+    average, deviation, maximum, *percentiles = figures.tolist()
+    missing = math.isnan(maximum)
+    values = (average, deviation, maximum, None if missing else dict(zip(_PERCENTILE_KEYS, percentiles, strict=True)))
+    return {f"{resource.name}_{figure}": value for figure, value in zip(_FIGURES, values, strict=True)}
+
+
+def _model_row(resource: Resource, said: Estimate) -> dict[str, float]:
+    return {
+        f"free_{resource.name}": said.free,
+        f"{resource.name}_tier0": said.tier0,
+        f"{resource.name}_tier1": said.tier1,
+        f"{resource.name}_tier2": said.tier2,
+        f"published_{resource.name}": said.published,
+    }
+
+
+def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
+    for key, value in row.items():
+        columns.setdefault(key, []).append(value)
+
+
+def _array(values: Sequence[float | None]) -> FloatArray:
+    return np.array(values, dtype=np.float64)
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+class _DumpText(msgspec.Struct):
+    epoch: list[float]
+    config: dict[str, Any]
+    model: dict[str, list[float | None]]
+    node: dict[str, list[Any]]
+    others: dict[str, dict[str, list[float | None]]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """What a dump tells of one strategy on one node.
+
+    Attributes
+    ----------
+    node_name, strategy : str
+    config : mapping
+        The whole ``config`` object.
+    epoch : (k,) float64
+        The ends of the slices, Unix seconds.
+    histories : mapping of resource name to History
+    """
+
+    node_name: str
+    strategy: str
+    config: Mapping[str, Any]
+    epoch: FloatArray
+    histories: Mapping[str, History]
+
+
+def read_dumps(path: str | Path) -> list[Dump]:
+    """Read a dump file back: a dump per strategy in it, the published one first.
+
+    Raises
+    ------
+    DumpError
+        When the file can't be read or is no dump.
+    """
+    try:
+        text = msgspec.json.decode(Path(path).read_bytes(), type=_DumpText)
+        lag = round(text.config["node_scope"] / text.config["slice_scope"])
+        node_name, strategy = text.config["node_name"], text.config["strategy"]
+        if lag < 1 or not isinstance(node_name, str) or not isinstance(strategy, str):
+            raise ValueError("config makes no sense")
+        histories = {
+            name: _histories(text, model, lag) for name, model in {strategy: text.model, **text.others}.items()
+        }
+    except OSError as error:
+        raise DumpError(f"{path}: {error.strerror}") from None
+    except KeyError as error:
+        raise DumpError(f"{path}: {error.args[0]} is missing") from None
+    except (msgspec.DecodeError, TypeError, ValueError, ArithmeticError) as error:
+        raise DumpError(f"{path}: not a dump: {error}") from None
+    epoch = _array(text.epoch)
+    return [Dump(node_name, name, {**text.config, "strategy": name}, epoch, found) for name, found in histories.items()]
+
+
+def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag: int) -> dict[str, History]:
+    columns = _Columns(text)
+    return {
+        resource.name: History(
+            config=columns.of(text.node, f"{resource.name}_config"),
+            booked=columns.of(text.node, f"booked_{resource.name}"),
+            peak=columns.peaks(f"{resource.name}_percentile"),
+            free=columns.of(model, f"free_{resource.name}"),
+            published=columns.of(model, f"published_{resource.name}"),
+            lag=lag,
+        )
+        for resource in RESOURCES
+    }
+
+
+class _Columns:
+    """The columns of a dump as arrays, each of them as long as the epoch."""
+
+    def __init__(self, text: _DumpText) -> None:
+        self._text = text
+        if not text.epoch:
+            raise ValueError("epoch holds no slice")
+
+    def of(self, table: Mapping[str, Sequence[Any]], key: str) -> FloatArray:
+        array = _array(table[key])
+        if array.shape != (len(self._text.epoch),):
+            raise ValueError(f"{key} has not one number for each of {len(self._text.epoch)} slices")
+        return array
+
+    def peaks(self, key: str) -> FloatArray:
+        figures = self._text.node[key]
+        return self.of({key: [None if found is None else found["99"] for found in figures]}, key)

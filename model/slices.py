@@ -1,0 +1,213 @@
+"""The carriers: one period of a node and its VMs, and the window of such periods that a strategy sees.
+
+Missing data is settled before a carrier is built: a sample that is not there is NaN in a VM's row and
+absent from the node's array, an unknown configuration is NaN. Inner code never meets ``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .numerics import FloatArray, aggregate, row_percentiles
+
+#: Beyond any machine, and far from where sums of squares overflow.
+LARGEST = 1e15
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What tells CPU and memory apart, so that one function serves both."""
+
+    name: str
+    unit: str
+    resolution: float
+    """The step in which thresholds are counted: 0.1 core, 1 MB."""
+    vm_peak_percentile: float
+    """The percentile that stands for a VM's peak: memory can't be queued for, so its maximum."""
+    vm_peak_capped: bool
+    """Whether a VM's peak is cut at what it was promised (CPU readings overshoot, memory does not)."""
+
+    def tier0(self, threshold: float) -> float:
+        """The threshold as it is published: CPU to one decimal, memory truncated to an integer."""
+        return round(threshold, 1) if self.resolution < 1 else float(math.trunc(threshold))
+
+
+CPU = Resource(name="cpu", unit="cores", resolution=0.1, vm_peak_percentile=99.0, vm_peak_capped=True)
+
+MEMORY = Resource(name="mem", unit="MB", resolution=1.0, vm_peak_percentile=100.0, vm_peak_capped=False)
+
+RESOURCES: tuple[Resource, ...] = (CPU, MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One resource of a node and its VMs during one slice.
+
+    Attributes
+    ----------
+    config : float
+        What the node has, cores or MB; NaN when it was never told.
+    node : (n,) float64
+        Usage samples of the node, without gaps; empty when the node gave none.
+    vm_config : (v,) float64
+        What each VM was promised; NaN where unknown.
+    vm_usage : (v, m) float64
+        Usage samples of each VM, a row padded with NaN.
+    """
+
+    config: float
+    node: FloatArray
+    vm_config: FloatArray
+    vm_usage: FloatArray
+
+    @property
+    def booked(self) -> float:
+        """The sum of what the VMs were promised; an unknown promise counts as none."""
+        return float(np.nansum(self.vm_config))
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to compute free resources from."""
+        return self.node.size > 0 and not math.isnan(self.config)
+
+
+def usage_of(config: float, node: FloatArray, vm_config: Sequence[float], vm_usage: Sequence[FloatArray]) -> Usage:
+    """One resource of a slice, from samples that may miss some.
+
+    Parameters
+    ----------
+    config : float
+    node : (n,) float64
+        NaN where a sample is missing.
+    vm_config : sequence of v floats
+    vm_usage : sequence of v arrays
+        Of any lengths.
+    """
+    matrix = np.full((len(vm_usage), max((row.size for row in vm_usage), default=0)), np.nan)
+    for i, row in enumerate(vm_usage):
+        matrix[i, : row.size] = row
+    return Usage(config, node[~np.isnan(node)], np.array(vm_config, dtype=np.float64), matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One finished slice of a node.
+
+    Attributes
+    ----------
+    end_s : float
+        Its end, Unix seconds.
+    position : int
+        Its index within its scope.
+    vms : tuple of str
+        The VMs present, sorted, in the order of the rows of ``cpu`` and ``mem``.
+    """
+
+    end_s: float
+    position: int
+    vms: tuple[str, ...]
+    cpu: Usage
+    mem: Usage
+
+    def usage(self, resource: Resource) -> Usage:
+        """The usage of one resource."""
+        return self.cpu if resource is CPU else self.mem
+
+
+class PresentUsage:
+    """One resource of a slice beside the names of the VMs whose rows it holds.
+
+    It stays in as many windows as a window has slices; what they ask of it is computed once.
+    """
+
+    __slots__ = ("_peaks", "_rows", "usage", "vms")
+
+    def __init__(self, vms: tuple[str, ...], usage: Usage) -> None:
+        self.vms = vms
+        self.usage = usage
+        self._peaks: dict[tuple[float, int], float] = {}
+        self._rows: dict[str, int] | None = None
+
+    def peak(self, percentile: float, aggregation: int) -> float:
+        """A percentile of the node's samples, averaged in groups; NaN when there are none."""
+        key = (percentile, aggregation)
+        if key not in self._peaks:
+            samples = aggregate(self.usage.node, aggregation)
+            self._peaks[key] = float(np.percentile(samples, percentile)) if samples.size else math.nan
+        return self._peaks[key]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """The row of each VM that has samples."""
+        if self._rows is None:
+            sampled = np.flatnonzero(~np.isnan(self.usage.vm_usage).all(axis=1))
+            self._rows = {self.vms[i]: i for i in sampled.tolist()}
+        return self._rows
+
+
+class Window:
+    """The current slice of one resource and its predecessors at the same position, oldest first.
+
+    What several strategies ask for is computed once: at the first question.
+    """
+
+    def __init__(self, slices: Sequence[PresentUsage], full_length: int) -> None:
+        self.slices = slices
+        self.full_length = full_length
+        self._vm_percentiles: dict[float, FloatArray] = {}
+
+    @property
+    def current(self) -> Usage:
+        """The slice that ended."""
+        return self.slices[-1].usage
+
+    @cached_property
+    def pooled(self) -> FloatArray:
+        """(n,) float64: the raw node samples of all slices."""
+        return np.concatenate([present.usage.node for present in self.slices])
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean of the pooled samples."""
+        return float(self.pooled.mean())
+
+    @cached_property
+    def std(self) -> float:
+        """Population standard deviation of the pooled samples."""
+        return float(self.pooled.std())
+
+    def vm_percentile(self, percentile: float) -> FloatArray:
+        """A percentile of each present VM's samples in the window.
+
+        Returns
+        -------
+        (v,) float64
+            NaN for a VM whose window is not full: that has no sample of this resource in one of the
+            slices, or that was not there in one of them.
+        """
+        if percentile not in self._vm_percentiles:
+            self._vm_percentiles[percentile] = self._vm_percentile(percentile)
+        return self._vm_percentiles[percentile]
+
+    def _vm_percentile(self, percentile: float) -> FloatArray:
+        result = np.full(len(self.slices[-1].vms), np.nan)
+        if len(self.slices) < self.full_length:
+            return result
+        rows = [present.rows for present in self.slices]
+        names = self.slices[-1].vms
+        full = [i for i, name in enumerate(names) if all(name in row for row in rows)]
+        if full:
+            pooled = np.concatenate(
+                [
+                    present.usage.vm_usage[[row[names[i]] for i in full]]
+                    for present, row in zip(self.slices, rows, strict=True)
+                ],
+                axis=1,
+            )
+            result[full] = row_percentiles(np.sort(pooled, axis=1), (percentile,))[0]
+        return result

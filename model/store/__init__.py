@@ -1,0 +1,1 @@
+"""Stores samples in SQLite or InfluxDB."""

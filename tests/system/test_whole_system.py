@@ -1,0 +1,446 @@
+"""All programs at once: real processes, real sockets, real stores; what is published in spite of every fault."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from misc.fakeworkers.machines import Plan
+from misc.fakeworkers.server import in_thread
+from model.replay.dump import read_dumps
+from model.store.base import Store, StoreUnavailable
+from model.store.influxdb import InfluxStore
+from model.store.sqlite import SqliteStore
+from tests.conftest import ROOT, bare_environment, strict_json
+from tests.integration.test_real_exporters import NODE_EXPORTER, exporter, put
+from tests.support.guests import Guest, Host, missing
+from tests.support.servers import fetch, influx_server, make_bucket, settings_of_bucket, wait_for
+
+SLICE_S, POSITIONS, HISTORICAL = 2, 2, 1
+SETTLE_S = 0.5
+#: The first one is published; it forgets what is older than its window, the others do not.
+STRATEGIES = ("percentile", "scroogevm", "rclike")
+
+Environment = dict[str, str]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    return {
+        **bare_environment(),
+        "AGGREG_FETCH_DELAY": "0.2",
+        "SCHED_SCOPE_S": str(SLICE_S * POSITIONS),
+        "SCHED_SCOPE_SLICE_S": str(SLICE_S),
+        "SCHED_SCOPE_HISTORICAL": str(HISTORICAL),
+        "SCHED_SCOPE_INIT_FETCH_PREVIOUS": "0",
+        "SCHED_SETTLE_S": str(SETTLE_S),
+        "STATE_ENDPOINT": str(tmp_path / "status.json"),
+        "STORE_PATH": str(tmp_path / "store.sqlite"),
+    }
+
+
+class Daemon:
+    """A program of ours that can be killed and started again; what all its lives said is in one file."""
+
+    def __init__(self, env: Environment, folder: Path, name: str, *arguments: str) -> None:
+        self.log = folder / f"{name}.log"
+        self._command = [sys.executable, str(ROOT / name), *arguments]
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._env, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        self._process.kill()
+        self._process.wait(30)
+
+    def end(self) -> int:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(60)
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(30)
+
+
+class Watch:
+    """Looks at the status file and into the store all the time, and keeps what it saw and when.
+
+    Attributes
+    ----------
+    published : dict
+        By node and end of the slice: (state, free_cpu, free_mem).
+    ticks : dict
+        By node: time of each tick, ms, and when it was first seen in the store, Unix seconds.
+    """
+
+    def __init__(self, path: Path, nodes: list[str], open_store: Callable[[], Store]) -> None:
+        self.published: dict[tuple[str, int], tuple[str, float, float]] = {}
+        self.ticks: dict[str, dict[int, float]] = {node: {} for node in nodes}
+        self.changed: list[str] = []
+        self._path, self._open_store = path, open_store
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._ask)]
+
+    def __enter__(self) -> Watch:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self) -> None:
+        while not self._stop.wait(0.05):
+            with contextlib.suppress(FileNotFoundError):
+                for node, said in strict_json(self._path.read_bytes()).items():
+                    if said["state"] == "ok":
+                        key, figures = (node, said["slice_end"]), ("ok", said["free_cpu"], said["free_mem"])
+                        if self.published.setdefault(key, figures) != figures:
+                            self.changed.append(f"{key}: {self.published[key]}, then {figures}")
+
+    def _ask(self) -> None:
+        store, since_ms = self._open_store(), int(time.time() - 10) * 1000
+        while not self._stop.wait(0.15):
+            for node, seen in self.ticks.items():
+                with contextlib.suppress(StoreUnavailable):
+                    until_ms = int(time.time() * 1000) + 10_000
+                    found = store.read(node, since_ms, until_ms, ("cpu",), domains=False).node.time_ms
+                    now_s = time.time()
+                    for time_ms in found.tolist():
+                        seen.setdefault(time_ms, now_s)
+        store.close()
+
+    def complete(self, node: str, end_s: float) -> bool:
+        """Whether all samples that count for a figure were in the store when the slices they are of were read."""
+        first_ms = (end_s - SLICE_S * POSITIONS * (HISTORICAL + 1)) * 1000
+        return all(
+            seen_s <= _end_of_slice_s(time_ms) + SETTLE_S
+            for time_ms, seen_s in self.ticks[node].items()
+            if first_ms <= time_ms < end_s * 1000
+        )
+
+
+def _end_of_slice_s(time_ms: int) -> int:
+    return (time_ms // (SLICE_S * 1000) + 1) * SLICE_S
+
+
+class Sqlite:
+    """The embedded store; its trouble is somebody who locks it."""
+
+    def __init__(self, env: Environment) -> None:
+        self._path = Path(env["STORE_PATH"])
+
+    def open(self) -> Store:
+        return SqliteStore(self._path, 86400)
+
+    def trouble(self) -> None:
+        locking = sqlite3.connect(self._path, isolation_level=None)
+        locking.execute("BEGIN IMMEDIATE")
+        time.sleep(2)
+        locking.execute("ROLLBACK")
+        locking.close()
+
+
+class Influx:
+    """A real InfluxDB; its trouble is that it is killed, and started a while later."""
+
+    def __init__(self, env: Environment, opened: contextlib.ExitStack, folder: Path) -> None:
+        url, token, org, server = opened.enter_context(influx_server(folder))
+        if server is None:
+            pytest.skip("only a server of our own may be killed")
+        make_bucket(url, token, org, "whole")
+        env |= {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": token, "INFLUXDB_ORG": org, "INFLUXDB_BUCKET": "whole"}
+        env["INFLUXDB_TIMEOUT_S"] = "2"
+        self._server, self._settings = server, settings_of_bucket(url, token, org, "whole", 2.0)
+
+    def open(self) -> Store:
+        return InfluxStore(self._settings)
+
+    def trouble(self) -> None:
+        self._server.kill()
+        time.sleep(3)
+        self._server.start()
+
+
+def run(env: Environment, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scroogevm.py", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def states(env: Environment) -> list[str]:
+    return [node["state"] for node in strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()]
+
+
+def ticks_of(store: Store, node: str) -> list[int]:
+    now_ms = int(time.time() * 1000)
+    found: list[int] = store.read(
+        node, now_ms - 600_000, now_ms + 10_000, ("cpu",), domains=False
+    ).node.time_ms.tolist()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "influxdb"])
+def test_what_is_published_is_what_an_undisturbed_run_would_have(kind: str, env: Environment, tmp_path: Path) -> None:
+    """Each daemon is killed, the store is away, a worker and a VM leave; then the store is replayed from end to end."""
+    with contextlib.ExitStack() as opened:
+        backend = Sqlite(env) if kind == "sqlite" else Influx(env, opened, tmp_path / "influxd")
+        fakes = opened.enter_context(in_thread(Plan(workers=3, vms=5, probe_delay_ms=200, stats_period_s=1)))
+        nodes = [fakes.url(i) for i in range(3)]
+        env["AGGREG_STUB_LIST"] = json.dumps(fakes.stubs())
+
+        def happens(worker: int, fault: str) -> None:
+            assert fetch(f"{fakes.base_url}/control", {"worker": worker, "fault": fault})[0] == 200
+
+        def all_are_ok() -> None:
+            """All nodes have a figure of a slice that ends from now on."""
+            begun_s = time.time()
+
+            def there() -> bool:
+                said = strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()
+                return all(node["state"] == "ok" and node["slice_end"] >= begun_s for node in said)
+
+            wait_for(there, 60)
+
+        aggregator = opened.enter_context(Daemon(env, tmp_path, "vmaggreg.py"))
+        wait_for(lambda: kind == "influxdb" or Path(env["STORE_PATH"]).exists())
+        watch = opened.enter_context(Watch(Path(env["STATE_ENDPOINT"]), nodes, backend.open))
+        estimator = opened.enter_context(
+            Daemon(env, tmp_path, "scroogevm.py", "-s", ",".join(STRATEGIES), "-d", "1", "-o", str(tmp_path))
+        )
+        all_are_ok()
+
+        aggregator.kill()
+        aggregator.start()
+        happens(0, "vm-leaves")
+        all_are_ok()
+
+        estimator.kill()
+        time.sleep(SLICE_S + 0.5)
+        estimator.start()
+        all_are_ok()
+
+        backend.trouble()
+        all_are_ok()
+
+        happens(1, "500")
+        wait_for(lambda: states(env) == ["ok", "stale", "ok"], 60)
+        happens(1, "none")
+        happens(0, "vm-returns")
+        estimator.kill()
+        estimator.start()
+        all_are_ok()
+        assert estimator.end() == 0, estimator.log.read_text()
+        assert aggregator.end() == 0, aggregator.log.read_text()
+        store = backend.open()
+        stored = {node: ticks_of(store, node) for node in nodes}
+        store.close()
+
+        for node in nodes:
+            lost = watch.ticks[node].keys() - set(stored[node])
+            assert not lost, "what was in the store once is there"
+            compare(env, tmp_path, node, watch)
+        assert watch.changed == [], "what was published of a slice does not change"
+        # The fault of one worker is that of no other; while the store was away, all that was scraped waited.
+        assert longest_gap_s(stored[nodes[1]]) > 1.5
+        assert max(longest_gap_s(stored[nodes[0]]), longest_gap_s(stored[nodes[2]])) < 10
+
+
+def longest_gap_s(times_ms: list[int]) -> float:
+    return float(np.diff(times_ms).max()) / 1000
+
+
+def compare(env: Environment, folder: Path, node: str, watch: Watch) -> None:
+    """What was seen in the status file, and what the dump says, with a replay of what is in the store."""
+    (path,) = folder.glob(f"dump-{node.replace('/', '')}_*.json")
+    live = {dump.strategy: dump for dump in read_dumps(path)}
+    assert tuple(live) == STRATEGIES
+    epoch = live[STRATEGIES[0]].epoch
+    assert np.array_equal(np.diff(epoch), np.full(len(epoch) - 1, SLICE_S)), "no slice was left out"
+    trace, results = folder / "trace.json", folder / f"results-{abs(hash(node))}"
+    period = (f"--since={epoch[0] - SLICE_S:.0f}", f"--until={epoch[-1]:.0f}", f"--url={json.dumps([node])}")
+    run(env, f"--export={trace}", *period)
+    run(env, f"--load={trace}", f"--strategy={','.join(STRATEGIES)}", f"--output={results}")
+    whole = [watch.complete(node, end_s) for end_s in epoch]
+    undisturbed = {name: read_dumps(results / f"dump-{name}.json")[0] for name in STRATEGIES}
+    for name in STRATEGIES:
+        assert np.array_equal(undisturbed[name].epoch, epoch)
+        # Who never forgets is compared up to the first sample that came too late.
+        until = len(epoch) if all(whole) else whole.index(False)
+        chosen = np.array(whole) if name == STRATEGIES[0] else np.arange(len(epoch)) < until
+        for resource in ("cpu", "mem"):
+            said, expected = (one[name].histories[resource].published for one in (live, undisturbed))
+            np.testing.assert_array_equal(said[chosen], expected[chosen], f"{name} {resource} {node} {whole}")
+    seen = {end_s: figures for (of, end_s), figures in watch.published.items() if of == node}
+    assert len(seen) > len(epoch) / 3
+    both = [undisturbed[STRATEGIES[0]].histories[resource].published for resource in ("cpu", "mem")]
+    compared = 0
+    for end_s, (_, *figures) in seen.items():
+        k = bisect.bisect_left(epoch, end_s)
+        assert epoch[k] == end_s, "what was published is in the dump"
+        if whole[k]:
+            assert figures == [one[k] for one in both], f"{node} at {end_s}"
+            compared += 1
+    assert compared >= 3
+
+
+# --- with a real guest --------------------------------------------------------------------------------
+
+FULL_MB = 512
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def hoarder() -> Iterator[Guest]:
+    """A guest that has used 300 MB once and uses 70 now; what it had is still resident on the host."""
+    if reason := missing():
+        pytest.skip(f"no real guests here: {reason}")
+    with Host() as host:
+        guest = host.boot("hoarder", FULL_MB)
+        guest.run("fill 300")
+        guest.run("unfill")
+        wait_for(lambda: guest.stats().get("unused", 0) > 400 * 1024)
+        yield guest
+
+
+def page_of(guest: Guest) -> bytes:
+    """What vmprobe would write of this machine and its one guest."""
+    with guest.host.connection() as connection:
+        domain = connection.lookupByName(guest.name)
+        said, (_, _, _, vcpus, cpu_ns) = domain.memoryStats(), domain.info()
+        del domain
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    user, nice, system, idle, iowait, *_ = (
+        int(jiffies) * 10**9 // TICKS_PER_S for jiffies in Path("/proc/stat").read_text().split()[1:11]
+    )
+    metrics = {
+        "global_probe_epoch": int(time.time() * 1000),
+        "global_probe_delay": 1000,
+        "global_cpu_total": os.cpu_count(),
+        "global_cpu_user": user + nice,
+        "global_cpu_kernel": system,
+        "global_cpu_idle": idle,
+        "global_cpu_iowait": iowait,
+        "global_memory_total": int(memory["MemTotal"].split()[0]),
+        "global_memory_available": int(memory["MemAvailable"].split()[0]),
+        f"domain_{guest.name}_cpu_alloc": vcpus,
+        f"domain_{guest.name}_cpu_cputime": cpu_ns,
+        f"domain_{guest.name}_memory_alloc": said["actual"],
+        **{f"domain_{guest.name}_memory_{name}": said[name] for name in ("available", "unused", "usable", "rss")},
+        f"domain_{guest.name}_memory_last_update": said["last_update"],
+        f"domain_{guest.name}_memory_majorfault": said["major_fault"],
+        f"domain_{guest.name}_memory_minorfault": said["minor_fault"],
+    }
+    return "".join(f"vmprobe_{name} {value}\n" for name, value in metrics.items()).encode()
+
+
+@contextlib.contextmanager
+def probed(guest: Guest, folder: Path) -> Iterator[None]:
+    """As long as the block lasts, a file for node_exporter's textfile collector is written each second."""
+    import libvirt
+
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(1.0):
+            with contextlib.suppress(libvirt.libvirtError, OSError):
+                put(folder, page_of(guest))
+
+    put(folder, page_of(guest))
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_memory_of_a_real_guest_goes_all_the_way_round(env: Environment, hoarder: Guest, tmp_path: Path) -> None:
+    """From the guest over node_exporter, aggregator and store to its balloon; its node is published too."""
+    folder = tmp_path / "textfile"
+    folder.mkdir()
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(probed(hoarder, folder))
+        url = opened.enter_context(exporter(NODE_EXPORTER, f"--collector.textfile.directory={folder}"))
+        env |= {
+            "AGGREG_STUB_LIST": json.dumps([[url, "vmprobe"]]),
+            "AGGREG_FETCH_DELAY": "0.5",
+            "LIBVIRT_NODES": json.dumps({url: hoarder.host.uri}),
+            "SCHED_SCOPE_SLICE_S": "4",
+            "SCHED_SCOPE_S": "4",
+            "BALLOONING_SCOPE_S": "30",
+            "BALLOONING_SCOPE_SLEEP_S": "2",
+            "BALLOONING_CHECK_S": "0.4",
+            "BALLOONING_MIN_CONFIG_MB": "100",
+            "BALLOONING_THRESHOLD_GAIN_MB": "200",
+            "BALLOONING_STATS_AGE_S": "15",
+        }
+        aggregator = opened.enter_context(Daemon(env, tmp_path, "vmaggreg.py"))
+        estimator = opened.enter_context(Daemon(env, tmp_path, "scroogevm.py"))
+        status = Path(env["STATE_ENDPOINT"])
+
+        def published() -> dict[str, float] | None:
+            node = strict_json(status.read_bytes())[url]
+            return node if [node[part]["state"] for part in ("cpu", "mem")] == ["ok", "ok"] else None
+
+        wait_for(published, 60)
+        before_mb = hoarder.rss_mb()
+        assert before_mb > 400
+        done = subprocess.run(
+            [sys.executable, ROOT / "vmballooning.py", "--once", "-d", "1"],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert before_mb - hoarder.rss_mb() > 150, done.stderr
+        assert hoarder.balloon_mb() == FULL_MB
+        assert hoarder.run("fill 300; du -m /tmp/fill | cut -f1") == "300", "it has all of its memory again"
+        node = wait_for(published)
+        assert (node["cpu"]["config"], node["cpu"]["booked"]) == (os.cpu_count(), 1)
+        assert node["mem"]["booked"] <= FULL_MB
+        assert 0 <= node["free_cpu"] <= node["cpu"]["config"]
+        assert 0 < node["free_mem"] < node["mem"]["config"]
+        # The aggregator has seen the same of it as we have.
+        store = SqliteStore(Path(env["STORE_PATH"]), 86400)
+        now_ms = int(time.time() * 1000)
+        rss_mb = store.read(url, now_ms - 120_000, now_ms, ("mem_rss",)).domains[hoarder.name].fields["mem_rss"]
+        store.close()
+        assert rss_mb.max() > 400
+        assert rss_mb.max() - rss_mb.min() > 150
+        assert (estimator.end(), aggregator.end()) == (0, 0)

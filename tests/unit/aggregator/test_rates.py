@@ -1,0 +1,294 @@
+"""Counters to rates: what the original stored of the same pages, and no rate where none is known."""
+
+from __future__ import annotations
+
+import csv
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.aggregator.rates import NodeRates
+from model.aggregator.vmprobe import VmprobePages
+from model.samples import Reading, Tick
+from tests.conftest import SHARED
+
+CAPTURES = SHARED / "captures"
+NS = 1e9
+
+
+def node(**changes: float) -> dict[str, float]:
+    return {
+        "cpu_total": 4.0,
+        "cpu_user": 100 * NS,
+        "cpu_kernel": 10 * NS,
+        "memory_total": 8192 * 1024.0,
+        "memory_available": 6144 * 1024.0,
+        **changes,
+    }
+
+
+def vm(**changes: float) -> dict[str, float]:
+    return {
+        "cpu_alloc": 2.0,
+        "cpu_cputime": 50 * NS,
+        "memory_alloc": 1024 * 1024.0,
+        "memory_unused": 768 * 1024.0,
+        **changes,
+    }
+
+
+def ticks(*readings: Reading) -> list[Tick | None]:
+    rates = NodeRates("http://w1/metrics")
+    return [rates.update(reading) for reading in readings]
+
+
+def last(*readings: Reading) -> Tick:
+    tick = ticks(*readings)[-1]
+    assert tick is not None
+    return tick
+
+
+# --- the same pages, the same series ----------------------------------------------------------------
+
+
+def written_by_original() -> dict[tuple[str, int], dict[str, float]]:
+    rows: dict[tuple[str, int], dict[str, float]] = {}
+    header: list[str] = []
+    for row in csv.reader((CAPTURES / "influxdb_written_by_original.csv").read_text().splitlines()):
+        if not row or row[0].startswith("#"):
+            continue
+        if row[1] == "result":
+            header = row
+            continue
+        cells = dict(zip(header, row, strict=False))
+        stamp = datetime.strptime(cells["_time"].rstrip("Z").ljust(23, "0"), "%Y-%m-%dT%H:%M:%S.%f")
+        time_ms = round(stamp.replace(tzinfo=timezone.utc).timestamp() * 1000)
+        rows.setdefault((cells.get("domain", ""), time_ms), {})[cells["_field"]] = float(cells["_value"])
+    return rows
+
+
+#: The original's KiB / 1000 and bytes / 10^6 are MB of 2^20 bytes here.
+RESCALED = {"mem": 1.024, "mem_rss": 1.024, "mem_usage": 1.024, "stat_vsize": 1.048576, "stat_rsslim": 1.048576}
+#: It wrote sums of nothing as 0 at the first sample, and the last page twice: the second time without any rate.
+FIRST = {"oc_cpu_d", "minflt_sum", "majflt_sum"}
+AGAIN = {"elapsed_time", "oc_cpu_d", "minflt_sum", "majflt_sum"}
+
+
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="the shared folder with captured pages is not here")
+def test_captured_pages_give_the_series_that_the_original_stored() -> None:
+    theirs = written_by_original()
+    pages = sorted(CAPTURES.glob("vmprobe_[01][0-9]_*.prom"))
+    reader, rates = VmprobePages("vmprobe"), NodeRates("u")
+    compared = 0
+    for k, page in enumerate(pages):
+        tick = rates.update(reader.read(page.read_bytes()))
+        assert tick is not None
+        for name, ours in [("", tick.fields), *tick.domains.items()]:
+            stored = theirs[name, tick.time_ms]
+            left_out = FIRST if k == 0 else AGAIN if k == len(pages) - 1 else set()
+            assert ours.keys() - left_out == stored.keys() - left_out
+            for field, value in ours.items():
+                if field not in left_out:
+                    assert value * RESCALED.get(field, 1) == pytest.approx(stored[field], rel=1e-9), (
+                        page.name,
+                        name,
+                        field,
+                    )
+                    compared += 1
+    assert compared > 600
+
+
+# --- rates and their absence ------------------------------------------------------------------------
+
+
+def test_usage_is_what_was_used_since_the_last_sample() -> None:
+    # The node: 8 + 2 s of CPU in 5 s: 2 cores. The VM: 2.5 s in 5 s: half a core.
+    tick = last(
+        Reading(10_000, node(), {"a": vm()}),
+        Reading(15_000, node(cpu_user=108 * NS, cpu_kernel=12 * NS), {"a": vm(cpu_cputime=52.5 * NS)}),
+    )
+    assert tick.time_ms == 15_000
+    assert tick.fields["cpu_usage"] == pytest.approx(2.0)
+    assert tick.fields["elapsed_time"] == 5000
+    assert tick.fields["elapsed_cpu_time"] == 10 * NS
+    assert tick.domains["a"]["cpu_usage"] == pytest.approx(0.5)
+    assert tick.fields["oc_cpu_d"] == pytest.approx(0.125)
+
+
+def test_sizes_need_one_sample_and_are_mb_of_two_to_the_twentieth() -> None:
+    tick = last(Reading(1, node(), {"a": vm(memory_rss=512 * 1024.0)}))
+    assert (tick.fields["cpu"], tick.fields["mem"], tick.fields["mem_usage"]) == (4.0, 8192.0, 2048.0)
+    assert tick.fields["vm_number"] == 1
+    assert tick.fields["oc_cpu"] == 0.5
+    assert tick.fields["oc_mem"] == 0.125
+    a = tick.domains["a"]
+    assert (a["cpu"], a["mem"], a["mem_rss"], a["mem_usage"]) == (2.0, 1024.0, 512.0, 256.0)
+
+
+RATES = {"cpu_usage", "elapsed_cpu_time", "elapsed_time", "sched_busy", "sched_runtime", "stat_minflt"}
+SCHED = {"sched_runtime": 5.0, "sched_waittime": 1.0, "sched_timeslices": 1.0, "stat_minflt": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(None, Reading(5000, node(), {"a": vm(**SCHED)}), id="first sample"),
+        pytest.param(
+            Reading(10_000, node(), {"a": vm(**SCHED)}),
+            Reading(5000, node(cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
+            id="the clock went back",
+        ),
+        pytest.param(
+            Reading(1000, node(cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
+            Reading(5000, node(**SCHED), {"a": vm(**SCHED)}),
+            id="host and VM were restarted",
+        ),
+    ],
+)
+def test_unknown_rates_are_absent(first: Reading | None, second: Reading) -> None:
+    tick = last(*([first] if first else []), second)
+    assert not RATES - {"elapsed_time"} & tick.fields.keys()
+    assert not RATES & tick.domains["a"].keys()
+    assert "oc_cpu_d" not in tick.fields
+
+
+def test_restarted_vm_has_no_rates_and_the_others_have() -> None:
+    tick = last(
+        Reading(1000, node(), {"a": vm(), "b": vm()}),
+        Reading(2000, node(cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
+    )
+    assert "cpu_usage" not in tick.domains["a"]
+    assert tick.domains["b"]["cpu_usage"] == pytest.approx(1.0)
+    assert "oc_cpu_d" not in tick.fields  # the sum of a part would be false
+
+
+def test_one_counter_that_went_backwards_takes_all_rates_of_its_machine() -> None:
+    tick = last(
+        Reading(1000, node(), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
+        Reading(2000, node(), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
+    )
+    assert not RATES & tick.domains["a"].keys()
+
+
+def test_clock_that_was_set_gives_no_rates_and_not_impossible_ones() -> None:
+    busy = {"a": vm(cpu_cputime=55 * NS)}
+    tick = last(Reading(1000, node(), {"a": vm()}), Reading(1001, node(cpu_user=105 * NS), busy))
+    assert not RATES & tick.fields.keys()
+    assert not RATES & tick.domains["a"].keys()
+
+
+def test_same_epoch_is_the_same_page() -> None:
+    first = Reading(1000, node(), {"a": vm()})
+    assert ticks(first, first, Reading(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
+    assert last(first, first, Reading(2000, node(cpu_user=102 * NS), {"a": vm()})).fields["cpu_usage"] == pytest.approx(
+        2.0
+    )
+
+
+def test_vm_that_comes_back_is_a_new_one() -> None:
+    there = {"a": vm(), "b": vm(cpu_cputime=60 * NS)}
+    tick = last(
+        Reading(1000, node(), there),
+        Reading(2000, node(), {"a": vm()}),
+        Reading(3000, node(), {"a": vm(), "b": vm(cpu_cputime=90 * NS)}),
+    )
+    assert "cpu_usage" not in tick.domains["b"]
+    assert "cpu_usage" in tick.domains["a"]
+
+
+def test_silence_about_vms_is_stored_as_silence() -> None:
+    tick = last(Reading(1000, node(), {"a": vm()}), Reading(2000, node(cpu_user=101 * NS), None))
+    assert tick.domains == {}
+    assert "vm_number" not in tick.fields
+    assert tick.fields["cpu_usage"] == pytest.approx(1.0)
+
+
+def test_node_without_vms_has_none_and_books_nothing() -> None:
+    tick = last(Reading(1000, node(), {}), Reading(2000, node(), {}))
+    assert tick.fields["vm_number"] == 0
+    assert (tick.fields["oc_cpu"], tick.fields["oc_cpu_d"], tick.fields["minflt_sum"]) == (0, 0, 0)
+
+
+def test_missing_input_is_a_missing_field() -> None:
+    tick = last(Reading(1000, {"cpu_total": 4.0}, {"a": {"cpu_alloc": 2.0}}))
+    assert tick.fields == {"cpu": 4.0, "vm_number": 1.0, "oc_cpu": 0.5}
+    assert tick.domains["a"] == {"cpu": 2.0}
+
+
+def test_waiting_without_running_is_not_divided_by() -> None:
+    still = {"sched_runtime": 1.0, "sched_waittime": 1.0}
+    assert last(Reading(1, node(**still), {}), Reading(2, node(**still), {})).fields["sched_busy"] == 0
+
+
+def test_ratios_of_hardware_counters() -> None:
+    perf = {
+        "perf_hwcpucycles": 300.0,
+        "perf_hwinstructions": 200.0,
+        "perf_hwbranchmisses": 1.0,
+        "perf_hwbranchinstructions": 10.0,
+        "perf_hwcachemisses": 3.0,
+        "perf_hwcachereferences": 0.0,
+    }
+    fields = last(Reading(1, node(**perf), {})).fields
+    assert (fields["cpi"], fields["bmr"], fields["hwcpucycles"]) == (1.5, 0.1, 300.0)
+    assert "cmr" not in fields
+
+
+# --- memory while a balloon moves -------------------------------------------------------------------
+
+MIB = 1024.0
+SETTLED = vm(memory_alloc=512 * MIB, memory_available=470 * MIB, memory_unused=440 * MIB, memory_last_update=9.0)
+
+
+def usage(*steps: tuple[float, dict[str, float]]) -> list[float | None]:
+    found = ticks(*(Reading(at_ms, node(), {"a": metrics}) for at_ms, metrics in steps))
+    return [tick.domains["a"].get("mem_usage") for tick in found if tick is not None]
+
+
+def test_statistics_older_than_the_balloon_are_not_subtracted_from_it() -> None:
+    # 220 - 440 would be -220, and 373 - 300 of two moments means nothing.
+    squeezed = {**SETTLED, "memory_alloc": 220 * MIB}
+    moving = {**SETTLED, "memory_alloc": 373 * MIB, "memory_unused": 300 * MIB}
+    told = {**squeezed, "memory_available": 178 * MIB, "memory_unused": 148 * MIB, "memory_last_update": 13.0}
+    assert usage((10_000, SETTLED), (12_000, squeezed), (14_000, told)) == [72.0, None, 72.0]
+    assert usage((10_000, SETTLED), (12_000, moving)) == [72.0, None]
+
+
+def test_statistics_of_the_small_size_are_not_subtracted_from_the_large_one() -> None:
+    small = {**SETTLED, "memory_alloc": 220 * MIB, "memory_available": 178 * MIB, "memory_unused": 148 * MIB}
+    back = {**small, "memory_alloc": 512 * MIB, "memory_last_update": 11.0}
+    assert usage((10_000, small), (12_000, back)) == [72.0, None]
+
+
+def test_guest_that_stopped_reporting_is_not_believed_after_a_change() -> None:
+    squeezed = {**SETTLED, "memory_alloc": 480 * MIB, "memory_available": 438 * MIB}
+    assert usage((10_000, SETTLED), (12_000, squeezed), (500_000, squeezed)) == [72.0, None, None]
+
+
+def test_another_way_of_telling_is_believed_after_a_while() -> None:
+    other = {**SETTLED, "memory_alloc": 480 * MIB, "memory_available": 300 * MIB, "memory_unused": 100 * MIB}
+    late = {**other, "memory_last_update": 80.0}
+    assert usage((10_000, SETTLED), (12_000, {**other, "memory_last_update": 12.0}), (81_000, late)) == [
+        72.0,
+        None,
+        380.0,
+    ]
+
+
+# --- any input --------------------------------------------------------------------------------------
+
+COUNTER = st.floats(0, 1e15)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), COUNTER, COUNTER, st.booleans()), min_size=1, max_size=12))
+def test_no_rate_is_ever_negative_or_infinite(samples: list[Any]) -> None:
+    rates = NodeRates("u")
+    for epoch, node_time, vm_time, there in samples:
+        domains = {"a": vm(cpu_cputime=vm_time)} if there else {}
+        tick = rates.update(Reading(float(epoch * 1000), node(cpu_user=node_time), domains))
+        if tick is not None:
+            for fields in (tick.fields, *tick.domains.values()):
+                assert all(0 <= value < float("inf") for value in fields.values())

@@ -1,0 +1,303 @@
+"""The journal of ballooning: on disk before anything is squeezed, whole whatever happens, of one daemon."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.ballooning import journal as module
+from model.ballooning.journal import Journal, JournalRefused
+from model.ballooning.plan import Session
+from tests.conftest import ROOT, strict_json
+
+SESSION = Session("u1", "a", "qemu:///system", 4096.0, 3892.0, 1e9, 1200.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ballooning.json"
+
+
+def reread(path: Path) -> Journal:
+    return Journal(path, locked=False)
+
+
+FIGURE = st.floats()
+WHOLE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    least=FIGURE, swapped=FIGURE, rss=FIGURE, to=WHOLE, until=WHOLE, name=st.text(max_size=9), why=st.text(max_size=9)
+)
+def test_what_is_written_is_read_again_and_what_is_not_known_stays_unknown(
+    tmp_path_factory: Any, least: float, swapped: float, rss: float, to: float, until: float, name: str, why: str
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j"
+    session = Session(
+        "u", name, "h", 1.0, to, until, 2.0, 3.0, 4.0, least, 5.0, swapped, rss, giving_back=why, gave_up=True
+    )
+    journal = Journal(path)
+    journal.put(session)
+    journal.close()
+    read = reread(path).sessions()["u"]
+
+    def known(value: float, otherwise: float) -> float:
+        return value if math.isfinite(value) else otherwise
+
+    expected = replace(
+        session,
+        least_mb=known(least, math.inf),
+        swapped_kb=known(swapped, math.nan),
+        rss_mb=known(rss, math.nan),
+    )
+    assert repr(read) == repr(expected)
+
+
+def test_a_session_is_on_disk_when_put_returns(path: Path) -> None:
+    journal = Journal(path)
+    for to_mb in (3892.0, 3688.0):
+        journal.put(replace(SESSION, to_mb=to_mb))
+        assert strict_json(path.read_text())["sessions"]["u1"]["to_mb"] == to_mb
+    journal.end("u1", 2e9, 1e9)
+    assert strict_json(path.read_text()) == {"format": 1, "sessions": {}, "grace": {"u1": 2e9}}
+    journal.close()
+
+
+def test_file_and_folder_are_told_to_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the system's memory has is lost when the power is."""
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())), real(handle))
+    )
+    journal = Journal(path)
+    journal.put(SESSION)
+    journal.close()
+    assert synced[0].endswith(".tmp")
+    assert synced[1] == str(path.parent)
+
+
+def test_a_note_is_remembered_and_written_with_the_next_session(path: Path) -> None:
+    journal = Journal(path)
+    journal.put(SESSION)
+    journal.note(replace(SESSION, least_mb=3900.0))
+    journal.note(replace(SESSION, uuid="nobody's"))
+    assert journal.sessions() == {"u1": replace(SESSION, least_mb=3900.0)}
+    assert reread(path).sessions() == {"u1": SESSION}
+    journal.put(replace(SESSION, uuid="u2"))
+    assert reread(path).sessions()["u1"].least_mb == 3900.0
+    journal.close()
+
+
+def test_sessions_are_told_by_host(path: Path) -> None:
+    journal = Journal(path)
+    journal.put(SESSION)
+    journal.put(replace(SESSION, uuid="u2", host="test:///default"))
+    assert list(journal.sessions("test:///default")) == ["u2"]
+    assert list(journal.sessions()) == ["u1", "u2"]
+    journal.sessions().clear()
+    assert len(journal.sessions()) == 2
+    journal.close()
+
+
+def test_grace_that_is_over_is_forgotten(path: Path) -> None:
+    journal = Journal(path)
+    journal.end("u1", 100.0, 50.0)
+    journal.end("u2", 200.0, 99.0)
+    assert journal.grace() == {"u1": 100.0, "u2": 200.0}
+    journal.end("u3", 300.0, 100.0)
+    assert journal.grace() == reread(path).grace() == {"u2": 200.0, "u3": 300.0}
+    journal.close()
+
+
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        journal = Journal(path)
+        journal.put(SESSION)
+        journal.close()
+    finally:
+        os.umask(umask)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.parent.iterdir()} == {
+        "ballooning.json": "0o600",
+        "ballooning.json.lock": "0o600",
+    }
+
+
+# --- whole, whatever happens ------------------------------------------------------------------------
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from model.ballooning.journal import Journal
+from model.ballooning.plan import Session
+journal = Journal(Path(sys.argv[1]))
+print("locked", flush=True)
+i = 0
+while True:
+    i += 1
+    for k in range(20):
+        journal.put(Session(f"u{k}", "a" * 50, "h", 4096.0, float(i), 1e9, 1200.0))
+"""
+
+
+def a_writer(path: Path) -> subprocess.Popen[str]:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "locked\n"
+    return writer
+
+
+def kill(writer: subprocess.Popen[str]) -> None:
+    writer.send_signal(signal.SIGKILL)
+    writer.wait(10)
+    assert writer.stdout is not None
+    writer.stdout.close()
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_journal_and_no_lock(path: Path) -> None:
+    written = 0
+    for k in range(6):
+        writer = a_writer(path)
+        try:
+            deadline = time.monotonic() + 10
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.02 + 0.013 * k)
+            # Who only looks sees a whole one meanwhile.
+            written += len(reread(path).sessions())
+            with pytest.raises(JournalRefused, match=r"another vmballooning\.py is at work with it$"):
+                Journal(path)
+        finally:
+            kill(writer)
+        next_one = Journal(path)
+        assert len(next_one.sessions()) == len(json.loads(path.read_bytes())["sessions"]) > 0
+        next_one.close()
+    assert written > 0
+
+
+def test_a_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: Path) -> None:
+    first = Journal(path)
+    with pytest.raises(JournalRefused) as refused:
+        Journal(path)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    first.close()
+    first.close()
+    Journal(path).close()
+
+
+# --- what is no journal -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nonsense",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b'{"format": 2, "sessions": {}, "grace": {}}',
+        b'{"format": 1, "sessions": {"u": {"uuid": "u"}}, "grace": {}}',
+        b'{"format": 1, "sessions": {}, "grace": {"u": "soon"}}',
+        b'{"format": 1, "sessions": {}, "grace": {}',
+        b'{"name": "package.json", "version": "1"}',
+        b"[" * 100_000,
+    ],
+    ids=lambda text: repr(text[:20]),
+)
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_is_no_journal_is_refused_in_one_line_and_left_as_it_was(path: Path, text: bytes, locked: bool) -> None:
+    path.write_bytes(text)
+    with pytest.raises(JournalRefused) as refused:
+        Journal(path, locked=locked)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == text
+    # Nor is it kept locked: moved away, it is in nobody's way.
+    path.unlink()
+    Journal(path).close()
+
+
+def test_a_journal_that_was_never_written_and_an_empty_one_are_empty(path: Path) -> None:
+    assert reread(path).sessions() == {}
+    path.touch()
+    assert reread(path).sessions() == {}
+
+
+def test_a_folder_in_its_place_is_refused(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(JournalRefused, match="Is a directory"):
+        Journal(path)
+
+
+def test_who_only_looks_makes_no_files(path: Path) -> None:
+    assert reread(path.parent / "none" / "j").grace() == {}
+    assert list(path.parent.iterdir()) == []
+
+
+# --- what can't be written --------------------------------------------------------------------------
+
+
+def test_a_session_that_can_not_be_written_is_told_and_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.put(SESSION)
+    before = path.read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.put(replace(SESSION, uuid="u2"))
+    assert list(journal.sessions()) == ["u1", "u2"]
+    assert path.read_bytes() == before
+    with pytest.raises(OSError, match="No space"):
+        journal.end("u2", 2e9, 1e9)
+    assert (list(journal.sessions()), dict(journal.grace())) == (["u1"], {"u2": 2e9})
+    journal.close()
+
+
+def test_a_full_disk_leaves_the_old_journal_and_no_rubbish(path: Path) -> None:
+    """A limit on the size of files, which works for root too."""
+    script = """
+import resource, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from model.ballooning.journal import Journal
+from model.ballooning.plan import Session
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(Path(sys.argv[1]))
+session = Session("u1", "a", "h", 4096.0, 3892.0, 1e9, 1200.0)
+journal.put(session)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    journal.put(replace(session, uuid="u2"))
+except OSError as error:
+    print(error.errno, sorted(journal.sessions()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"{errno.EFBIG} ['u1', 'u2']\n", "")
+    assert list(reread(path).sessions()) == ["u1"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["ballooning.json", "ballooning.json.lock"]
+
+
+def test_a_folder_that_can_not_be_made_is_refused_in_one_line() -> None:
+    with pytest.raises(JournalRefused, match=r"^/proc/scroogevm: "):
+        Journal(Path("/proc/scroogevm/ballooning.json"))

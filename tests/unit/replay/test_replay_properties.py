@@ -1,0 +1,184 @@
+"""What holds for any trace, not only for those that someone thought of."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.nodemodel import ModelSettings
+from model.numerics import PERCENTILES, aggregate, round_up, row_percentiles, summarise
+from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
+from model.replay.dump import read_dumps
+from model.replay.replay import Replay
+from model.replay.results import load_results, replay_results
+from model.replay.scoring import summary_csv
+from model.replay.trace import parse_trace
+from tests.conftest import strict_json
+
+SAMPLE = st.one_of(st.none(), st.integers(0, 64), st.floats(-10, 1e6, allow_nan=False))
+SAMPLES = st.one_of(st.none(), st.lists(SAMPLE, max_size=6))
+CONFIG = st.one_of(st.none(), st.lists(st.one_of(st.none(), st.integers(1, 64), st.floats(0.001, 1e6)), max_size=3))
+NAMES = st.text(max_size=6).filter(lambda name: not any(0xD800 <= ord(c) < 0xE000 for c in name))
+
+
+def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.just("absent"), values)
+
+
+@st.composite
+def periods(draw: st.DrawFn) -> Any:
+    kind = draw(st.integers(0, 5))
+    if kind < 2:
+        return [{}, None][kind]
+    fields = {"time": SAMPLES, "cpu": CONFIG, "mem": CONFIG, "cpu_usage": SAMPLES, "mem_usage": SAMPLES}
+    drawn = {key: draw(optional(values)) for key, values in fields.items()}
+    return {key: value for key, value in drawn.items() if value != "absent"}
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Any:
+    count = draw(st.integers(1, 8))
+    names = draw(st.lists(NAMES, max_size=4, unique=True))
+    node = draw(st.lists(periods(), min_size=count, max_size=count))
+    for period in node:
+        if period is not None and draw(st.booleans()):
+            period["vm"] = draw(st.lists(st.sampled_from([*names, "unheard of"]), max_size=4))
+    return {
+        "config": {
+            "node_name": draw(NAMES),
+            "slice_scope": 1800,
+            "node_scope": 1800 * draw(st.integers(1, 4)),
+            "historical_occurences": draw(st.integers(0, 3)),
+            "vm_cpu_unit": draw(st.sampled_from(["cores", "share"])),
+        },
+        "epoch": [1800 * (k + 1) for k in range(count)],
+        "node": {"raw_data": node},
+        "vm": {name: {"raw_data": draw(st.lists(periods(), min_size=count, max_size=count))} for name in names},
+    }
+
+
+def replay(trace: Any, percentile: float = 90.0, aggregation: int = 1) -> Replay:
+    parsed = parse_trace(json.dumps(trace).encode())
+    chosen = StrategySettings(percentile, aggregation)
+    return Replay(parsed, ModelSettings(parsed.config.historical, tuple(STRATEGIES), chosen, chosen)).run()
+
+
+ANY_TRACE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@ANY_TRACE
+@given(traces(), st.floats(0, 100), st.integers(1, 4))
+def test_any_legal_trace_gives_strict_json_and_bounded_promises(
+    trace: Any, percentile: float, aggregation: int
+) -> None:
+    outcome = replay(trace, percentile, aggregation)
+    for strategy, text in outcome.dumps("node", "mean"):
+        dump = strict_json(text)
+        for resource in ("cpu", "mem"):
+            for free, published, tier0, config in zip(
+                *(dump["model"][key] for key in (f"free_{resource}", f"published_{resource}", f"{resource}_tier0")),
+                dump["node"][f"{resource}_config"],
+                strict=True,
+            ):
+                assert published >= 0
+                if free is None:
+                    assert published == 0
+                else:
+                    assert free >= 0
+                    assert published <= free
+                    assert math.isclose(free, max(0.0, config - tier0), abs_tol=1e-5), strategy
+        assert [len(names) for names in dump["node"]["vm_list"]] == [
+            sum(figures["number_of_values"][k] is not None for figures in dump["vm"].values())
+            for k in range(len(trace["epoch"]))
+        ]
+
+
+@ANY_TRACE
+@given(traces(), st.randoms())
+def test_order_of_vms_in_the_file_changes_nothing(trace: Any, random: Any) -> None:
+    names = list(trace["vm"])
+    random.shuffle(names)
+    turned = dict(trace, vm={name: trace["vm"][name] for name in names})
+    assert dict(replay(trace).dumps("n", "mean")) == dict(replay(turned).dumps("n", "mean"))
+
+
+@ANY_TRACE
+@given(traces())
+def test_what_comes_later_does_not_change_what_was_said(trace: Any) -> None:
+    """The model sees one finished slice at a time: a shorter trace gives the beginning of the same figures."""
+    whole = replay(trace)
+    count = len(trace["epoch"]) - 1
+    if count == 0:
+        return
+    shorter = {
+        **trace,
+        "epoch": trace["epoch"][:count],
+        "node": {"raw_data": trace["node"]["raw_data"][:count]},
+        "vm": {name: {"raw_data": vm["raw_data"][:count]} for name, vm in trace["vm"].items()},
+    }
+    for (_, a), (_, b) in zip(whole.dumps("n", "m"), replay(shorter).dumps("n", "m"), strict=True):
+        for key, column in json.loads(a)["model"].items():
+            assert column[:count] == json.loads(b)["model"][key]
+
+
+@settings(max_examples=40, deadline=None)
+@given(traces())
+def test_dump_read_back_gives_the_same_scores(tmp_path_factory: Any, trace: Any) -> None:
+    folder = tmp_path_factory.mktemp("results")
+    outcome = replay(trace)
+    for strategy, text in outcome.dumps("node", "mean"):
+        (folder / f"dump-{strategy}.json").write_bytes(text)
+        (dump,) = read_dumps(folder / f"dump-{strategy}.json")
+        assert dump.strategy == strategy
+    # A dump keeps six decimals of a peak, a millionth of a core.
+    again = {(row.strategy, row.resource): row for row in load_results(folder).scores}
+    for row in replay_results("x", "node", outcome).scores:
+        other = again[row.strategy, row.resource]
+        for name in ("misprediction", "free_share", "published_misprediction", "published_free_share", "decrease"):
+            assert math.isclose(getattr(row, name), getattr(other, name), rel_tol=1e-6, abs_tol=1e-2) or math.isnan(
+                getattr(row, name)
+            )
+    assert len(summary_csv(outcome.scores()).splitlines()) == 1 + 2 * len(STRATEGIES)
+
+
+ROWS = st.lists(st.lists(st.one_of(st.just(math.nan), st.floats(-1e6, 1e6)), min_size=7, max_size=7), max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS)
+def test_summary_of_all_rows_is_numpys_of_each(rows: list[list[float]]) -> None:
+    said = summarise(np.array(rows, dtype=float).reshape(len(rows), 7))
+    for i, row in enumerate(rows):
+        samples = [value for value in row if not math.isnan(value)]
+        assert said.count[i] == len(samples)
+        if not samples:
+            assert np.isnan([said.average[i], said.deviation[i], said.maximum[i], *said.percentiles[:, i]]).all()
+            continue
+        close = {"rtol": 1e-9, "atol": 1e-6}
+        np.testing.assert_allclose(said.average[i], np.mean(samples), **close)
+        np.testing.assert_allclose(said.deviation[i], np.std(samples), **close)
+        assert said.maximum[i] == max(samples)
+        np.testing.assert_allclose(said.percentiles[:, i], np.percentile(samples, PERCENTILES), **close)
+
+
+@given(st.floats(0, 1e9), st.sampled_from([0.1, 1.0]))
+def test_rounding_up_is_the_next_step_and_no_more(amount: float, step: float) -> None:
+    rounded = round_up(amount, step)
+    assert -1e-6 <= rounded - amount < step + 1e-6
+    assert round_up(rounded, step) == rounded
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.integers(1, 12))
+def test_aggregation_keeps_every_whole_group(samples: list[float], size: int) -> None:
+    got = aggregate(np.array(samples), size)
+    groups = [samples[i : i + size] for i in range(0, len(samples) - size + 1, size)] or [samples]
+    np.testing.assert_allclose(got, [math.fsum(group) / len(group) for group in groups], atol=1e-6)
+
+
+def test_percentiles_of_no_samples_are_none() -> None:
+    assert np.isnan(row_percentiles(np.empty((3, 0)), (50.0,))).all()
