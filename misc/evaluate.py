@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.cli.main import carry_out, interruptible
+from model.cli.main import run_cli, run_interruptible
 from model.cli.parser import Parser, number, whole_number
 from model.common.errors import UsageError
 
 if TYPE_CHECKING:
     from model.evaluation.grid import Row
-    from model.evaluation.result_cache import Kept
+    from model.evaluation.result_cache import ResultCache
     from model.evaluation.tasks import Plan, Task
 
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     setup = "offline" if args.dask is None else "live"
-    return interruptible(lambda: carry_out(parser, lambda: _run(args), setup), _interrupted)
+    return run_interruptible(lambda: run_cli(parser, lambda: _run(args), setup), _interrupted)
 
 
 def _interrupted() -> int:
@@ -102,7 +102,7 @@ def _interrupted() -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from model.evaluation.grid import chosen_variants
-    from model.evaluation.result_cache import Kept
+    from model.evaluation.result_cache import ResultCache
     from model.evaluation.tasks import Plan, tasks_of
 
     plan = Plan(tuple(chosen_variants(args)), args.after, not args.no_pictures)
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows, failed = _evaluated(args, tasks, plan, Kept(folder, plan))
+        rows, failed = _evaluated(args, tasks, plan, ResultCache(folder, plan))
         if rows:
             _write(folder, rows)
     except OSError as error:
@@ -121,7 +121,9 @@ def _run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _evaluated(args: argparse.Namespace, tasks: Sequence[Task], plan: Plan, kept: Kept) -> tuple[list[Row], bool]:
+def _evaluated(
+    args: argparse.Namespace, tasks: Sequence[Task], plan: Plan, kept: ResultCache
+) -> tuple[list[Row], bool]:
     """The rows of every trace, in the order of the traces, and whether one had none."""
     from model.cli.progress import ProgressBar
     from model.evaluation.dask_cluster import on_cluster

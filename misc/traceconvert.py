@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
-with libraries("offline"):
+with require_libraries("offline"):
     from misc.tracesources.azure import AZURE_EPOCH_START, convert_azure
     from misc.tracesources.bitbrains import convert_bitbrains
     from misc.tracesources.grid import Conversion, ConversionError, utc
@@ -77,10 +77,10 @@ def _time(text: str) -> float:
     except ValueError:
         try:
             # Python 3.10 does not know the Z.
-            moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+            timestamp = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is neither Unix seconds nor ISO 8601") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        return (timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=timezone.utc)).timestamp()
     if not 0.0 <= seconds <= 1e11:
         raise argparse.ArgumentTypeError(f"{text} makes no sense here")
     return seconds

@@ -15,10 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
-with libraries("offline"):
+with require_libraries("offline"):
     import msgspec
     import numpy as np
 

@@ -1,6 +1,7 @@
-"""A bound that is exceeded in a chosen share of the slices: forecasts, their own past errors, and a steering hand.
+"""A bound on usage that is exceeded in a target share of the slices.
 
-What the strategy ``conformal`` knows of the world is in :class:`Seen`; what it makes of it in :class:`ConformalBound`.
+Forecasts, quantiles of their own past errors, and a controller of the violation rate. :class:`SliceObservation` is the
+input of a slice, :class:`ConformalBound` the estimator.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ _TOLERANCE = 1e-9
 MOST_RISK = 0.3
 
 #: The attributes of a bound that are carried from slice to slice.
-REMEMBERED = (
-    *("slices", "surplus", "broken", "promised", "booked"),
+STATE_FIELDS = (
+    *("slices", "surplus", "violations", "published", "booked"),
     *("spread", "own", "own_most", "envelopes", "season", "vms"),
     *("forecasts", "bounds", "losses", "errors"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SliceObservation:
     """One resource of a slice that ended, cores or MB.
 
     Attributes
@@ -140,7 +141,7 @@ class ConformalBound:
     --------
     >>> nothing = np.empty(0)
     >>> bound = ConformalBound(risk=0.05, resolution=0.1)
-    >>> [bound.update(Seen(0, 1, k > 0, 64.0, 40.0, 10.0, 9.0, 0.5, (), *[nothing] * 3)) for k in range(3)]
+    >>> [bound.update(SliceObservation(0, 1, k > 0, 64.0, 40.0, 10.0, 9.0, 0.5, (), *[nothing] * 3)) for k in range(3)]
     [40.0, 11.5, 10.1]
     """
 
@@ -149,8 +150,8 @@ class ConformalBound:
         self.resolution = resolution
         self.slices = 0
         self.surplus = 0.0  # D
-        self.broken: list[int] = []  # 1 for each of the last promises that was, 0 for each that was kept
-        self.promised = self.booked = 0.0  # at the end of the last slice
+        self.violations: list[int] = []  # 1 for each of the last promises that was, 0 for each that was kept
+        self.published = self.booked = 0.0  # at the end of the last slice
         self.spread = 0.0  # the largest standard deviation of a slice
         self.own = self.own_most = 0.0  # what the node itself uses: usually, at most
         self.envelopes: list[float] = []
@@ -162,16 +163,16 @@ class ConformalBound:
         self.errors: FloatArray = np.empty((0, 0))  # (i, up to N), oldest first
 
     @property
-    def realised(self) -> float:
+    def violation_rate(self) -> float:
         """The share of the last 100 promises that was broken; NaN before the first was put to the test."""
-        return sum(self.broken) / len(self.broken) if self.broken else math.nan
+        return sum(self.violations) / len(self.violations) if self.violations else math.nan
 
-    def update(self, seen: Seen) -> float:
+    def update(self, seen: SliceObservation) -> float:
         """Learn from the slice that ended and answer with T."""
         first = not self.slices
         shift = self._see_vms(seen)
         if seen.follows and not first:
-            self._judge(seen)
+            self._score_published(seen)
         self._move_levels(seen, 0.0 if first else shift)
         self.forecasts = self._candidates(seen)
         if first:
@@ -182,12 +183,12 @@ class ConformalBound:
         # Whatever the VMs do, they and the node use no more than this, and no more than there is.
         most = min(max(seen.booked + self.own_most, seen.peak), seen.config)
         threshold = round_up(max(0.0, min(threshold, most)), self.resolution)
-        self.promised = round(max(0.0, seen.config - threshold), 6)
+        self.published = round(max(0.0, seen.config - threshold), 6)
         self.booked = seen.booked
         self.slices += 1
         return threshold
 
-    def _see_vms(self, seen: Seen) -> float:
+    def _see_vms(self, seen: SliceObservation) -> float:
         """Remember what each VM, and the node beside them, uses; by how much arrivals and departures move that."""
         found: dict[str, list[float]] = {}
         arrived = used = 0.0
@@ -213,19 +214,19 @@ class ConformalBound:
         self.own_most = max(self.own_most, own, seen.peak - seen.booked)
         return arrived - left
 
-    def _judge(self, seen: Seen) -> None:
+    def _score_published(self, seen: SliceObservation) -> None:
         """Was the promise kept, and how far off was each candidate?"""
         growth = max(0.0, seen.booked - self.booked)
-        over = self.promised - growth - (seen.config - seen.peak)
-        broken = over > _TOLERANCE * seen.config
-        self.broken = [*self.broken, int(broken)][-_JUDGED:]
-        self.surplus = min(max(self.surplus + broken - self.risk, _FEWEST), _MOST)
+        over = self.published - growth - (seen.config - seen.peak)
+        violations = over > _TOLERANCE * seen.config
+        self.violations = [*self.violations, int(violations)][-_JUDGED:]
+        self.surplus = min(max(self.surplus + violations - self.risk, _FEWEST), _MOST)
         needed = seen.peak - growth
         self.errors = np.column_stack([self.errors, needed - self.forecasts])[:, -_MEMORY:]
         off = needed - self.bounds
         self.losses = _FORGET * self.losses + np.where(off > 0, _UNDER * off, -off)
 
-    def _move_levels(self, seen: Seen, shift: float) -> None:
+    def _move_levels(self, seen: SliceObservation, shift: float) -> None:
         """The decaying maxima, all of them moved by what came and left."""
         peak = seen.peak
         self.spread = max(self.spread, seen.std)
@@ -238,7 +239,7 @@ class ConformalBound:
             old = self.season.get(seen.position, peak)
             self.season[seen.position] = max(peak, old + _SEASON_DECAY * (peak - old))
 
-    def _candidates(self, seen: Seen) -> FloatArray:
+    def _candidates(self, seen: SliceObservation) -> FloatArray:
         """f_i, (i,) float64."""
         levels = [seen.peak, *self.envelopes, self.own + sum(top for _, top in self.vms.values())]
         if seen.positions > 1:
@@ -282,7 +283,7 @@ class ConformalBound:
 
     def state(self) -> dict[str, Any]:
         """What it carries on, as numbers, lists and dicts: N for each candidate, two per VM, one per position."""
-        return {name: _plain(getattr(self, name)) for name in REMEMBERED}
+        return {name: _plain(getattr(self, name)) for name in STATE_FIELDS}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where another one's :meth:`state` was taken.
@@ -292,7 +293,7 @@ class ConformalBound:
         KeyError, TypeError, ValueError
             When it is none.
         """
-        for name in REMEMBERED:
+        for name in STATE_FIELDS:
             told = state[name]
             is_array = isinstance(getattr(self, name), np.ndarray)
             setattr(self, name, np.array(told, dtype=np.float64) if is_array else copy.copy(told))

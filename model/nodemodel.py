@@ -12,7 +12,7 @@ import numpy as np
 
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window
-from .stability import Stability, assess, mean_predictor
+from .stability import StabilityDetector, is_stable, mean_predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Estimate:
         Used for sure, between the two thresholds (always 0 so far), free.
     published : float
         What a scheduler is told: the least that is free at any position seen so far.
-    risk, realised_risk : float
+    risk, violation_rate : float
         The share of its promises that the strategy means to have broken, and that of the last ones that was; NaN
         where there is no such aim, or no promise that was put to the test.
     """
@@ -38,7 +38,7 @@ class Estimate:
     tier2: float
     published: float
     risk: float = math.nan
-    realised_risk: float = math.nan
+    violation_rate: float = math.nan
 
     @property
     def free(self) -> float:
@@ -130,13 +130,13 @@ class _Position:
         self.window_length = historical + 1
         self.strategies = strategies
 
-    def stable(self, judge: Stability) -> bool:
+    def stable(self, detector: StabilityDetector) -> bool:
         """Whether the newest slice resembles the h + 1 older ones; not before there are that many."""
         *older, new = self.slices
         if len(older) < self.window_length:
             return False
         pooled = np.concatenate([past.usage.node for past in older])
-        return pooled.size > 0 and assess(judge, pooled, new.usage.node, new.usage.config)
+        return pooled.size > 0 and is_stable(detector, pooled, new.usage.node, new.usage.config)
 
     def window(self) -> Window:
         return Window(list(self.slices)[-self.window_length :], self.window_length)
@@ -145,10 +145,10 @@ class _Position:
 class _ResourceModel:
     """One resource of a node at all positions."""
 
-    def __init__(self, resource: Resource, settings: ModelSettings, judge: Stability) -> None:
+    def __init__(self, resource: Resource, settings: ModelSettings, detector: StabilityDetector) -> None:
         self.resource = resource
         self.settings = settings
-        self.judge = judge
+        self.detector = detector
         self.positions: dict[int, _Position] = {}
         self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
         self.shared = self._instances(per_position=False)
@@ -204,7 +204,7 @@ class _ResourceModel:
         position.slices.append(PresentUsage(finished.vms, usage))
         if not usage.measured:
             return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
-        stable = position.stable(self.judge)
+        stable = position.stable(self.detector)
         observed = Observation(position.window(), stable, finished.position, self.settings.positions, follows)
         return ResourceEstimate(
             stable,
@@ -228,7 +228,7 @@ class _ResourceModel:
             tier2=free,
             published=published,
             risk=strategy.risk,
-            realised_risk=strategy.realised_risk,
+            violation_rate=strategy.violation_rate,
         )
 
 
@@ -238,13 +238,13 @@ class NodeModel:
     Parameters
     ----------
     settings : ModelSettings
-    judges : mapping of resource name to Stability, optional
+    detectors : mapping of resource name to StabilityDetector, optional
         Who decides that a slice is stable; by default the mean predictor for both resources.
     """
 
-    def __init__(self, settings: ModelSettings, judges: Mapping[str, Stability] | None = None) -> None:
+    def __init__(self, settings: ModelSettings, detectors: Mapping[str, StabilityDetector] | None = None) -> None:
         self._resources: Sequence[_ResourceModel] = [
-            _ResourceModel(resource, settings, judges[resource.name] if judges else mean_predictor)
+            _ResourceModel(resource, settings, detectors[resource.name] if detectors else mean_predictor)
             for resource in RESOURCES
         ]
 

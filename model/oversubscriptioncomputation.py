@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .conformal import REMEMBERED, ConformalBound, Seen
+from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .numerics import aggregate, round_up, row_percentiles
 from .slices import Resource, Window
 
@@ -82,9 +82,9 @@ class Strategy(ABC):
     """Whether it looks at what single VMs used, and not only at what they were promised."""
     keeps_vm_samples: ClassVar[bool] = False
     """Whether it looks at that in the slices before the current one, too: they are much to remember."""
-    heeds: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[tuple[str, ...]] = ()
     """What changes its answer: ``percentile``, ``aggregation`` and ``risk`` of its settings; ``stability``."""
-    remembers: ClassVar[tuple[str, ...]] = ()
+    state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that it carries from slice to slice; numbers, texts, None, and lists or dicts of them."""
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -97,13 +97,13 @@ class Strategy(ABC):
         return math.nan
 
     @property
-    def realised_risk(self) -> float:
+    def violation_rate(self) -> float:
         """The share of its last promises that was broken; NaN where nobody counts."""
         return math.nan
 
     def state(self) -> dict[str, Any]:
         """What it carries from slice to slice."""
-        return {name: getattr(self, name) for name in self.remembers}
+        return {name: getattr(self, name) for name in self.state_fields}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where another instance's :meth:`state` was taken.
@@ -113,7 +113,7 @@ class Strategy(ABC):
         KeyError
             When something is missing in it.
         """
-        for name in self.remembers:
+        for name in self.state_fields:
             setattr(self, name, state[name])
 
     @abstractmethod
@@ -138,7 +138,7 @@ def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
 class Percentile(Strategy):
     """T = P-th percentile (linear interpolation) of the pooled samples of the window."""
 
-    heeds = ("percentile",)
+    parameters = ("percentile",)
 
     def update(self, observed: Observation) -> float:
         return float(np.percentile(observed.window.pooled, self.settings.percentile))
@@ -152,8 +152,8 @@ class DegreeOfAggressiveness(Strategy):
     u is the current slice, aggregated.
     """
 
-    heeds = ("aggregation",)
-    remembers = ("threshold",)
+    parameters = ("aggregation",)
+    state_fields = ("threshold",)
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -181,8 +181,8 @@ class Greedy(Strategy):
     used in the slice: T = P.
     """
 
-    heeds = ("percentile", "aggregation", "stability")
-    remembers = ("previous_booked", "previous_threshold")
+    parameters = ("percentile", "aggregation", "stability")
+    state_fields = ("previous_booked", "previous_threshold")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -217,8 +217,8 @@ class ScroogeVM(Strategy):
     slice's mean, rounded up to 0.1 (core or MB); else r stays.
     """
 
-    heeds = ("aggregation", "stability")
-    remembers = ("ratio", "previous_mean")
+    parameters = ("aggregation", "stability")
+    state_fields = ("ratio", "previous_mean")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -300,8 +300,8 @@ class Conformal(Strategy):
 
     per_position = False
     uses_vm_samples = True
-    heeds = ("risk",)
-    remembers = REMEMBERED
+    parameters = ("risk",)
+    state_fields = STATE_FIELDS
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
@@ -312,8 +312,8 @@ class Conformal(Strategy):
         return self.settings.risk
 
     @property
-    def realised_risk(self) -> float:
-        return self.bound.realised
+    def violation_rate(self) -> float:
+        return self.bound.violation_rate
 
     def state(self) -> dict[str, Any]:
         return self.bound.state()
@@ -328,7 +328,7 @@ class Conformal(Strategy):
         count = samples.shape[1] - np.isnan(samples).sum(axis=1)
         peak = row_percentiles(samples, (self.resource.vm_peak_percentile,))[0]
         return self.bound.update(
-            Seen(
+            SliceObservation(
                 position=observed.position,
                 positions=observed.positions,
                 follows=observed.follows,

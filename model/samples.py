@@ -17,7 +17,7 @@ Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Scrape:
     """What one scrape of a node told, in the words and units of vmprobe (``cpu_cputime``, ns; memory KiB).
 
     Attributes
@@ -35,7 +35,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class ScrapeSample:
     """What is stored of one scrape: a row for the node, a row for each of its domains.
 
     Attributes

@@ -9,7 +9,7 @@ import numpy as np
 from .numerics import FloatArray
 
 
-class Stability(Protocol):
+class StabilityDetector(Protocol):
     """Judges one resource of one node."""
 
     def __call__(self, older: FloatArray, new: FloatArray, /) -> bool:
@@ -75,10 +75,15 @@ def never(_older: FloatArray, _new: FloatArray) -> bool:
 
 
 #: ``--stability NAME``
-STABILITIES: dict[str, Stability] = {"mean": mean_predictor, "range": within_range, "always": always, "never": never}
+STABILITY_DETECTORS: dict[str, StabilityDetector] = {
+    "mean": mean_predictor,
+    "range": within_range,
+    "always": always,
+    "never": never,
+}
 
 
-def assess(judge: Stability, older: FloatArray, new: FloatArray, config: float) -> bool:
+def is_stable(detector: StabilityDetector, older: FloatArray, new: FloatArray, config: float) -> bool:
     """Put the samples of two periods before a judge, as shares of the node.
 
     Parameters
@@ -88,4 +93,4 @@ def assess(judge: Stability, older: FloatArray, new: FloatArray, config: float) 
     config : float
         What the node has now, same unit.
     """
-    return judge(np.round(older / config, 3), np.round(new / config, 3))
+    return detector(np.round(older / config, 3), np.round(new / config, 3))

@@ -27,7 +27,7 @@ class Figures:
         What was published: the least that is free at any position.
     slice_end_s : float
         Unix seconds.
-    risk, realised_risk : float or None
+    risk, violation_rate : float or None
         The share of its promises that the strategy means to have broken, and that of the last ones that was. None
         where there is nothing to tell: unlike NaN, that equals itself when it has been written down and read.
     """
@@ -40,7 +40,7 @@ class Figures:
     free: float
     slice_end_s: float
     risk: float | None = None
-    realised_risk: float | None = None
+    violation_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _figures(said: Estimate, config: float, booked: float, slice_end_s: float) -
     return Figures(
         *(config, booked, said.tier0, said.tier1, said.tier2, said.published, slice_end_s),
         risk=_known(said.risk),
-        realised_risk=_known(said.realised_risk),
+        violation_rate=_known(said.violation_rate),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -66,6 +67,13 @@ def build_trace(slices: int = 6, positions: int = 1, historical: int = 1) -> Tra
             "b": {"raw_data": [lists(times[k], 2.0, 2048.0, [0.1, 0.2, 0.3]) for k in range(slices)]},
         },
     }
+
+
+@pytest.fixture
+def event_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Log records of ScroogeVM, recoveries included."""
+    caplog.set_level(logging.INFO, "scroogevm")
+    return caplog
 
 
 @pytest.fixture

@@ -28,11 +28,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, whole_number
 
-with libraries("live"):
-    from model.samples import Tick
+with require_libraries("live"):
+    from model.samples import ScrapeSample
     from model.store.base import Store
     from model.store.settings import InfluxSettings
     from model.store.sqlite import SqliteStore
@@ -73,9 +73,9 @@ def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
         per_round = nodes * samples
         with _aggregator(folder / "store.sqlite", stubs, _DELAY_S) as pid:
             ours = _tell_cpu("vmaggreg.py, into SQLite", pid, seconds, per_round)
-        ticks = SqliteStore(folder / "store.sqlite", 86400)
-        print(f"    {ticks.check()}")
-        ticks.close()
+        store = SqliteStore(folder / "store.sqlite", 86400)
+        print(f"    {store.check()}")
+        store.close()
         if shutil.which("prometheus") is None:
             print("    no prometheus on PATH to compare with")
             return
@@ -203,14 +203,14 @@ def _all_of(tables: Iterator[bytes]) -> int:
     return sum(len(table) for table in tables)
 
 
-def _tick(node: str, time_ms: int) -> Tick:
+def _tick(node: str, time_ms: int) -> ScrapeSample:
     dice = random.Random(time_ms)  # noqa: S311  # figures to fill a store with
 
     def machine(size: float) -> dict[str, float]:
         usage = {"cpu_usage": dice.random() * size, "mem_usage": dice.random() * 4096, "mem_rss": dice.random() * 4096}
         return {"cpu": size, "mem": size * 4096, **usage, **{f"f{i}": dice.random() for i in range(20)}}
 
-    return Tick(node, time_ms, machine(64.0), {f"vm{i:03d}": machine(4.0) for i in range(_VMS)})
+    return ScrapeSample(node, time_ms, machine(64.0), {f"vm{i:03d}": machine(4.0) for i in range(_VMS)})
 
 
 def _median(job: Callable[[], Any], rounds: int = 15) -> float:

@@ -19,17 +19,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, whole_number
 
-with libraries("live"):
+with require_libraries("live"):
     import numpy as np
 
-    from model.ballooning.guests import Guest, Watched
+    from model.ballooning.guests import Guest, ObservedGuest
     from model.ballooning.plan import Action, Situation, plan
     from model.ballooning.rules import Rules
-    from model.ballooning.usage_cache import GuestMetrics
-    from model.samples import Tick
+    from model.ballooning.usage_cache import UsageCache
+    from model.samples import ScrapeSample
     from model.store.sqlite import SqliteStore
 
 
@@ -58,9 +58,9 @@ def _measure(store: SqliteStore, nodes: list[str], vms: int) -> None:
     samples = _SCOPE_S // _DELAY_S
     print(f"{len(nodes)} hosts x {vms} VMs x {samples} samples, one every {_DELAY_S} s")
 
-    first_ms = _median(lambda: GuestMetrics(store, _SCOPE_S).refresh(nodes, end_s), 3)
+    first_ms = _median(lambda: UsageCache(store, _SCOPE_S).refresh(nodes, end_s), 3)
     print(f"first read of the scope:      {first_ms:8.1f} ms")
-    metrics = GuestMetrics(store, _SCOPE_S)
+    metrics = UsageCache(store, _SCOPE_S)
     metrics.refresh(nodes, end_s)
     took = []
     for k in range(5):
@@ -94,14 +94,16 @@ def _fill(store: SqliteStore, nodes: list[str], vms: int, start_s: float, end_s:
         return {"cpu": 2.0, "mem": 4096.0, "cpu_usage": dice.random(), "mem_usage": usage, "mem_rss": 3500.0}
 
     for second in range(int(start_s), int(end_s), _DELAY_S):
-        ticks = [Tick(node, second * 1000, {"cpu": 64.0}, {f"vm{i:03d}": vm() for i in range(vms)}) for node in nodes]
+        ticks = [
+            ScrapeSample(node, second * 1000, {"cpu": 64.0}, {f"vm{i:03d}": vm() for i in range(vms)}) for node in nodes
+        ]
         store.write([store.encode(tick) for tick in ticks])
 
 
-def _guests(vms: int, now_s: float) -> dict[str, Watched]:
-    told = {"rss_mb": 3500.0, "unused_mb": 2500.0, "available_mb": 4054.0, "reported_s": now_s, "swapped_kb": 0.0}
-    guests = [Guest(f"uuid-{i}", f"vm-{i:03d}", 4096.0, 4096.0, **told) for i in range(vms)]
-    return {guest.uuid: Watched(guest, now_s, now_s, 5.0) for guest in guests}
+def _guests(vms: int, now_s: float) -> dict[str, ObservedGuest]:
+    plan_lines = {"rss_mb": 3500.0, "unused_mb": 2500.0, "available_mb": 4054.0, "reported_s": now_s, "swapped_kb": 0.0}
+    guests = [Guest(f"uuid-{i}", f"vm-{i:03d}", 4096.0, 4096.0, **plan_lines) for i in range(vms)]
+    return {guest.uuid: ObservedGuest(guest, now_s, now_s, 5.0) for guest in guests}
 
 
 def _took_ms(job: Callable[[], Any]) -> float:

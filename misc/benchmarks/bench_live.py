@@ -21,14 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, whole_number
 
-with libraries("live"):
+with require_libraries("live"):
     import numpy as np
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from model.estimator.checkpoints import MemoryFile
+    from model.estimator.checkpoints import CheckpointFile
     from model.estimator.scheduler import Estimator
     from model.estimator.settings import EstimatorSettings
     from model.estimator.slicing import Calendar
@@ -37,7 +37,7 @@ with libraries("live"):
     from model.publishers.prometheus import EstimatorMetrics
     from model.publishers.settings import StatusFileSettings
     from model.publishers.status_file import StatusFile
-    from model.samples import Period, Samples, Tick
+    from model.samples import Period, Samples, ScrapeSample
     from model.stability import mean_predictor
     from model.store.base import Encoded
     from model.store.settings import StoreSettings
@@ -119,10 +119,10 @@ def _node(i: int) -> str:
     return f"http://worker-{i:05}:9100/metrics"
 
 
-def _figures(draw: np.random.Generator, ticks: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _figures(draw: np.random.Generator, samples: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """(ticks, fields of the node and its VMs): all of one kind, for nobody looks at what they mean."""
-    figures = draw.uniform(0, 4, (ticks, (vms + 1) * len(_FIELDS)))
-    table = figures.reshape(ticks, vms + 1, len(_FIELDS))
+    figures = draw.uniform(0, 4, (samples, (vms + 1) * len(_FIELDS)))
+    table = figures.reshape(samples, vms + 1, len(_FIELDS))
     table[:, :, _FIELDS.index("cpu")] = [64.0, *[4.0] * vms]
     table[:, :, _FIELDS.index("mem")] = [262144.0, *[8192.0] * vms]
     return figures
@@ -133,17 +133,19 @@ def _fill_store(folder: Path, nodes: int, vms: int) -> None:
     store = SqliteStore(folder / "store.sqlite", 86400)
     draw = np.random.default_rng(1)
     # Fields are kept in the order of their names.
-    example = Tick("", 0, dict.fromkeys(_FIELDS, 0.0), {f"vm-{i:03}": dict.fromkeys(_FIELDS, 0.0) for i in range(vms)})
+    example = ScrapeSample(
+        "", 0, dict.fromkeys(_FIELDS, 0.0), {f"vm-{i:03}": dict.fromkeys(_FIELDS, 0.0) for i in range(vms)}
+    )
     layout = store.encode(example).payload[2]
     order = np.argsort(_FIELDS)
     start_ms, _ = Calendar(_SLICE_S, 48).bounds_ms(_LAST)
     for i in range(nodes):
-        ticks = _SLICE_S // _EVERY_S
-        table = _figures(draw, ticks, vms).reshape(ticks, vms + 1, -1)[:, :, order].reshape(ticks, -1)
+        samples = _SLICE_S // _EVERY_S
+        table = _figures(draw, samples, vms).reshape(samples, vms + 1, -1)[:, :, order].reshape(samples, -1)
         store.write(
             [
                 Encoded((_node(i), start_ms + k * _EVERY_S * 1000, layout, table[k].tobytes()), 0, vms + 1)
-                for k in range(ticks)
+                for k in range(samples)
             ]
         )
     store.close()
@@ -167,13 +169,13 @@ class _Generated:
             self._samples(start_ms, (64.0, 262144.0)), {name: self._samples(start_ms, (4.0, 8192.0)) for name in names}
         )
 
-    def promised(self, _node: str, _start_ms: int, _end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, _node: str, _start_ms: int, _end_ms: int) -> dict[str, dict[str, float]]:
         return {f"vm-{i:03}": {"cpu": 4.0, "mem": 8192.0} for i in range(self._vms)}
 
 
 def _estimator(
     folder: Path, nodes: int, strategies: str, store: object, clock: Iterator[float]
-) -> tuple[Estimator, MemoryFile, CollectorRegistry]:
+) -> tuple[Estimator, CheckpointFile, CollectorRegistry]:
     settings = EstimatorSettings(
         nodes=tuple(_node(i) for i in range(nodes)),
         calendar=Calendar(_SLICE_S, 1),
@@ -181,22 +183,22 @@ def _estimator(
         previous_scopes=_HISTORICAL,
         settle_s=10.0,
         status=StatusFileSettings(folder / "status.json", 0o644, -1, -1),
-        memory_path=folder / "estimator.sqlite",
+        checkpoint_path=folder / "estimator.sqlite",
         dump_slices=1,
         metrics_port=0,
         metrics_address="127.0.0.1",
         store=StoreSettings(None, folder / "store.sqlite", 86400),
     )
     model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies])
-    memory = MemoryFile(settings.memory_path, {}, _HISTORICAL + 1, 1)
+    memory = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1)
     registry = CollectorRegistry()
-    judges = {"cpu": mean_predictor, "mem": mean_predictor}
-    outlets = {"status file": StatusFile(settings.status, 3600)}
+    detectors = {"cpu": mean_predictor, "mem": mean_predictor}
+    publishers = {"status file": StatusFile(settings.status, 3600)}
     estimator = Estimator(
-        *(settings, model, judges, store, memory, outlets),  # type: ignore[arg-type]
+        *(settings, model, detectors, store, memory, publishers),  # type: ignore[arg-type]
         clock=lambda: next(clock),
     )
-    outlets["metrics"] = EstimatorMetrics(registry, estimator.counts)  # type: ignore[assignment]
+    publishers["metrics"] = EstimatorMetrics(registry, estimator.counts)  # type: ignore[assignment]
     return estimator, memory, registry
 
 
@@ -216,7 +218,7 @@ def _measure(folder: Path, nodes: int, strategies: str, _vms: int) -> int:
     return _timed(estimator, memory, registry)
 
 
-def _timed(estimator: Estimator, memory: MemoryFile, registry: CollectorRegistry | None) -> int:
+def _timed(estimator: Estimator, memory: CheckpointFile, registry: CollectorRegistry | None) -> int:
     start, cpu = time.monotonic(), time.process_time()
     silent = asyncio.run(estimator.once())
     if registry is not None:

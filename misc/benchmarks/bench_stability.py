@@ -15,18 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import carry_out, interruptible, libraries
+from model.cli.main import require_libraries, run_cli, run_interruptible
 from model.cli.parser import Parser, whole_number
 from model.common.errors import UsageError
 
-with libraries("offline"):
+with require_libraries("offline"):
     import numpy as np
     from numpy.typing import NDArray
 
     from misc.benchmarks.stability_cases import Case, drawn, labelled
     from model.numerics import FloatArray
     from model.replay.trace import TraceError
-    from model.stability import STABILITIES, Stability
+    from model.stability import STABILITY_DETECTORS, StabilityDetector
 
 
 #: Samples of the older slices and of the new one: a scrape every 5 minutes, and one every 10 s, in an hour.
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=whole_number(0), default=1, metavar="N", help="another seed, other cases (default: 1)")
     add("--traces", type=Path, metavar="FOLDER", help="where the traces are whose slices were labelled by eye")
     args = parser.parse_args(argv)
-    return interruptible(lambda: carry_out(parser, lambda: _run(args.cases, args.seed, args.traces)), lambda: 130)
+    return run_interruptible(lambda: run_cli(parser, lambda: _run(args.cases, args.seed, args.traces)), lambda: 130)
 
 
 def _run(count: int, seed: int, folder: Path | None) -> int:
@@ -62,8 +62,8 @@ def _run(count: int, seed: int, folder: Path | None) -> int:
 def _table(title: str, cases: Sequence[Case]) -> None:
     truth = np.array([case.like for case in cases])
     print(f"{title}: {len(cases)} cases, {truth.sum()} of them like their past\n{_HEADER}")
-    for name, judge in STABILITIES.items():
-        said = np.array([judge(case.older, case.new) for case in cases])
+    for name, detector in STABILITY_DETECTORS.items():
+        said = np.array([detector(case.older, case.new) for case in cases])
         precision, recall, f_stable = scores(truth, said)
         _, _, f_changed = scores(~truth, ~said)
         print(f"{name:10} {precision:9.2f} {recall:7.2f} {f_stable:6.2f} {f_changed:10.2f} {said.mean():12.0%}")
@@ -82,14 +82,14 @@ def _costs() -> None:
     print("microseconds a call, and in times of the mean predictor")
     for older, new in _SIZES:
         samples = draw.random(older), draw.random(new)
-        took = {name: _microseconds(judge, *samples) for name, judge in STABILITIES.items()}
+        took = {name: _microseconds(detector, *samples) for name, detector in STABILITY_DETECTORS.items()}
         told = ", ".join(f"{name} {one:.1f} ({one / took['mean']:.2f})" for name, one in took.items())
         print(f"  {older} samples and {new}: {told}")
 
 
-def _microseconds(judge: Stability, older: FloatArray, new: FloatArray) -> float:
+def _microseconds(detector: StabilityDetector, older: FloatArray, new: FloatArray) -> float:
     """The least of several rounds: what else the machine does only adds."""
-    return min(timeit.repeat(lambda: judge(older, new), number=500, repeat=15)) / 500 * 1e6
+    return min(timeit.repeat(lambda: detector(older, new), number=500, repeat=15)) / 500 * 1e6
 
 
 if __name__ == "__main__":

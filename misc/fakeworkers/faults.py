@@ -43,6 +43,7 @@ class PageRequest:
 
 
 def page_response(body: bytes) -> web.Response:
+    """The page as an HTTP response."""
     return web.Response(body=body, headers=_EXPOSITION)
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from model.cli.main import libraries
+from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
-with libraries("live"):
+with require_libraries("live"):
     import numpy as np
     from aiohttp import web
 

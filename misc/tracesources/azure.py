@@ -59,7 +59,7 @@ def convert_azure(args: argparse.Namespace) -> Conversion:
         )
         for vm in chosen
     }
-    column = _AZURE_READINGS.index(f"{args.reading}cpu")
+    column = _AZURE_READINGS.index(f"{args.scrape}cpu")
     readings = _read_azure_readings(args.readings, [vm.name for vm in chosen], column)
     stamps = {name: np.array(read[0]) + args.epoch_start for name, read in readings.items()}
     known = [stamp for stamp in stamps.values() if stamp.size]
@@ -91,7 +91,7 @@ def convert_azure(args: argparse.Namespace) -> Conversion:
     meta = {
         "source": "Azure Public Dataset, VM traces",
         "terms": "CC BY 4.0, Microsoft; E. Cortez et al., Resource Central, SOSP 2017",
-        "reading": args.reading,
+        "reading": args.scrape,
         "epoch_start": args.epoch_start,
         "memory_usage_share": args.memory_usage_share,
     }

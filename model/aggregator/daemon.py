@@ -21,10 +21,10 @@ from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import ask_store, open_store, store_name
 from ..store.sqlite import SqliteStore
 from .metrics import AggregatorMetrics
-from .scrape_manager import Aggregator, few_at_once
+from .scrape_manager import ScrapeManager, gather_limited
 from .scraper import ScrapeError, Scraper, open_session
 from .settings import AggregatorSettings, aggregator_settings
-from .write_queue import Spool
+from .write_queue import WriteQueue
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
 def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int:
     registry = CollectorRegistry()
     metrics = AggregatorMetrics(registry)
-    spool = Spool(store, settings.queue_bytes)
-    metrics.watch(spool, registry)
-    aggregator = Aggregator(settings, spool.put, metrics)
+    write_queue = WriteQueue(store, settings.queue_bytes)
+    metrics.watch(write_queue, registry)
+    aggregator = ScrapeManager(settings, write_queue.put, metrics)
     stopped = threading.Event()
     try:
         if once:
@@ -76,12 +76,12 @@ def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int
             answered = len(settings.stubs)
     finally:
         stopped.set()
-        flushed = spool.close(_FLUSH_S)
-    lost = spool.counts().dropped + spool.counts().refused
+        flushed = write_queue.close(_FLUSH_S)
+    lost = write_queue.counts().dropped + write_queue.counts().refused
     return 0 if flushed and answered == len(settings.stubs) and not (once and lost) else 1
 
 
-async def _until_stopped(aggregator: Aggregator) -> None:
+async def _until_stopped(aggregator: ScrapeManager) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
     await aggregator.run(stop)
@@ -102,7 +102,7 @@ async def _check(settings: AggregatorSettings, store: Store) -> int:
     """Ask every target and the store once, and print what they said."""
     async with open_session(settings.timeout_s) as session:
         scrapers = [Scraper(stub, session, settings.timeout_s, settings.max_page_bytes) for stub in settings.stubs]
-        answers = await few_at_once(_ask(scraper) for scraper in scrapers)
+        answers = await gather_limited(_ask(scraper) for scraper in scrapers)
     rows = [(stub.node, *answer) for stub, answer in zip(settings.stubs, answers, strict=True)]
     rows.append((store_name(settings.store), *ask_store(store)))
     return 0 if print_checks(rows) else 1
@@ -111,19 +111,19 @@ async def _check(settings: AggregatorSettings, store: Store) -> int:
 async def _ask(scraper: Scraper) -> tuple[bool, str]:
     start = time.monotonic()
     try:
-        reading = await scraper.scrape()
+        scrape = await scraper.scrape()
     except ScrapeError as error:
         return False, str(error)
     took = f"{(time.monotonic() - start) * 1000:.0f} ms"
-    cores, memory = reading.node.get("cpu_total", 0), reading.node.get("memory_total", 0) / 2**20
-    if reading.domains is None:
+    cores, memory = scrape.node.get("cpu_total", 0), scrape.node.get("memory_total", 0) / 2**20
+    if scrape.domains is None:
         return False, f"{cores:g} cores, {memory:.0f} GB, but nothing is known of its VMs ({took})"
-    old_s = time.time() - reading.epoch_ms / 1000
-    if abs(old_s) > max(_OLD_S, _OLD_DELAYS * reading.node.get("probe_delay", 0.0) / 1000):
+    old_s = time.time() - scrape.epoch_ms / 1000
+    if abs(old_s) > max(_OLD_S, _OLD_DELAYS * scrape.node.get("probe_delay", 0.0) / 1000):
         when = "old: the probe has stopped" if old_s > 0 else "ahead"
         return False, f"the page is {abs(old_s):.0f} s {when}, or the clocks differ ({took})"
     missing = ""
     for metric, words in (("cpu_cputime", "CPU time"), ("memory_unused", "guest memory")):
-        silent = sum(metric not in domain for domain in reading.domains.values())
+        silent = sum(metric not in domain for domain in scrape.domains.values())
         missing += f", {silent} of them without {words}" if silent else ""
-    return True, f"{cores:g} cores, {memory:.0f} GB, {len(reading.domains)} VMs{missing} ({took})"
+    return True, f"{cores:g} cores, {memory:.0f} GB, {len(scrape.domains)} VMs{missing} ({took})"

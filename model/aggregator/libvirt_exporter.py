@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..samples import Reading
+from ..samples import Scrape
 from .exposition import KIB, MOST_UNUSUAL_LINES, NS_PER_S, VALUE_PATTERN, PageError, Sample, parse_line
 
 # --- node_exporter and libvirt exporters ------------------------------------------------------------
@@ -76,7 +76,7 @@ class LabelPages:
     bad_lines: int = 0
     _series: frozenset[tuple[str, str]] | None = None
 
-    def read(self, node_page: bytes, libvirt_page: bytes | None, epoch_ms: float) -> Reading:
+    def read(self, node_page: bytes, libvirt_page: bytes | None, epoch_ms: float) -> Scrape:
         """What the pages of one scrape tell.
 
         Parameters
@@ -97,7 +97,7 @@ class LabelPages:
         node = self._node(node_page)
         whole = libvirt_page is not None and (libvirt_page.endswith(b"\n") or not libvirt_page)
         domains = self._domains(libvirt_page) if libvirt_page is not None and whole else None
-        return Reading(epoch_ms, node, domains)
+        return Scrape(epoch_ms, node, domains)
 
     def _node(self, page: bytes) -> dict[str, float]:
         series: set[tuple[str, str]] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 
-from .write_queue import Spool
+from .write_queue import WriteQueue
 
 
 class AggregatorMetrics:
@@ -25,12 +25,12 @@ class AggregatorMetrics:
         self.up = Gauge("scroogevm_node_up", "1 if the last scrape brought news.", ["node"], registry=registry)
         self.bad_lines = Gauge("scroogevm_page_bad_lines", "Lines that made no sense.", ["node"], registry=registry)
 
-    def watch(self, spool: Spool, registry: CollectorRegistry) -> None:
+    def watch(self, write_queue: WriteQueue, registry: CollectorRegistry) -> None:
         """Tell of the spool too."""
         for name, words, read in (
-            ("written", "Points that the store keeps.", lambda: spool.counts().written),
-            ("dropped", "Points given up because the queue was full.", lambda: spool.counts().dropped),
-            ("refused", "Points that the store refused for good.", lambda: spool.counts().refused),
-            ("queued", "Points that wait for the store.", lambda: spool.counts().queued),
+            ("written", "Points that the store keeps.", lambda: write_queue.counts().written),
+            ("dropped", "Points given up because the queue was full.", lambda: write_queue.counts().dropped),
+            ("refused", "Points that the store refused for good.", lambda: write_queue.counts().refused),
+            ("queued", "Points that wait for the store.", lambda: write_queue.counts().queued),
         ):
             Gauge(f"scroogevm_points_{name}", words, registry=registry).set_function(read)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..samples import Metrics, Reading, Tick
+from ..samples import Metrics, Scrape, ScrapeSample
 
 #: Bytes and kibibytes of a MB.
 _MB = 2.0**20
@@ -65,30 +65,30 @@ class NodeRates:
     """
 
     node: str
-    _last: Reading | None = None
+    _last: Scrape | None = None
     _balloons: dict[str, _Balloon] = field(default_factory=dict)
 
-    def update(self, reading: Reading) -> Tick | None:
+    def update(self, scrape: Scrape) -> ScrapeSample | None:
         """What is to be stored of a reading; None when it is the last one over again."""
         last = self._last
-        if last is not None and last.epoch_ms == reading.epoch_ms:
+        if last is not None and last.epoch_ms == scrape.epoch_ms:
             return None
-        elapsed_ms = reading.epoch_ms - last.epoch_ms if last is not None else 0.0
-        fields = _node_fields(reading.node, last.node if last is not None else None, elapsed_ms)
+        elapsed_ms = scrape.epoch_ms - last.epoch_ms if last is not None else 0.0
+        fields = _node_fields(scrape.node, last.node if last is not None else None, elapsed_ms)
         if fields.get("cpu_usage", 0.0) > _MOST_USAGE * fields.get("cpu", math.inf):
             # More than the node has: its clock was set, and no rate of any machine is known.
             elapsed_ms = 0.0
-            fields = _node_fields(reading.node, None, elapsed_ms)
+            fields = _node_fields(scrape.node, None, elapsed_ms)
         domains: dict[str, dict[str, float]] = {}
-        for name, metrics in (reading.domains or {}).items():
+        for name, metrics in (scrape.domains or {}).items():
             before = (last.domains or {}).get(name) if last is not None else None
-            domains[name] = self._domain(name, metrics, before, reading.epoch_ms, elapsed_ms)
-        if reading.domains is not None:
+            domains[name] = self._domain(name, metrics, before, scrape.epoch_ms, elapsed_ms)
+        if scrape.domains is not None:
             _add_sums(fields, domains)
             # Who is not on the page has left: should he return, nothing is known of him.
             self._balloons = {name: self._balloons[name] for name in domains if name in self._balloons}
-        self._last = reading
-        return Tick(self.node, int(reading.epoch_ms), fields, domains)
+        self._last = scrape
+        return ScrapeSample(self.node, int(scrape.epoch_ms), fields, domains)
 
     def _domain(
         self, name: str, now: Metrics, before: Metrics | None, epoch_ms: float, elapsed_ms: float

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import aiohttp
 
 from ..common.lifecycle import Pace, jitter
-from ..common.logs import Changes
-from ..samples import Reading, Tick
+from ..common.logs import ProblemLog
+from ..samples import Scrape, ScrapeSample
 from .metrics import AggregatorMetrics
 from .rates import NodeRates
 from .scraper import ScrapeError, Scraper, open_session
@@ -45,7 +45,7 @@ _LOOKUPS = 128
 T = TypeVar("T")
 
 
-async def few_at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_limited(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The answers of all jobs, in their order; so few run at a time that waiting costs none of them its time."""
     places = asyncio.Semaphore(_AT_ONCE)
 
@@ -75,7 +75,7 @@ class _Node:
     changed_at: float = 0.0
 
 
-class Aggregator:
+class ScrapeManager:
     """Scrapes all nodes for as long as it is told to.
 
     Parameters
@@ -86,11 +86,13 @@ class Aggregator:
     metrics : AggregatorMetrics
     """
 
-    def __init__(self, settings: AggregatorSettings, put: Callable[[Tick], None], metrics: AggregatorMetrics) -> None:
+    def __init__(
+        self, settings: AggregatorSettings, put: Callable[[ScrapeSample], None], metrics: AggregatorMetrics
+    ) -> None:
         self._settings = settings
         self._put = put
         self._metrics = metrics
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Scrape every node at its pace until the event is set."""
@@ -107,7 +109,7 @@ class Aggregator:
         """Scrape every node one time; how many of them answered."""
         _make_room()
         async with open_session(self._settings.timeout_s) as session:
-            return sum(await few_at_once(self._scrape(node) for node in self._nodes(session)))
+            return sum(await gather_limited(self._scrape(node) for node in self._nodes(session)))
 
     def _nodes(self, session: aiohttp.ClientSession) -> list[_Node]:
         chosen = self._settings
@@ -135,14 +137,14 @@ class Aggregator:
         start = time.monotonic()
         told = False
         try:
-            reading = await node.scraper.scrape()
-            self._hand_on(node, reading)
-            self._refuse_what_stands_still(node, reading)
-            self._changes.right(name)
+            scrape = await node.scraper.scrape()
+            self._hand_on(node, scrape)
+            self._refuse_what_stands_still(node, scrape)
+            self._problems.resolve(name)
             told = True
         except ScrapeError as error:
             self._metrics.failures.labels(name, error.reason).inc()
-            self._changes.wrong(name, str(error))
+            self._problems.report(name, str(error))
         except Exception:
             # A fault of ours, which must not cost the other nodes: logged with all that is known.
             LOG.exception("%s: the scrape failed", name)
@@ -153,15 +155,15 @@ class Aggregator:
         self._metrics.bad_lines.labels(name).set(node.scraper.bad_lines)
         return told
 
-    def _hand_on(self, node: _Node, reading: Reading) -> None:
-        delay_s = reading.node.get("probe_delay", 0.0) / 1000.0
+    def _hand_on(self, node: _Node, scrape: Scrape) -> None:
+        delay_s = scrape.node.get("probe_delay", 0.0) / 1000.0
         if _SHORTEST_DELAY_S <= delay_s <= _LONGEST_DELAY_S:
             node.probe_delay_s = delay_s
-        tick = node.rates.update(reading)
-        if tick is not None:
-            self._put(tick)
+        sample = node.rates.update(scrape)
+        if sample is not None:
+            self._put(sample)
 
-    def _refuse_what_stands_still(self, node: _Node, reading: Reading) -> None:
+    def _refuse_what_stands_still(self, node: _Node, scrape: Scrape) -> None:
         """An exporter goes on showing the file of a probe that has ended.
 
         Raises
@@ -170,8 +172,8 @@ class Aggregator:
             When the page has been the same for longer than a probe may take.
         """
         now = time.monotonic()
-        if reading.epoch_ms != node.epoch_ms:
-            node.epoch_ms, node.changed_at = reading.epoch_ms, now
+        if scrape.epoch_ms != node.epoch_ms:
+            node.epoch_ms, node.changed_at = scrape.epoch_ms, now
         still_s = now - node.changed_at
         if still_s > max(_STILL_S, _STILL_DELAYS * node.probe_delay_s):
             raise ScrapeError("stale", f"the page has been the same for {still_s:.0f} s: its probe has stopped")

@@ -10,7 +10,7 @@ import aiohttp
 
 from ..common.errors import system_words
 from ..common.targets import LabelStub, Stub, VmprobeStub
-from ..samples import Reading
+from ..samples import Scrape
 from .exposition import PageError
 from .libvirt_exporter import LabelPages
 from .vmprobe import VmprobePages
@@ -64,7 +64,7 @@ class Scraper:
         """Lines that could not be read so far."""
         return self._vmprobe.bad_lines + self._labels.bad_lines
 
-    async def scrape(self) -> Reading:
+    async def scrape(self) -> Scrape:
         """What the node tells now.
 
         Raises
@@ -82,7 +82,7 @@ class Scraper:
         except PageError as error:
             raise ScrapeError("page", str(error)) from None
 
-    async def _scrape_labels(self, stub: LabelStub) -> Reading:
+    async def _scrape_labels(self, stub: LabelStub) -> Scrape:
         asked_ms = time.time() * 1000.0
         node, domains = await asyncio.gather(
             self._page(stub.node_exporter), self._page(stub.libvirt_exporter), return_exceptions=True

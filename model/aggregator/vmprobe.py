@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..samples import Reading
+from ..samples import Scrape
 from .exposition import MOST_UNUSUAL_LINES, VALUE_PATTERN, PageError, parse_line
 
 # --- vmprobe ----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class VmprobePages:
     _optional: set[bytes] = field(default_factory=set)
     _refused_epoch_ms: float | None = None
 
-    def read(self, page: bytes) -> Reading:
+    def read(self, page: bytes) -> Scrape:
         """What a page tells.
 
         Raises
@@ -146,9 +146,9 @@ class VmprobePages:
         PageError
             When the page is empty, cut off, or not vmprobe's.
         """
-        reading = self._like_the_last(page)
-        if reading is not None:
-            return reading
+        scrape = self._like_the_last(page)
+        if scrape is not None:
+            return scrape
         values, unreadable = self._values(page)
         if not values:
             raise PageError(f"no metric of prefix {self.prefix!r} on the page")
@@ -172,7 +172,7 @@ class VmprobePages:
         if not _EPOCHS_MS[0] < node["probe_epoch"] < _EPOCHS_MS[1]:
             raise PageError(f"the probe's clock says {node['probe_epoch']:g}, which is no time")
         self._last = self._layout(values) if not unreadable else None
-        return Reading(node["probe_epoch"], node, {domain: domains[domain] for domain in domains if domain in there})
+        return Scrape(node["probe_epoch"], node, {domain: domains[domain] for domain in domains if domain in there})
 
     def _layout(self, values: Mapping[bytes, float]) -> _Layout | None:
         """What to expect of the next page: the names of this one, in its order."""
@@ -190,7 +190,7 @@ class VmprobePages:
         ]
         return _Layout(names[0], [*(b"\n" + name for name in names[1:]), b"\n"], groups)
 
-    def _like_the_last(self, page: bytes) -> Reading | None:
+    def _like_the_last(self, page: bytes) -> Scrape | None:
         """Read a page that holds the names of the last one, in its order, and nothing else; a fifth of the time.
 
         A probe's own file is such a page as long as no VM comes or goes. None when this is not one.
@@ -222,7 +222,7 @@ class VmprobePages:
                 domains[domain] = machine
         if not _EPOCHS_MS[0] < node["probe_epoch"] < _EPOCHS_MS[1]:
             return None
-        return Reading(node["probe_epoch"], node, domains)
+        return Scrape(node["probe_epoch"], node, domains)
 
     def _place(self, name: bytes, domains: Mapping[str, object]) -> tuple[str | None, str] | None:
         places = self._places

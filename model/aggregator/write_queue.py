@@ -9,7 +9,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..samples import Tick
+from ..samples import ScrapeSample
 from ..store.base import Encoded, Store, StoreUnavailable
 
 LOG = logging.getLogger("scroogevm.spool")
@@ -23,13 +23,13 @@ _LARGEST_BATCH = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class SpoolCounts:
+class WriteQueueCounts:
     """What became of the points so far.
 
     Attributes
     ----------
     written, dropped, refused : int
-        Kept by the store; given up because the queue was full; refused by the store for good.
+        ResultCache by the store; given up because the queue was full; refused by the store for good.
     queued, queued_bytes : int
         Waiting.
     """
@@ -41,7 +41,7 @@ class SpoolCounts:
     queued_bytes: int
 
 
-class Spool:
+class WriteQueue:
     """A bounded queue with a thread that writes what is in it, in order, for as long as it takes.
 
     Parameters
@@ -67,9 +67,9 @@ class Spool:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
-    def put(self, tick: Tick) -> None:
+    def put(self, sample: ScrapeSample) -> None:
         """Queue a tick; never waits."""
-        encoded = self._store.encode(tick)
+        encoded = self._store.encode(sample)
         with self._changed:
             self._queue.append(encoded)
             self._bytes += encoded.size
@@ -86,10 +86,10 @@ class Spool:
             self._dropped += dropped
             self._changed.notify()
 
-    def counts(self) -> SpoolCounts:
+    def counts(self) -> WriteQueueCounts:
         """What became of the points so far."""
         with self._changed:
-            return SpoolCounts(self._written, self._dropped, self._refused, self._points, self._bytes)
+            return WriteQueueCounts(self._written, self._dropped, self._refused, self._points, self._bytes)
 
     def close(self, timeout_s: float) -> bool:
         """Write what waits, for as long as the time allows; whether nothing was left."""
@@ -148,22 +148,22 @@ class Spool:
         if self._one_by_one:
             self._one_by_one -= 1
             return [self._queue[0]]
-        for tick in self._queue:
-            if batch and size + tick.size > _LARGEST_BATCH:
+        for sample in self._queue:
+            if batch and size + sample.size > _LARGEST_BATCH:
                 break
-            batch.append(tick)
-            size += tick.size
+            batch.append(sample)
+            size += sample.size
         return batch
 
     def _done(self, batch: list[Encoded], refused: int) -> None:
         """Take what was written off the queue; its oldest part may have been dropped meanwhile."""
-        written = {id(tick) for tick in batch}
+        written = {id(sample) for sample in batch}
         with self._changed:
             while self._queue and id(self._queue[0]) in written:
-                tick = self._queue.popleft()
-                self._bytes -= tick.size
-                self._points -= tick.points
-            self._written += sum(tick.points for tick in batch) - refused
+                sample = self._queue.popleft()
+                self._bytes -= sample.size
+                self._points -= sample.points
+            self._written += sum(sample.points for sample in batch) - refused
             self._refused += refused
 
     def _tell_away(self, words: str) -> None:

@@ -22,14 +22,14 @@ from ..common.logs import set_up_logging
 from ..common.text import printable
 from ..store.base import StoreRefused
 from ..store.factory import open_store
-from .guests import Metrics
-from .host_controller import Keeper, Pace, Tally, find_elsewhere, run_all
+from .guests import GuestUsage
+from .host_controller import BallooningCounts, HostController, Pace, find_guest, run_controllers
 from .hypervisor import Hypervisor
 from .journal import Journal, JournalRefused
 from .metrics import BallooningMetrics
 from .plan import Action
 from .settings import BallooningSettings, ballooning_settings
-from .usage_cache import GuestMetrics
+from .usage_cache import UsageCache
 
 LOG = logging.getLogger("scroogevm.ballooning")
 
@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> int:
         except JournalRefused as error:
             raise UsageError(str(error)) from None
         opened.callback(journal.close)
-        tally = Tally()
+        counts = BallooningCounts()
         if settings.metrics_port and not args.once:
             registry = CollectorRegistry()
-            registry.register(BallooningMetrics(tally, journal))
+            registry.register(BallooningMetrics(counts, journal))
             serve_metrics("BALLOONING_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-        metrics = GuestMetrics(store, settings.rules.scope_s)
-        keepers = _keepers(settings, journal, metrics, tally, dry_run=args.dry_run)
-        left = run_all(
-            keepers,
+        metrics = UsageCache(store, settings.rules.scope_s)
+        controllers = _keepers(settings, journal, metrics, counts, dry_run=args.dry_run)
+        left = run_controllers(
+            controllers,
             lambda: metrics.refresh(list(settings.hosts), time.time()),
             settings.sleep_s,
             stop,
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         squeezed = [] if args.dry_run else list(journal.sessions().values())
     for session in squeezed:
         LOG.error("%s: %s is still squeezed; the next start gives it back", session.host, session.name)
-    silent = args.once and not all(tally.up.get(uri) for uri in settings.hosts.values())
+    silent = args.once and not all(counts.up.get(uri) for uri in settings.hosts.values())
     return 0 if left and not squeezed and not silent else 1
 
 
@@ -90,29 +90,29 @@ def _stop_on_signals() -> threading.Event:
 
 
 def _keepers(
-    settings: BallooningSettings, journal: Journal, metrics: GuestMetrics, tally: Tally, *, dry_run: bool
-) -> list[Keeper]:
+    settings: BallooningSettings, journal: Journal, metrics: UsageCache, counts: BallooningCounts, *, dry_run: bool
+) -> list[HostController]:
     """A keeper of each host: those of the settings, and those where something is still squeezed."""
     pace = Pace(min(settings.sleep_s, settings.rules.stats_age_s / 3), settings.check_s, settings.sleep_s)
-    keepers: list[Keeper] = []
+    controllers: list[HostController] = []
     lock = threading.Lock()
 
     def report(host: str, actions: Sequence[Action]) -> None:
         with lock:
-            sys.stdout.writelines(f"{line}\n" for line in told(host, actions))
+            sys.stdout.writelines(f"{line}\n" for line in plan_lines(host, actions))
             sys.stdout.flush()
 
-    def keep(uri: str, of_node: Callable[[float], Mapping[str, Metrics] | None]) -> None:
-        keepers.append(
-            Keeper(
+    def keep(uri: str, of_node: Callable[[float], Mapping[str, GuestUsage] | None]) -> None:
+        controllers.append(
+            HostController(
                 uri,
                 Hypervisor(uri, settings.timeout_s),
                 journal,
                 of_node,
                 settings.rules,
                 pace,
-                tally,
-                lambda uuid, since: find_elsewhere(keepers, uri, uuid, since),
+                counts,
+                lambda uuid, since: find_guest(controllers, uri, uuid, since),
                 report if dry_run else None,
             )
         )
@@ -121,10 +121,10 @@ def _keepers(
         keep(uri, lambda now_s, node=node: metrics.of(node, now_s))  # type: ignore[misc]
     for uri in {session.host for session in journal.sessions().values()} - set(settings.hosts.values()):
         keep(uri, lambda _now_s: {})
-    return keepers
+    return controllers
 
 
-def told(host: str, actions: Iterable[Action]) -> Iterator[str]:
+def plan_lines(host: str, actions: Iterable[Action]) -> Iterator[str]:
     """The plan as text, a line per VM: host, VM, action, from and to in MB, reason."""
     for action in actions:
         sizes = "" if math.isnan(action.to_mb) else f"  {action.from_mb:.0f} -> {action.to_mb:.0f} MB"

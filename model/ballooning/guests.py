@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class GuestUsage:
     """What the store says of a VM in the scope.
 
     Attributes
@@ -26,7 +26,7 @@ class Metrics:
     age_s: float
 
 
-NO_METRICS = Metrics(math.nan, math.nan, math.inf)
+NO_USAGE = GuestUsage(math.nan, math.nan, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class ObservedGuest:
     """A guest, and what only shows over time.
 
     Attributes
@@ -93,7 +93,7 @@ class Watched:
     faults_per_s: float = 0.0
 
 
-def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
+def observe(before: ObservedGuest | None, guest: Guest, now_s: float) -> ObservedGuest:
     """Look at a guest once more.
 
     Statistics are as old as the time since they were last seen to change: the clocks of guest, host and ours need
@@ -101,7 +101,7 @@ def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
     clock was put back, what was seen before says nothing any more: who is squeezed gets it back.
     """
     if before is None or before.guest.uuid != guest.uuid or now_s < before.seen_s:
-        return Watched(guest, now_s)
+        return ObservedGuest(guest, now_s)
     old = before.guest
     if math.isnan(guest.reported_s) and old.reports:
         # Its host was at something else with it, such as an exporter's question, and told only what it knows itself.
@@ -113,7 +113,7 @@ def watch(before: Watched | None, guest: Guest, now_s: float) -> Watched:
     faults_per_s = before.faults_per_s
     if newer and not math.isnan(guest.faults - old.faults):
         faults_per_s = max(guest.faults - old.faults, 0.0) / period_s
-    return Watched(guest, now_s, fresh_s, period_s, now_s if swapped else before.swapped_at_s, faults_per_s)
+    return ObservedGuest(guest, now_s, fresh_s, period_s, now_s if swapped else before.swapped_at_s, faults_per_s)
 
 
 def _completed(guest: Guest, old: Guest) -> Guest:

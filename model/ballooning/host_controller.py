@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..common.logs import Changes
-from .guests import Guest, Metrics, Watched, watch
+from ..common.logs import ProblemLog
+from .guests import Guest, GuestUsage, ObservedGuest, observe
 from .hypervisor import GuestGone, GuestRefused, HostUnavailable
 from .journal import Journal
 from .plan import Action, Session, Situation, plan, restore
@@ -48,7 +48,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Tally:
+class BallooningCounts:
     """What happened so far."""
 
     sessions: int = 0
@@ -61,7 +61,7 @@ class Tally:
     """By host: whether it answered last time."""
 
 
-class Keeper:
+class HostController:
     """One host and its guests.
 
     Parameters
@@ -74,7 +74,7 @@ class Keeper:
         What the store says of the host's VMs, at a time in Unix seconds; None as long as it was not read.
     rules : Rules
     pace : Pace
-    tally : Tally
+    counts : BallooningCounts
     elsewhere : callable
         Where a guest runs that is not here since a moment of the monotonic clock: the name of its host; empty when no
         host has it; None when some host has not been seen since.
@@ -87,28 +87,28 @@ class Keeper:
         name: str,
         host: Host,
         journal: Journal,
-        metrics: Callable[[float], Mapping[str, Metrics] | None],
+        metrics: Callable[[float], Mapping[str, GuestUsage] | None],
         rules: Rules,
         pace: Pace,
-        tally: Tally,
+        counts: BallooningCounts,
         elsewhere: Callable[[str, float], str | None],
         report: Callable[[str, Sequence[Action]], None] | None = None,
     ) -> None:
         self.name = name
-        self.watched: dict[str, Watched] | None = None
+        self.observed: dict[str, ObservedGuest] | None = None
         self.asked_at = -math.inf
         self._host = host
         self._journal = journal
         self._metrics = metrics
         self._rules = rules
         self._pace = pace
-        self._tally = tally
+        self._counts = counts
         self._elsewhere = elsewhere
         self._report = report
         self._watched_since = time.monotonic()
         self._plan_at = 0.0
         self._missing_since: dict[str, float] = {}
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
 
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
         """Look, plan and act until told to stop, or, once, until the sessions of one plan are over."""
@@ -120,10 +120,10 @@ class Keeper:
                 # No second one.
                 self._plan_at = math.inf
             if once and not planned and self._plan_at == 0.0 and time.monotonic() > patience_at:
-                self._changes.wrong(self.name, "nothing could be read from the store, there is no plan")
-                self._tally.up[self.name] = False
+                self._problems.report(self.name, "nothing could be read from the store, there is no plan")
+                self._counts.up[self.name] = False
                 break
-            if once and planned and (self._report or self.watched is None or not self._journal.sessions(self.name)):
+            if once and planned and (self._report or self.observed is None or not self._journal.sessions(self.name)):
                 break
             stop.wait(self._pause_s())
         if self._report is None:
@@ -144,15 +144,15 @@ class Keeper:
             started = metrics is not None
             self._act(now_s, metrics)
         except HostUnavailable as error:
-            self.watched, self._watched_since = None, time.monotonic()
-            self._tally.up[self.name] = False
-            self._tally.errors[self.name] += 1
-            self._changes.wrong(self.name, str(error))
+            self.observed, self._watched_since = None, time.monotonic()
+            self._counts.up[self.name] = False
+            self._counts.errors[self.name] += 1
+            self._problems.report(self.name, str(error))
             return self._plan_is_over()
         except Exception:
             # A fault of ours: told with all that is known, and nobody stays squeezed for it.
             LOG.exception("%s: this look at the host failed", self.name)
-            self._tally.errors[self.name] += 1
+            self._counts.errors[self.name] += 1
             self._give_all_back("something went wrong here")
             return self._plan_is_over()
         return started and self._plan_is_over()
@@ -163,29 +163,29 @@ class Keeper:
 
     def _is_known(self) -> bool:
         """Whether every guest has been watched for long enough to know whether it goes on telling of its memory."""
-        if self.watched is None:
+        if self.observed is None:
             return False
-        waits = any(one.guest.reports and math.isinf(one.fresh_s) for one in self.watched.values())
+        waits = any(one.guest.reports and math.isinf(one.fresh_s) for one in self.observed.values())
         return not waits or time.monotonic() - self._watched_since > self._rules.stats_age_s
 
     def _look(self) -> None:
         asked_at = time.monotonic()
         guests = self._host.guests()
-        before = self.watched or {}
+        before = self.observed or {}
         now_s = time.time()
-        self.watched = {uuid: watch(before.get(uuid), guest, now_s) for uuid, guest in guests.items()}
+        self.observed = {uuid: observe(before.get(uuid), guest, now_s) for uuid, guest in guests.items()}
         # In this order: who reads both from another thread may take new guests for old ones, never old for new.
         self.asked_at = asked_at
         self._missing_since = {uuid: since for uuid, since in self._missing_since.items() if uuid not in guests}
-        self._tally.up[self.name] = True
-        self._changes.right(self.name)
+        self._counts.up[self.name] = True
+        self._problems.resolve(self.name)
 
-    def _act(self, now_s: float, metrics: Mapping[str, Metrics] | None) -> None:
+    def _act(self, now_s: float, metrics: Mapping[str, GuestUsage] | None) -> None:
         """Go on with what runs, and begin what the metrics suggest, if there are any."""
         situation = Situation(
             host=self.name,
             now_s=now_s,
-            guests=self.watched or {},
+            guests=self.observed or {},
             metrics=metrics or {},
             sessions=self._journal.sessions(self.name),
             grace=self._journal.grace(),
@@ -227,45 +227,45 @@ class Keeper:
         try:
             self._journal.put(session)
         except OSError as error:
-            self._changes.wrong("journal", f"can't be written: {error.strerror}; nobody is squeezed")
+            self._problems.report("journal", f"can't be written: {error.strerror}; nobody is squeezed")
             if begins:
                 self._forget(session, 0.0)
             else:
                 self._perform(restore(session, action.from_mb, "the journal can't be written", gave_up=True))
             return
-        self._changes.right("journal")
-        self._tally.sessions += begins
+        self._problems.resolve("journal")
+        self._counts.sessions += begins
         LOG.info("%s: squeeze %s from %.0f to %.0f MB: %s", self.name, *_figures(action))
         try:
             self._host.set_memory(session.uuid, action.to_mb)
         except (GuestGone, GuestRefused) as error:
-            self._tally.errors[self.name] += 1
+            self._counts.errors[self.name] += 1
             self._perform(restore(session, action.from_mb, f"it can't be squeezed: {error}", gave_up=True))
 
     def _restore(self, action: Action, session: Session) -> None:
         before = self._journal.sessions().get(session.uuid)
         if before is None or before.giving_back != session.giving_back:
-            self._tally.restores += 1
-            self._tally.gave_up += session.gave_up
+            self._counts.restores += 1
+            self._counts.gave_up += session.gave_up
             level = logging.WARNING if session.gave_up else logging.INFO
             LOG.log(level, "%s: give back to %s from %.0f to %.0f MB: %s", self.name, *_figures(action))
         try:
             self._journal.put(session)
-            self._changes.right("journal")
+            self._problems.resolve("journal")
         except OSError as error:
             # To give back needs no leave: at worst it is done once more after a restart.
-            self._changes.wrong("journal", f"can't be written: {error.strerror}; nobody is squeezed")
+            self._problems.report("journal", f"can't be written: {error.strerror}; nobody is squeezed")
         try:
             self._host.set_memory(session.uuid, session.from_mb)
-            self._changes.right(f"{self.name} {session.name}")
+            self._problems.resolve(f"{self.name} {session.name}")
         except GuestGone:
             self._look_elsewhere(session)
         except GuestRefused as error:
-            self._tally.errors[self.name] += 1
-            self._changes.wrong(f"{self.name} {session.name}", f"does not take its memory back: {error}")
+            self._counts.errors[self.name] += 1
+            self._problems.report(f"{self.name} {session.name}", f"does not take its memory back: {error}")
 
     def _hold(self, session: Session) -> None:
-        if self.watched is None or session.uuid in self.watched:
+        if self.observed is None or session.uuid in self.observed:
             self._journal.note(session)
         elif time.monotonic() - self._missing_since.setdefault(session.uuid, time.monotonic()) > _MISSING_S:
             self._look_elsewhere(session)
@@ -279,16 +279,16 @@ class Keeper:
             try:
                 self._journal.put(moved)
             except OSError as error:
-                self._changes.wrong("journal", f"can't be written: {error.strerror}")
+                self._problems.report("journal", f"can't be written: {error.strerror}")
         elif where == "":
             LOG.info("%s: %s does not run any more, its session is over", self.name, session.name)
             self._forget(session, 0.0)
 
     def _close(self, session: Session, balloon_mb: float) -> None:
-        watched = (self.watched or {}).get(session.uuid)
-        reclaimed_mb = max(session.rss_mb - watched.guest.rss_mb, 0.0) if watched else 0.0
+        observed = (self.observed or {}).get(session.uuid)
+        reclaimed_mb = max(session.rss_mb - observed.guest.rss_mb, 0.0) if observed else 0.0
         # Not known is not gained.
-        self._tally.reclaimed_mb += reclaimed_mb if reclaimed_mb > 0 else 0.0
+        self._counts.reclaimed_mb += reclaimed_mb if reclaimed_mb > 0 else 0.0
         LOG.info(
             "%s: %s has its %.0f MB back, %.0f fewer are resident: %s",
             *(self.name, session.name, balloon_mb, reclaimed_mb, session.giving_back),
@@ -301,7 +301,7 @@ class Keeper:
         try:
             self._journal.end(session.uuid, now_s + grace_s, now_s)
         except OSError as error:
-            self._changes.wrong("journal", f"can't be written: {error.strerror}")
+            self._problems.report("journal", f"can't be written: {error.strerror}")
 
     # --- the end ------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class Keeper:
             try:
                 self._perform(restore(session, session.to_mb, session.giving_back or reason))
             except HostUnavailable as error:
-                self._changes.wrong(self.name, str(error))
+                self._problems.report(self.name, str(error))
             except Exception:
                 # The thread must live on: nobody else gives anything back on this host.
                 LOG.exception("%s: giving back to %s failed", self.name, session.name)
@@ -324,7 +324,7 @@ class Keeper:
                 self._look()
                 self._act(time.time(), None)
             except HostUnavailable as error:
-                self._changes.wrong(self.name, str(error))
+                self._problems.report(self.name, str(error))
             except Exception:
                 LOG.exception("%s: giving back failed", self.name)
             if self._journal.sessions(self.name):
@@ -335,14 +335,19 @@ def _figures(action: Action) -> tuple[str, float, float, str]:
     return action.name, action.from_mb, action.to_mb, action.reason
 
 
-def run_all(
-    keepers: Sequence[Keeper], refresh: Callable[[], None], every_s: float, stop: threading.Event, *, once: bool
+def run_controllers(
+    controllers: Sequence[HostController],
+    refresh: Callable[[], None],
+    every_s: float,
+    stop: threading.Event,
+    *,
+    once: bool,
 ) -> bool:
     """All hosts, each in a thread of its own, until told to stop, or once.
 
     Parameters
     ----------
-    keepers : sequence of Keeper
+    controllers : sequence of HostController
     refresh : callable
         Reads what is new in the store.
     every_s : float
@@ -356,7 +361,8 @@ def run_all(
     ended = threading.Event()
     threading.Thread(target=_read, args=(refresh, every_s, ended), daemon=True).start()
     threads = [
-        threading.Thread(target=keeper.run, args=(stop,), kwargs={"once": once}, daemon=True) for keeper in keepers
+        threading.Thread(target=controller.run, args=(stop,), kwargs={"once": once}, daemon=True)
+        for controller in controllers
     ]
     for thread in threads:
         thread.start()
@@ -379,18 +385,18 @@ def _read(refresh: Callable[[], None], every_s: float, ended: threading.Event) -
             return
 
 
-def find_elsewhere(keepers: Sequence[Keeper], here: str, uuid: str, since: float) -> str | None:
+def find_guest(controllers: Sequence[HostController], here: str, uuid: str, since: float) -> str | None:
     """On which other host a guest runs; empty when on none, None when a host has not been seen since.
 
     A host without sessions is looked at now and then only: what it showed before a guest left here says nothing.
     """
     unseen = False
-    for keeper in keepers:
-        if keeper.name == here:
+    for controller in controllers:
+        if controller.name == here:
             continue
-        asked_at, watched = keeper.asked_at, keeper.watched
-        if watched is not None and uuid in watched:
-            return keeper.name
-        if watched is None or asked_at < since:
+        asked_at, observed = controller.asked_at, controller.observed
+        if observed is not None and uuid in observed:
+            return controller.name
+        if observed is None or asked_at < since:
             unseen = True
     return None if unseen else ""

@@ -79,10 +79,10 @@ def _run_events() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
-def patient_uri(uri: str) -> str:
+def uri_with_timeouts(uri: str) -> str:
     """The URI with an ssh that gives up on a host which says nothing, unless it names an ssh of its own.
 
-    >>> patient_uri("qemu:///system"), "ssh.sh" in patient_uri("qemu+ssh://root@host/system")
+    >>> uri_with_timeouts("qemu:///system"), "ssh.sh" in uri_with_timeouts("qemu+ssh://root@host/system")
     ('qemu:///system', True)
     """
     parts = urlsplit(uri)
@@ -261,7 +261,7 @@ class Hypervisor:
             raise HostUnavailable("still trying to connect")
         try:
             self.close()
-            connection = libvirt.open(patient_uri(self.uri))
+            connection = libvirt.open(uri_with_timeouts(self.uri))
             try:
                 connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVES)
             except libvirt.libvirtError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from .guests import NO_METRICS, Guest, Metrics, Watched, matched
+from .guests import NO_USAGE, Guest, GuestUsage, ObservedGuest, matched
 from .rules import Rules
 
 Kind = Literal["squeeze", "hold", "restore", "give up", "done", "skip"]
@@ -120,8 +120,8 @@ class Situation:
     host : str
     now_s : float
         Unix seconds.
-    guests : mapping of UUID to Watched
-    metrics : mapping of VM name, as it is stored, to Metrics
+    guests : mapping of UUID to ObservedGuest
+    metrics : mapping of VM name, as it is stored, to GuestUsage
     sessions : mapping of UUID to Session
     grace : mapping of UUID to float
         When a VM may have a session again, Unix seconds.
@@ -129,8 +129,8 @@ class Situation:
 
     host: str
     now_s: float
-    guests: Mapping[str, Watched]
-    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    guests: Mapping[str, ObservedGuest]
+    metrics: Mapping[str, GuestUsage] = field(default_factory=dict)
     sessions: Mapping[str, Session] = field(default_factory=dict)
     grace: Mapping[str, float] = field(default_factory=dict)
 
@@ -146,7 +146,7 @@ def plan(situation: Situation, rules: Rules, *, may_start: bool = True) -> list[
         Whether new sessions may begin; those that run are gone on with in any case.
     """
     actions = [
-        go_on(session, situation.guests.get(uuid), situation.now_s, rules)
+        continue_session(session, situation.guests.get(uuid), situation.now_s, rules)
         for uuid, session in situation.sessions.items()
     ]
     if may_start:
@@ -158,19 +158,19 @@ def plan(situation: Situation, rules: Rules, *, may_start: bool = True) -> list[
 
 
 def _starts(situation: Situation, rules: Rules) -> list[Action]:
-    names = [watched.guest.name for watched in situation.guests.values()]
+    names = [observed.guest.name for observed in situation.guests.values()]
     stored, nobodys = matched(names, list(situation.metrics))
     possible: list[tuple[float, Action]] = []
     actions = [_skip(name, "", reason) for name, reason in nobodys.items()]
-    for uuid, watched in situation.guests.items():
+    for uuid, observed in situation.guests.items():
         if uuid in situation.sessions:
             continue
-        metrics = situation.metrics[stored[watched.guest.name]] if watched.guest.name in stored else NO_METRICS
-        reason = why_not(watched, metrics, situation.grace.get(uuid, -math.inf), situation.now_s, rules)
+        metrics = situation.metrics[stored[observed.guest.name]] if observed.guest.name in stored else NO_USAGE
+        reason = why_not(observed, metrics, situation.grace.get(uuid, -math.inf), situation.now_s, rules)
         if reason:
-            actions.append(_skip(watched.guest.name, uuid, reason))
+            actions.append(_skip(observed.guest.name, uuid, reason))
         else:
-            possible.append(_begin(situation, watched, metrics, rules))
+            possible.append(_begin(situation, observed, metrics, rules))
     # Who has most to give comes first.
     room = rules.sessions_per_host - len(situation.sessions)
     for i, (gain_mb, action) in enumerate(sorted(possible, key=lambda found: (-found[0], found[1].name))):
@@ -182,9 +182,9 @@ def _starts(situation: Situation, rules: Rules) -> list[Action]:
     return sorted(actions, key=lambda action: action.name)
 
 
-def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: float, rules: Rules) -> str:
+def why_not(observed: ObservedGuest, metrics: GuestUsage, grace_until_s: float, now_s: float, rules: Rules) -> str:
     """Why no session is begun with a VM; empty when one may be. The rules in the order in which they are told."""
-    guest = watched.guest
+    guest = observed.guest
     usage_mb = _usage(metrics, guest)
     goal_mb = rules.goal(usage_mb)
     gain_mb = metrics.rss_mb - metrics.usage_mb
@@ -196,9 +196,9 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
         (not math.isfinite(metrics.rss_mb), "no mem_rss is stored of it"),
         (not metrics.age_s <= oldest_s, f"its last stored sample is {metrics.age_s:.0f} s old"),
         (not guest.reports, "it tells nothing of its memory: no balloon driver, or no statistics period"),
-        (now_s - watched.fresh_s > rules.stats_age_s, "its statistics are not seen to change"),
-        (now_s - watched.swapped_at_s < rules.quiet_s, "it swaps"),
-        (watched.faults_per_s > _FAULTS_PER_S, f"it has {watched.faults_per_s:.0f} page faults from disk per second"),
+        (now_s - observed.fresh_s > rules.stats_age_s, "its statistics are not seen to change"),
+        (now_s - observed.swapped_at_s < rules.quiet_s, "it swaps"),
+        (observed.faults_per_s > _FAULTS_PER_S, f"it has {observed.faults_per_s:.0f} page faults from disk per second"),
         (
             not abs(guest.memory_mb - guest.balloon_mb) <= TOLERANCE_MB,
             f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, and not by us",
@@ -215,7 +215,7 @@ def why_not(watched: Watched, metrics: Metrics, grace_until_s: float, now_s: flo
     return next((reason for applies, reason in checks if applies), "")
 
 
-def _usage(metrics: Metrics, guest: Guest) -> float:
+def _usage(metrics: GuestUsage, guest: Guest) -> float:
     """The larger one of what it used and what it uses now."""
     live_mb = guest.balloon_mb - guest.unused_mb
     return metrics.usage_mb if math.isnan(live_mb) else max(metrics.usage_mb, live_mb)
@@ -225,8 +225,8 @@ def _excluded(name: str, rules: Rules) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in rules.excluded)
 
 
-def _begin(situation: Situation, watched: Watched, metrics: Metrics, rules: Rules) -> tuple[float, Action]:
-    guest, now_s = watched.guest, situation.now_s
+def _begin(situation: Situation, observed: ObservedGuest, metrics: GuestUsage, rules: Rules) -> tuple[float, Action]:
+    guest, now_s = observed.guest, situation.now_s
     gain_mb = metrics.rss_mb - metrics.usage_mb
     goal_mb = rules.goal(_usage(metrics, guest))
     to_mb = max(goal_mb, math.ceil(guest.balloon_mb - rules.step(guest.memory_mb)))
@@ -259,36 +259,36 @@ def _skip(name: str, uuid: str, reason: str) -> Action:
 # --- going on ---------------------------------------------------------------------------------------
 
 
-def go_on(session: Session, watched: Watched | None, now_s: float, rules: Rules) -> Action:
+def continue_session(session: Session, observed: ObservedGuest | None, now_s: float, rules: Rules) -> Action:
     """What comes next in a session.
 
     A guest that the host no longer knows keeps its session: the host may be mistaken, or the guest on its way to
     another one. Who runs the plan finds out.
     """
-    if watched is None:
+    if observed is None:
         return _act("hold", session, session.to_mb, "its host does not show it")
-    guest = watched.guest
-    seen = _followed(session, watched, now_s)
+    guest = observed.guest
+    seen = _followed(session, observed, now_s)
     if seen.giving_back:
         if not guest.balloon_mb >= seen.from_mb - TOLERANCE_MB:
             return restore(seen, guest.balloon_mb, seen.giving_back, gave_up=seen.gave_up)
         return _act("done", seen, guest.balloon_mb, seen.giving_back)
-    if wrong := _what_is_wrong(seen, watched, now_s, rules):
+    if wrong := _what_is_wrong(seen, observed, now_s, rules):
         return restore(seen, guest.balloon_mb, wrong, gave_up=True)
     if now_s >= seen.until_s:
         return restore(seen, guest.balloon_mb, f"its time is over at {guest.balloon_mb:.0f} MB")
-    return _descend(seen, watched, now_s, rules)
+    return _descend(seen, observed, now_s, rules)
 
 
-def _descend(session: Session, watched: Watched, now_s: float, rules: Rules) -> Action:
+def _descend(session: Session, observed: ObservedGuest, now_s: float, rules: Rules) -> Action:
     """The next step, once the guest has followed the last one and told how it fares."""
-    guest = watched.guest
+    guest = observed.guest
     if guest.balloon_mb > session.to_mb + TOLERANCE_MB:
         return _act("hold", session, guest.balloon_mb, "it is giving back")
     goal_mb = max(session.goal_mb, rules.goal(_live_usage(session, guest)))
     if guest.balloon_mb <= goal_mb + TOLERANCE_MB:
         return restore(session, guest.balloon_mb, f"it gave back {session.from_mb - guest.balloon_mb:.0f} MB")
-    if watched.fresh_s <= session.moved_s:
+    if observed.fresh_s <= session.moved_s:
         return _act("hold", session, guest.balloon_mb, "its next statistics are waited for")
     to_mb = max(goal_mb, math.ceil(guest.balloon_mb - rules.step(guest.memory_mb)))
     further = replace(session, to_mb=to_mb, goal_mb=goal_mb, asked_s=now_s, moved_s=now_s)
@@ -305,17 +305,17 @@ def _act(kind: Kind, session: Session, from_mb: float, reason: str, to_mb: float
     return Action(kind, session.name, session.uuid, from_mb, to_mb, reason, session)
 
 
-def _followed(session: Session, watched: Watched, now_s: float) -> Session:
+def _followed(session: Session, observed: ObservedGuest, now_s: float) -> Session:
     """The session, with what the balloon has done since.
 
     What the guest gets back is what it may have now: it may have been shut off and started with more, or with less.
     """
-    guest = watched.guest
+    guest = observed.guest
     if math.isfinite(guest.memory_mb):
         session = replace(session, from_mb=guest.memory_mb)
     if guest.balloon_mb < session.least_mb - 0.5:
         return replace(session, least_mb=guest.balloon_mb, moved_s=now_s)
-    if watched.fresh_s > session.moved_s:
+    if observed.fresh_s > session.moved_s:
         # What it tells is of the balloon as it is: only now the two can be compared.
         surplus_mb = guest.available_mb + session.overhead_mb - guest.balloon_mb
         return replace(session, counts_balloon=surplus_mb > 2 * TOLERANCE_MB)
@@ -330,16 +330,16 @@ def _live_usage(session: Session, guest: Guest) -> float:
     return 0.0 if math.isnan(used_mb) else used_mb
 
 
-def _what_is_wrong(session: Session, watched: Watched, now_s: float, rules: Rules) -> str:
+def _what_is_wrong(session: Session, observed: ObservedGuest, now_s: float, rules: Rules) -> str:
     """Why a session must end at once; empty when all is well."""
-    guest = watched.guest
-    silence_s = min(rules.stats_age_s, max(_MISSED_REPORTS * watched.period_s, _SHORTEST_SILENCE_S))
+    guest = observed.guest
+    silence_s = min(rules.stats_age_s, max(_MISSED_REPORTS * observed.period_s, _SHORTEST_SILENCE_S))
     usage_mb = _live_usage(session, guest)
     tight_mb = usage_mb + rules.headroom(usage_mb) / 2
     checks: tuple[tuple[bool, str], ...] = (
         (guest.swapped_kb > session.swapped_kb, f"it swapped {guest.swapped_kb - session.swapped_kb:.0f} kB"),
-        (watched.faults_per_s > _FAULTS_PER_S, f"it has {watched.faults_per_s:.0f} page faults from disk per second"),
-        (not guest.reports or now_s - watched.fresh_s > silence_s, "it stopped telling of its memory"),
+        (observed.faults_per_s > _FAULTS_PER_S, f"it has {observed.faults_per_s:.0f} page faults from disk per second"),
+        (not guest.reports or now_s - observed.fresh_s > silence_s, "it stopped telling of its memory"),
         (not math.isfinite(guest.balloon_mb), "its host does not tell how much it has"),
         (
             min(guest.balloon_mb, session.to_mb) < tight_mb,

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..common.logs import Changes
+from ..common.logs import ProblemLog
 from ..numerics import FloatArray
 from ..store.base import Store, StoreRefused, StoreUnavailable
-from .guests import Metrics
+from .guests import GuestUsage
 
 LOG = logging.getLogger("scroogevm.ballooning")
 
@@ -31,9 +31,9 @@ class _Vm:
         self._rss_s = -math.inf
 
     def add(self, times_s: FloatArray, usage_mb: FloatArray, rss_mb: FloatArray) -> None:
-        told = ~np.isnan(usage_mb)
-        if told.any():
-            self.pieces.append((times_s[told], usage_mb[told]))
+        plan_lines = ~np.isnan(usage_mb)
+        if plan_lines.any():
+            self.pieces.append((times_s[plan_lines], usage_mb[plan_lines]))
         resident = np.flatnonzero(~np.isnan(rss_mb))
         if resident.size:
             self.rss_mb, self._rss_s = float(rss_mb[resident[-1]]), float(times_s[resident[-1]])
@@ -44,17 +44,17 @@ class _Vm:
         if self._rss_s < before_s:
             self.rss_mb = math.nan
 
-    def metrics(self, since_s: float, now_s: float) -> Metrics:
+    def metrics(self, since_s: float, now_s: float) -> GuestUsage:
         if not self.pieces:
-            return Metrics(math.nan, self.rss_mb, math.inf)
+            return GuestUsage(math.nan, self.rss_mb, math.inf)
         times_s = np.concatenate([times for times, _ in self.pieces])
         usage_mb = np.concatenate([usage for _, usage in self.pieces])[times_s >= since_s]
         if not usage_mb.size:
-            return Metrics(math.nan, self.rss_mb, math.inf)
-        return Metrics(float(np.percentile(usage_mb, _USAGE_PERCENTILE)), self.rss_mb, now_s - float(times_s[-1]))
+            return GuestUsage(math.nan, self.rss_mb, math.inf)
+        return GuestUsage(float(np.percentile(usage_mb, _USAGE_PERCENTILE)), self.rss_mb, now_s - float(times_s[-1]))
 
 
-class GuestMetrics:
+class UsageCache:
     """Keeps the samples of the last scope of all nodes; what is known already is not read again.
 
     Parameters
@@ -69,16 +69,16 @@ class GuestMetrics:
         self._lock = threading.Lock()
         self._vms: dict[str, dict[str, _Vm]] = {}
         self._read_to_ms: dict[str, int] = {}
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
 
     def refresh(self, nodes: Sequence[str], now_s: float) -> None:
         """Read what is new of each node; one that can't be read keeps what was known of it."""
         for node in nodes:
             try:
                 self._refresh(node, now_s)
-                self._changes.right(f"metrics of {node}")
+                self._problems.resolve(f"metrics of {node}")
             except (StoreUnavailable, StoreRefused) as error:
-                self._changes.wrong(f"metrics of {node}", str(error))
+                self._problems.report(f"metrics of {node}", str(error))
 
     def _refresh(self, node: str, now_s: float) -> None:
         since_s = now_s - self._scope_s
@@ -97,7 +97,7 @@ class GuestMetrics:
                 if not vm.pieces and name not in period.domains:
                     del vms[name]
 
-    def of(self, node: str, now_s: float) -> Mapping[str, Metrics] | None:
+    def of(self, node: str, now_s: float) -> Mapping[str, GuestUsage] | None:
         """The VMs of a node by the names under which they are stored; None as long as it was not read."""
         with self._lock:
             if node not in self._vms:

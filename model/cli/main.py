@@ -16,7 +16,7 @@ from ..common.errors import UsageError
 from .parser import Parser
 
 
-def carry_out(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
+def run_cli(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
     """Do a program's job; its exit code.
 
     Parameters
@@ -44,7 +44,7 @@ def carry_out(parser: Parser, job: Callable[[], int], setup: str = "all") -> int
 
 
 @contextlib.contextmanager
-def libraries(setup: str) -> Iterator[None]:
+def require_libraries(setup: str) -> Iterator[None]:
     """Around the imports at the head of a program: what is not installed is one line and exit code 2, too."""
     try:
         yield
@@ -57,7 +57,7 @@ def _not_installed(error: ModuleNotFoundError, setup: str) -> str:
     return f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready"
 
 
-def interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -> int:
+def run_interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -> int:
     """Do a job that Ctrl-C and SIGTERM break off, with all that it has to take back; its exit code.
 
     Parameters

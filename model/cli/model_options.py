@@ -9,7 +9,7 @@ from ..conformal import MOST_RISK
 from ..nodemodel import ModelSettings
 from ..oversubscriptioncomputation import STRATEGIES, StrategySettings
 from ..slices import RESOURCES
-from ..stability import STABILITIES, Stability
+from ..stability import STABILITY_DETECTORS, StabilityDetector
 
 
 def chosen_strategies(text: str) -> tuple[str, ...]:
@@ -47,12 +47,13 @@ def _risk(args: argparse.Namespace, option: str, strategies: tuple[str, ...]) ->
 
 
 def check_risk(option: str, risk: float) -> None:
+    """Refuse a target risk that the strategy cannot keep to."""
     if not 0 < risk <= MOST_RISK:
         raise UsageError(
             f"--{option.replace('_', '-')}: conformal keeps to risks above 0 and up to {MOST_RISK:g}, not to {risk:g}"
         )
 
 
-def chosen_judges(args: argparse.Namespace) -> dict[str, Stability]:
+def chosen_detectors(args: argparse.Namespace) -> dict[str, StabilityDetector]:
     """Who decides that a slice is stable, by resource name."""
-    return {resource.name: STABILITIES[args.stability] for resource in RESOURCES}
+    return {resource.name: STABILITY_DETECTORS[args.stability] for resource in RESOURCES}

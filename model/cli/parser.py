@@ -64,7 +64,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
-def moment(text: str) -> float:
+def timestamp(text: str) -> float:
     """An argument type: a moment, Unix seconds or ISO 8601 (UTC, if it does not say otherwise)."""
     try:
         seconds = float(text)

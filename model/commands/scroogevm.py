@@ -10,8 +10,8 @@ import argparse
 import logging
 import sys
 
-from ..cli.main import carry_out, interruptible
-from ..cli.parser import Parser, add_debug_and_version, moment, number, whole_number
+from ..cli.main import run_cli, run_interruptible
+from ..cli.parser import Parser, add_debug_and_version, number, timestamp, whole_number
 
 EPILOG = """\
 strategies (T is what is to be seen as used; free = config - T):
@@ -70,8 +70,10 @@ def build_parser() -> Parser:
     add("--status", action="store_true", help="show what is published, as a table")
     add("--watch", action="store_true", help="the same, kept on the screen until Ctrl-C")
     add("--export", metavar="TRACE.json", help="write what the store has of one node as a trace")
-    add("--since", type=moment, metavar="TIME", help="with --export: from then on; Unix seconds or 2026-01-31T12:00Z")
-    add("--until", type=moment, metavar="TIME", help="with --export: up to then (default: now)")
+    add(
+        "--since", type=timestamp, metavar="TIME", help="with --export: from then on; Unix seconds or 2026-01-31T12:00Z"
+    )
+    add("--until", type=timestamp, metavar="TIME", help="with --export: up to then (default: now)")
     add(
         "--stability",
         choices=("mean", "always", "never"),
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     args.status = args.status or args.watch
     _refuse_what_makes_no_sense(parser, args)
     job, setup = (_serve, "live") if args.load is None else (_replay, "offline")
-    return interruptible(lambda: carry_out(parser, lambda: job(args), setup), lambda: _interrupted(args))
+    return run_interruptible(lambda: run_cli(parser, lambda: job(args), setup), lambda: _interrupted(args))
 
 
 def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:

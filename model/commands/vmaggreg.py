@@ -5,7 +5,7 @@ Settings come from the environment and from .env in the working directory; the f
 
 from __future__ import annotations
 
-from ..cli.main import carry_out
+from ..cli.main import run_cli
 from ..cli.parser import Parser, add_debug_and_version
 
 EPILOG = """\
@@ -37,6 +37,6 @@ def main(argv: list[str] | None = None) -> int:
         return aggregation.run(args)
 
     try:
-        return carry_out(parser, job, "live")
+        return run_cli(parser, job, "live")
     except KeyboardInterrupt:
         return 0

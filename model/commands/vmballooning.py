@@ -7,7 +7,7 @@ the file dotenv explains each of them.
 
 from __future__ import annotations
 
-from ..cli.main import carry_out
+from ..cli.main import run_cli
 from ..cli.parser import Parser, add_debug_and_version
 
 EPILOG = """\
@@ -37,6 +37,6 @@ def main(argv: list[str] | None = None) -> int:
         return ballooning.run(args)
 
     try:
-        return carry_out(parser, job)
+        return run_cli(parser, job)
     except KeyboardInterrupt:
         return 0

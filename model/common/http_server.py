@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 
-def serve_metrics(key: str, port: int, address: str, registry: CollectorRegistry) -> None:
-    """Answer a Prometheus server, in a thread, for as long as the process lives.
+def serve_metrics(key: str, port: int, address: str, registry: CollectorRegistry) -> Server:
+    """Serve metrics to a Prometheus server, in a thread, until the server is closed.
 
     Raises
     ------
     UsageError
         When the port that the setting ``key`` names can't be had.
     """
-    serve(key, port, address, make_wsgi_app(registry))
+    return serve(key, port, address, make_wsgi_app(registry))
 
 
-def serve(key: str, port: int, address: str, application: WSGIApplication) -> None:
-    """The same for any pages.
+def serve(key: str, port: int, address: str, application: WSGIApplication) -> Server:
+    """Serve any pages, in a thread, until the server is closed.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def serve(key: str, port: int, address: str, application: WSGIApplication) -> No
         When the port that the setting ``key`` names can't be had.
     """
     try:
-        Server(application, port, address)
+        return Server(application, port, address)
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or "METRICS_ADDRESS is no address"
         raise UsageError(f"{key}: {port} can't be served: {words}") from None

@@ -1,43 +1,141 @@
-"""What the daemons have in common: a pace that does not drift, an end that is clean, a log that does not repeat."""
+"""The life cycle of a daemon: start, reload on SIGHUP, clean stop; and a pace that does not drift."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+from .environment import SettingsError
+from .logs import EVENT
+
+LOG = logging.getLogger("scroogevm")
+
+S = TypeVar("S")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """Ctrl-C and SIGTERM set the event; a second one ends the process at once."""
+class StopRequest:
+    """Set when the process is asked to stop or to reload; usable from threads and from asyncio."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.reload = False
+        self._callbacks: list[Callable[[], object]] = []
+
+    def is_set(self) -> bool:
+        """Whether the current run has to end."""
+        return self.event.is_set()
+
+    def set(self) -> None:
+        """End the current run."""
+        self.event.set()
+        for callback in self._callbacks:
+            callback()
+
+    def clear(self) -> None:
+        """Make it ready for another run."""
+        self.reload = False
+        self._callbacks.clear()
+        self.event.clear()
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call a function, which must not block, when this is set."""
+        self._callbacks.append(callback)
+        if self.is_set():
+            callback()
+
+    def as_asyncio_event(self) -> asyncio.Event:
+        """An event of the running loop that is set together with this one."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        self.on_stop(lambda: loop.call_soon_threadsafe(event.set))
+        return event
+
+
+def handle_signals() -> StopRequest:
+    """Install the signal handlers of a daemon: SIGINT and SIGTERM stop, a second one ends at once, SIGHUP reloads."""
+    request = StopRequest()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        request.reload = False
+        for number in _STOPPING:
+            # Not Python's own handler, which prints a traceback.
+            signal.signal(number, signal.SIG_DFL)
+        request.set()
+
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        if not request.is_set():
+            request.reload = True
+            request.set()
+
+    for number in _STOPPING:
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, reload)
+    return request
+
+
+def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) -> int:
+    """Run a daemon until it is stopped; the exit code.
+
+    SIGHUP ends the run cleanly and starts the next one with the settings as they are then. Settings that are wrong
+    by then are logged, and the daemon goes on with those it had.
+
+    Parameters
+    ----------
+    load : callable
+        Reads and validates the settings.
+    serve : callable
+        Runs with the settings until the request is set, and releases everything it opened.
+
+    Raises
+    ------
+    SettingsError
+        When the settings are wrong at the start.
+    """
+    request = handle_signals()
+    settings = load()
+    while True:
+        code = serve(settings, request)
+        if not request.reload:
+            return code
+        request.clear()
+        try:
+            settings = load()
+        except SettingsError as error:
+            for fault in error.faults:
+                LOG.error("reload: %s", fault)
+            LOG.error("reload: the settings are wrong, the daemon continues with the previous ones")
+        else:
+            LOG.info("reload: settings read again", extra=EVENT)
+
+
+def stop_on_signals(event: asyncio.Event) -> None:
+    """Set an event of the running loop on SIGINT and SIGTERM."""
     loop = asyncio.get_running_loop()
-
-    def ask() -> None:
-        stop.set()
-        for sent in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(sent)
-            # Not Python's own handler, which answers with a traceback.
-            signal.signal(sent, signal.SIG_DFL)
-
-    for sent in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(sent, ask)
+    handle_signals().on_stop(lambda: loop.call_soon_threadsafe(event.set))
 
 
 def jitter(name: str) -> float:
-    """A share of a period, 0 to 1, always the same for a name: so many nodes are not asked all at once."""
+    """A fraction of a period, 0 to 1, fixed for a name, that spreads the scrapes of many nodes."""
     return zlib.crc32(name.encode()) / 2**32
 
 
 class Pace:
-    """Moments that follow each other at equal distances, whatever is done in between.
+    """Equally spaced moments, whatever is done in between.
 
     Parameters
     ----------
     first_after_s : float
-        From now to the first moment.
+        Seconds from now to the first moment.
     clock : callable
-        Seconds that only grow.
+        Monotonic seconds.
     """
 
     def __init__(self, first_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +143,7 @@ class Pace:
         self._next = clock() + first_after_s
 
     async def wait(self, stop: asyncio.Event) -> bool:
-        """Wait for the moment; False when it is time to stop."""
+        """Wait for the next moment; False when stopped."""
         if stop.is_set():
             return False
         pause = max(0.0, self._next - self._clock())
@@ -56,7 +154,7 @@ class Pace:
         return False
 
     def advance(self, period_s: float) -> int:
-        """Go on to the next moment; those that have passed already are left out, and counted."""
+        """Step to the next moment; moments that have passed are skipped, and their number is returned."""
         self._next += period_s
         late = self._clock() - self._next
         missed = int(late // period_s) + 1 if late > 0 else 0

@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 
 from ..common.atomic_files import identity
-from ..common.logs import Changes
+from ..common.logs import ProblemLog
 from ..numerics import FloatArray
 from ..replay.dump import SliceFigures
 from ..slices import Slice, Usage
 from ..status import NodeStatus
-from .slicing import Known
+from .slicing import LastConfigs
 
 LOG = logging.getLogger("scroogevm.memory")
 
@@ -37,16 +37,16 @@ _BUSY_S = 1.0
 _RETRY_S = 5.0
 
 
-class MemoryRefused(Exception):
+class CheckpointRefused(Exception):
     """The file can't be used; the message is one line."""
 
 
-class MemoryBroken(Exception):
+class CheckpointCorrupt(Exception):
     """What is remembered of a node makes no sense."""
 
 
 @dataclass(slots=True)
-class NodeMemory:
+class NodeCheckpoint:
     """A node after its last slice.
 
     Attributes
@@ -55,26 +55,26 @@ class NodeMemory:
         Of that slice.
     common : dict
         What its model keeps for all positions.
-    known : Known
+    known : LastConfigs
     status : NodeStatus
         What was published of it.
     """
 
     number: int
     common: dict[str, Any]
-    known: Known
+    known: LastConfigs
     status: NodeStatus
 
 
 @dataclass(slots=True)
-class PositionMemory:
+class PositionCheckpoint:
     """One position of a node: its own part of the model's memory, and its last slices by their numbers."""
 
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     past: dict[int, Slice] = field(default_factory=dict)
 
 
-class MemoryFile:
+class CheckpointFile:
     """The memory of all nodes.
 
     Parameters
@@ -89,7 +89,7 @@ class MemoryFile:
 
     Raises
     ------
-    MemoryRefused
+    CheckpointRefused
         When the file can't be opened, or another daemon has it open.
     """
 
@@ -99,19 +99,19 @@ class MemoryFile:
         self._kept_figures = kept_figures
         self._text = json.dumps({"format": _FORMAT, **configuration}, sort_keys=True)
         self._lock = threading.Lock()
-        self._changes = Changes(LOG)
-        self._held_nodes: dict[str, NodeMemory] = {}
-        self._held_positions: dict[tuple[str, int], PositionMemory] = {}
+        self._problems = ProblemLog(LOG)
+        self._held_nodes: dict[str, NodeCheckpoint] = {}
+        self._held_positions: dict[tuple[str, int], PositionCheckpoint] = {}
         self._retry_at = 0.0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
             self._identity = identity(self.path)
         except OSError as error:
-            raise MemoryRefused(f"{self.path}: {error.strerror}") from None
+            raise CheckpointRefused(f"{self.path}: {error.strerror}") from None
         except sqlite3.Error as error:
             words = "another scroogevm.py is at work with it" if "locked" in str(error) else str(error)
-            raise MemoryRefused(f"{self.path}: {words}") from None
+            raise CheckpointRefused(f"{self.path}: {words}") from None
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -155,25 +155,25 @@ class MemoryFile:
             with contextlib.suppress(FileNotFoundError):
                 self.path.with_name(self.path.name + end).replace(aside.with_name(aside.name + end))
 
-    def node(self, node: str) -> NodeMemory | None:
+    def node(self, node: str) -> NodeCheckpoint | None:
         """What is remembered of a node; None when that is nothing.
 
         Raises
         ------
-        MemoryBroken
+        CheckpointCorrupt
         """
         with self._lock:
             if node in self._held_nodes:
                 return self._held_nodes[node]
             row = self._ask("SELECT data FROM node WHERE name = ?", (node,))
-        return _decoded(row[0][0], NodeMemory) if row else None
+        return _decoded(row[0][0], NodeCheckpoint) if row else None
 
-    def position(self, node: str, position: int) -> PositionMemory:
+    def position(self, node: str, position: int) -> PositionCheckpoint:
         """What is remembered of one position of a node.
 
         Raises
         ------
-        MemoryBroken
+        CheckpointCorrupt
         """
         with self._lock:
             if held := self._held_positions.get((node, position)):
@@ -184,22 +184,22 @@ class MemoryFile:
                 "SELECT number, data FROM slice WHERE name = ? AND position = ? ORDER BY number", (node, position)
             )
         own = _decoded(row[0][0], dict[str, dict[str, Any]]) if row else {}
-        return PositionMemory(own, {number: _unpacked(data) for number, data in past})
+        return PositionCheckpoint(own, {number: _unpacked(data) for number, data in past})
 
     def _ask(self, statement: str, values: Sequence[Any]) -> list[Any]:
         return self._connection.execute(statement, values).fetchall()
 
     def save(
-        self, node: str, memory: NodeMemory, position: int, place: PositionMemory, figures: SliceFigures | None
+        self, node: str, memory: NodeCheckpoint, position: int, place: PositionCheckpoint, figures: SliceFigures | None
     ) -> None:
         """Write down a node after a slice; never fails.
 
         Parameters
         ----------
         node : str
-        memory : NodeMemory
+        memory : NodeCheckpoint
         position : int
-        place : PositionMemory
+        place : PositionCheckpoint
             Is thinned out to what is kept.
         figures : SliceFigures or None
             Of the slice, for the dump.
@@ -216,11 +216,11 @@ class MemoryFile:
                 self._write((node, memory.number, msgspec.msgpack.encode(figures)) if figures else None)
             except (OSError, sqlite3.Error) as error:
                 self._retry_at = time.monotonic() + _RETRY_S
-                self._changes.wrong(str(self.path), f"can't be written, all goes on in memory: {error}")
+                self._problems.report(str(self.path), f"can't be written, all goes on in memory: {error}")
             else:
                 self._held_nodes.clear()
                 self._held_positions.clear()
-                self._changes.right(str(self.path))
+                self._problems.resolve(str(self.path))
 
     def _make_sure_it_is_there(self) -> None:
         """Make the file again, with all that was in it, when it was taken away under our hands."""
@@ -265,7 +265,7 @@ class MemoryFile:
 
         Raises
         ------
-        MemoryBroken
+        CheckpointCorrupt
         """
         with self._lock:
             rows = self._ask("SELECT data FROM figures WHERE name = ? ORDER BY number", (node,))
@@ -337,7 +337,7 @@ def _unpacked(data: bytes) -> Slice:
             for usage in (packed.cpu, packed.mem)
         )
     except ValueError as error:
-        raise MemoryBroken(str(error)) from None
+        raise CheckpointCorrupt(str(error)) from None
     return Slice(packed.end_s, packed.position, packed.vms, cpu, mem)
 
 
@@ -349,4 +349,4 @@ def _decoded(data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind, strict=False)
     except (msgspec.DecodeError, ValueError) as error:
-        raise MemoryBroken(str(error)) from None
+        raise CheckpointCorrupt(str(error)) from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from ..cli.model_options import chosen_judges, chosen_strategies, model_settings
+from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve
@@ -20,14 +20,14 @@ from ..common.lifecycle import stop_on_signals
 from ..common.logs import set_up_logging
 from ..nodemodel import ModelSettings
 from ..oversubscriptioncomputation import STRATEGIES
-from ..publishers.base import Background, Outlet
+from ..publishers.base import BackgroundPublisher, Publisher
 from ..publishers.prometheus import EstimatorMetrics
 from ..publishers.settings import PlacementSettings
 from ..publishers.status_file import StatusFile
 from ..store.base import StoreRefused
 from ..store.factory import open_store
-from .checkpoints import MemoryFile, MemoryRefused
-from .dump_writer import LiveDump
+from .checkpoints import CheckpointFile, CheckpointRefused
+from .dump_writer import DumpWriter
 from .scheduler import Estimator
 from .settings import EstimatorSettings, estimator_settings, parse_nodes
 
@@ -59,34 +59,34 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(contextlib.closing(open_store(settings.store)))
-            memory = MemoryFile(
-                settings.memory_path,
+            memory = CheckpointFile(
+                settings.checkpoint_path,
                 _configuration(args, settings, model),
                 kept=settings.historical + 1,
                 kept_figures=settings.dump_slices,
             )
             opened.enter_context(contextlib.closing(memory))
-        except (StoreRefused, MemoryRefused) as error:
+        except (StoreRefused, CheckpointRefused) as error:
             raise UsageError(str(error)) from None
-        outlets: dict[str, Outlet] = {}
-        dump = LiveDump(args, settings, model, memory) if args.debug else None
+        publishers: dict[str, Publisher] = {}
+        dump = DumpWriter(args, settings, model, memory) if args.debug else None
         estimator = Estimator(
             settings,
             model,
-            chosen_judges(args),
+            chosen_detectors(args),
             store,
             memory,
-            outlets,
+            publishers,
             recorded=dump is not None,
             on_slice=dump.on_slice if dump else lambda *_: None,
         )
         registry = CollectorRegistry()
         valid_s = settings.calendar.slice_s + estimator.patience_s
-        outlets["status file"] = StatusFile(settings.status, valid_s)
-        counts = _keep_placement(settings.placement, outlets, opened) if settings.placement else None
-        outlets["metrics"] = EstimatorMetrics(registry, estimator.counts, counts)
+        publishers["status file"] = StatusFile(settings.status, valid_s)
+        counts = _keep_placement(settings.placement, publishers, opened) if settings.placement else None
+        publishers["metrics"] = EstimatorMetrics(registry, estimator.counts, counts)
         if settings.metrics_port and not args.once:
-            outlets["status page"] = _serve_page(settings, registry, valid_s)
+            publishers["status page"] = _serve_page(settings, registry, valid_s)
         try:
             silent = asyncio.run(estimator.once() if args.once else _until_stopped(estimator))
         finally:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if args.once and (silent or estimator.counts.publication_failures) else 0
 
 
-def _serve_page(settings: EstimatorSettings, registry: CollectorRegistry, valid_s: float) -> Outlet:
+def _serve_page(settings: EstimatorSettings, registry: CollectorRegistry, valid_s: float) -> Publisher:
     """Serve the status page, and the metrics beside it."""
     # Templates, only for those who want them.
     from ..publishers.status_page.history import History
@@ -111,20 +111,21 @@ def _serve_page(settings: EstimatorSettings, registry: CollectorRegistry, valid_
 
 
 def _keep_placement(
-    settings: PlacementSettings, outlets: dict[str, Outlet], opened: contextlib.ExitStack
+    settings: PlacementSettings, publishers: dict[str, Publisher], opened: contextlib.ExitStack
 ) -> Callable[[], PlacementCounts]:
     """Publish to OpenStack Placement too; what tells how it goes."""
     # An HTTP client and its login, only for those who want it.
-    from ..publishers.placement.ratio import promises_of
+    from ..publishers.placement.ratio import capacities_of
 
     placement = open_placement(settings)
-    background = Background(lambda statuses: placement.publish(promises_of(statuses)))
-    outlets["placement"] = background
+    background = BackgroundPublisher(lambda statuses: placement.publish(capacities_of(statuses)))
+    publishers["placement"] = background
     opened.callback(background.close, _END_S)
     return placement.counts
 
 
 def open_placement(settings: PlacementSettings) -> Placement:
+    """The client of OpenStack Placement."""
     from ..publishers.placement.client import PlacementError
     from ..publishers.placement.reconciler import Placement
 
@@ -142,6 +143,7 @@ async def _until_stopped(estimator: Estimator) -> int:
 
 
 def load_settings(args: argparse.Namespace) -> EstimatorSettings:
+    """The settings, with the nodes of the command line."""
     try:
         nodes = () if args.url is None else parse_nodes(json.loads(args.url))
     except (ValueError, RecursionError) as error:
@@ -159,7 +161,7 @@ def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model:
         "slice_s": settings.calendar.slice_s,
         "positions": settings.calendar.positions,
         "historical": model.historical,
-        "strategies": {name: STRATEGIES[name].remembers for name in model.strategies},
+        "strategies": {name: STRATEGIES[name].state_fields for name in model.strategies},
         "published": model.strategies[0],
         "percentiles": [model.cpu.percentile, model.mem.percentile],
         "aggregation": model.cpu.aggregation,

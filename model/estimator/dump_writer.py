@@ -8,19 +8,19 @@ import sqlite3
 from pathlib import Path
 
 from ..common.atomic_files import write_atomically
-from ..common.logs import Changes
+from ..common.logs import ProblemLog
 from ..nodemodel import ModelSettings, NodeEstimate
 from ..replay.dump import DumpRecorder
 from ..replay.presentation import log_scope
 from ..replay.replay import dump_config, dump_name
 from ..slices import Slice
-from .checkpoints import MemoryBroken, MemoryFile
+from .checkpoints import CheckpointCorrupt, CheckpointFile
 from .settings import EstimatorSettings
 
 LOG = logging.getLogger("scroogevm.estimator")
 
 
-class LiveDump:
+class DumpWriter:
     """Writes a node's dump at the end of each scope, and all of them at the end.
 
     Parameters
@@ -29,12 +29,12 @@ class LiveDump:
         ``output``, ``debug`` and ``stability`` of the command line.
     settings : EstimatorSettings
     model : ModelSettings
-    memory : MemoryFile
+    memory : CheckpointFile
         Where the figures are kept.
     """
 
     def __init__(
-        self, args: argparse.Namespace, settings: EstimatorSettings, model: ModelSettings, memory: MemoryFile
+        self, args: argparse.Namespace, settings: EstimatorSettings, model: ModelSettings, memory: CheckpointFile
     ) -> None:
         self._folder = Path(args.output or ".")
         self._pictures = args.debug >= 2
@@ -42,7 +42,7 @@ class LiveDump:
         self._settings = settings
         self._model = model
         self._memory = memory
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
 
     def on_slice(self, node: str, number: int, finished: Slice, estimate: NodeEstimate) -> None:
         """Take note of a slice; the last one of a scope is told, and the dump written."""
@@ -60,10 +60,10 @@ class LiveDump:
         """One dump; what prevents it is logged once."""
         try:
             self._write(node)
-            self._changes.right(f"dump of {node}")
-        except (OSError, sqlite3.Error, MemoryBroken) as error:
+            self._problems.resolve(f"dump of {node}")
+        except (OSError, sqlite3.Error, CheckpointCorrupt) as error:
             words = error.strerror if isinstance(error, OSError) else str(error)
-            self._changes.wrong(f"dump of {node}", f"can't be written: {words}")
+            self._problems.report(f"dump of {node}", f"can't be written: {words}")
 
     def _write(self, node: str) -> None:
         kept = self._memory.figures(node)

@@ -18,20 +18,20 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from ..common.logs import Changes
+from ..common.logs import ProblemLog
 from ..common.threads import DaemonThreads
 from ..nodemodel import Memory, ModelSettings, NodeEstimate, NodeModel
-from ..publishers.base import Outlet
-from ..publishers.prometheus import Counts
+from ..publishers.base import Publisher
+from ..publishers.prometheus import EstimatorCounts
 from ..replay.dump import SliceFigures, slice_figures
 from ..slices import Slice
-from ..stability import Stability
+from ..stability import StabilityDetector
 from ..status import NodeStatus
 from ..store.base import Store, StoreRefused, StoreUnavailable
-from .checkpoints import MemoryBroken, MemoryFile, NodeMemory
+from .checkpoints import CheckpointCorrupt, CheckpointFile, NodeCheckpoint
 from .node_worker import CATCH_UP_S, NodeProgress, StoreBehind, without_vm_samples
 from .settings import EstimatorSettings
-from .slicing import FIELDS, Known, assemble, promised
+from .slicing import FIELDS, LastConfigs, build_slice, last_configs
 
 LOG = logging.getLogger("scroogevm.estimator")
 
@@ -60,10 +60,10 @@ class Estimator:
     settings : EstimatorSettings
     model : ModelSettings
         Its positions are the calendar's, whatever it says.
-    judges : mapping of resource name to Stability
+    detectors : mapping of resource name to StabilityDetector
     store : Store
-    memory : MemoryFile
-    outlets : mapping of name to Outlet
+    memory : CheckpointFile
+    publishers : mapping of name to Publisher
     recorded : bool
         Whether the figures of every slice are kept for dumps.
     on_slice : callable
@@ -76,10 +76,10 @@ class Estimator:
         self,
         settings: EstimatorSettings,
         model: ModelSettings,
-        judges: Mapping[str, Stability],
+        detectors: Mapping[str, StabilityDetector],
         store: Store,
-        memory: MemoryFile,
-        outlets: Mapping[str, Outlet],
+        memory: CheckpointFile,
+        publishers: Mapping[str, Publisher],
         *,
         recorded: bool = False,
         on_slice: Callable[[str, int, Slice, NodeEstimate], None] = lambda *_: None,
@@ -88,20 +88,20 @@ class Estimator:
         self._calendar = settings.calendar
         self._settings = settings
         self._model = replace(model, positions=settings.calendar.positions)
-        self._judges = judges
+        self._judges = detectors
         self._store = store
         self._memory = memory
-        self._outlets = outlets
+        self._outlets = publishers
         self._recorded = recorded
         self._on_slice = on_slice
         self._clock = clock
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
         self._stopping = False
         self._shown: Sequence[tuple[int | None, str, float]] = ()
         self._failed: set[str] = set()  # outlets that do not have what is shown
         self._published_at = time.monotonic()
         self._pool = DaemonThreads(min(_THREADS, len(settings.nodes)))
-        self.counts = Counts()
+        self.counts = EstimatorCounts()
         self._nodes = {node: NodeProgress(self._remembered(node)) for node in settings.nodes}
 
     @property
@@ -110,7 +110,7 @@ class Estimator:
         return self._settings.settle_s + min(_PATIENCE_S, self._calendar.slice_s / 4)
 
     def _remembered(self, node: str) -> tuple[int | None, NodeStatus]:
-        with contextlib.suppress(MemoryBroken, sqlite3.Error):  # its first job will tell
+        with contextlib.suppress(CheckpointCorrupt, sqlite3.Error):  # its first job will tell
             if memory := self._memory.node(node):
                 return memory.number, memory.status
         return None, NodeStatus(node, self._model.strategies[0])
@@ -222,7 +222,7 @@ class Estimator:
     def _advance(self, name: str, node: NodeProgress, due: int) -> None:
         try:
             self._go_on(name, node, due)
-        except MemoryBroken as error:
+        except CheckpointCorrupt as error:
             LOG.warning("%s: what is remembered of it makes no sense, it starts anew: %s", name, error)
             self._memory.forget(name)
             node.done = (None, NodeStatus(name, self._model.strategies[0]))
@@ -231,7 +231,7 @@ class Estimator:
     def _go_on(self, name: str, node: NodeProgress, due: int) -> None:
         memory = self._memory.node(name)
         if memory is not None and self._is_ahead(memory.number, due):
-            raise MemoryBroken(f"it reaches to {_moment(self._calendar.end_s(memory.number))}, which is not yet")
+            raise CheckpointCorrupt(f"it reaches to {_moment(self._calendar.end_s(memory.number))}, which is not yet")
         if memory is not None:
             # Also when its last slice was remembered, and what came next failed.
             node.done = (memory.number, memory.status)
@@ -246,7 +246,7 @@ class Estimator:
                 node.done = (number, node.done[1].aged(self._calendar.end_s(number)))
             self.counts.slices += 1
 
-    def _first(self, node: NodeProgress, memory: NodeMemory | None, due: int) -> int:
+    def _first(self, node: NodeProgress, memory: NodeCheckpoint | None, due: int) -> int:
         """The slice to go on with."""
         if memory is not None:
             return memory.number + 1
@@ -260,9 +260,9 @@ class Estimator:
         """Whether the clock must have been wrong; by a single slice it is waited for."""
         return number - due > 1
 
-    def _step(self, name: str, number: int, before: NodeMemory | None) -> NodeMemory | None:
+    def _step(self, name: str, number: int, before: NodeCheckpoint | None) -> NodeCheckpoint | None:
         """One slice of a node; None as long as nothing was ever heard of it."""
-        known = Known(before.known.node, dict(before.known.vms)) if before else Known()
+        known = LastConfigs(before.known.node, dict(before.known.vms)) if before else LastConfigs()
         finished = self._read(name, number, known)
         if before is None and not finished.vms and math.isnan(finished.cpu.config) and math.isnan(finished.mem.config):
             return None
@@ -274,13 +274,13 @@ class Estimator:
             try:
                 model.recall(Memory(before.common, place.own), position, past)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise MemoryBroken(repr(error)) from None
+                raise CheckpointCorrupt(repr(error)) from None
         # What overflows on samples that no machine gives is infinite, as in a replay.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             estimate = model.update(finished)
         said = before.status if before else NodeStatus(name, self._model.strategies[0])
         after = model.memory(position)
-        memory = NodeMemory(number, after.node, known, said.after(finished, estimate))
+        memory = NodeCheckpoint(number, after.node, known, said.after(finished, estimate))
         place.own = after.position
         place.past[number] = finished if self._model.keeps_vm_samples else without_vm_samples(finished)
         figures: SliceFigures | None = slice_figures(finished, estimate) if self._recorded else None
@@ -288,14 +288,14 @@ class Estimator:
         self._on_slice(name, number, finished, estimate)
         return memory
 
-    def _read(self, name: str, number: int, known: Known) -> Slice:
+    def _read(self, name: str, number: int, known: LastConfigs) -> Slice:
         start_ms, end_ms = self._calendar.bounds_ms(number)
         if self._model.uses_vm_samples or self._recorded:
             period = self._store.read(name, start_ms, end_ms, FIELDS)
-            vms, samples = promised(period.domains), period.domains
-            return assemble(number, self._calendar, known, period.node, vms, samples)
+            vms, samples = last_configs(period.domains), period.domains
+            return build_slice(number, self._calendar, known, period.node, vms, samples)
         period = self._store.read(name, start_ms, end_ms, FIELDS, domains=False)
-        return assemble(number, self._calendar, known, period.node, self._store.promised(name, start_ms, end_ms))
+        return build_slice(number, self._calendar, known, period.node, self._store.last_configs(name, start_ms, end_ms))
 
     # --- what is said -------------------------------------------------------------------------------
 
@@ -328,51 +328,51 @@ class Estimator:
         if not busy:
             self.counts.lateness_s = max(0.0, self._clock() - self._calendar.end_s(due))
             self._tell_silence(said)
-        for name, outlet in self._outlets.items():
+        for name, publisher in self._outlets.items():
             if new or name in self._failed:
-                self._publish(name, outlet, said)
+                self._publish(name, publisher, said)
         self._shown, self._published_at = shown, time.monotonic()
 
-    def _publish(self, name: str, outlet: Outlet, said: Sequence[NodeStatus]) -> None:
+    def _publish(self, name: str, publisher: Publisher, said: Sequence[NodeStatus]) -> None:
         try:
-            outlet.publish(said)
+            publisher.publish(said)
         except OSError as error:
             self._failed.add(name)
             self.counts.publication_failures += 1
-            self._changes.wrong(name, f"can't be written: {error.strerror or error}")
+            self._problems.report(name, f"can't be written: {error.strerror or error}")
         else:
             self._failed.discard(name)
             self.counts.publications += 1
-            self._changes.right(name)
+            self._problems.resolve(name)
 
     def _tell_errors(self, *, busy: bool) -> None:
         failed = {name: node.error for name, node in self._nodes.items() if node.error}
         waiting = sum(node.busy and not node.error for node in self._nodes.values())
         # Where nobody answers, some node is always at work: who still waits for its turn is not waited for.
         if len(failed) >= min(_THREADS, len(self._nodes)) and len(failed) + waiting == len(self._nodes):
-            self._changes.wrong("store", next(iter(failed.values())))
+            self._problems.report("store", next(iter(failed.values())))
             return
         if busy:
             return
-        self._changes.right("store")
+        self._problems.resolve("store")
         for name in self._nodes:
             if name in failed:
-                self._changes.wrong(name, failed[name])
+                self._problems.report(name, failed[name])
             else:
-                self._changes.right(name)
+                self._problems.resolve(name)
 
     def _tell_silence(self, said: Sequence[NodeStatus]) -> None:
         for one in said:
             what = f"samples of {one.node}"
             if one.state == "ok":
-                self._changes.right(what)
+                self._problems.resolve(what)
             elif not self._nodes[one.node].error:
                 when = (
                     f"in the slice that ended at {_moment(one.slice_end_s)}"
                     if one.state == "stale"
                     else "were ever stored"
                 )
-                self._changes.wrong(what, f"none {when}, nothing is free there")
+                self._problems.report(what, f"none {when}, nothing is free there")
 
 
 def _moment(seconds: float) -> str:

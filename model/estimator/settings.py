@@ -42,7 +42,7 @@ class EstimatorSettings:
     settle_s : float
         From the end of a slice until it is read.
     status : StatusFileSettings
-    memory_path : Path
+    checkpoint_path : Path
         Where the models' memory is kept.
     dump_slices : int
         How many slices a dump holds at most.
@@ -60,7 +60,7 @@ class EstimatorSettings:
     previous_scopes: int
     settle_s: float
     status: StatusFileSettings
-    memory_path: Path
+    checkpoint_path: Path
     dump_slices: int
     metrics_port: int
     metrics_address: str
@@ -98,7 +98,7 @@ def _calendar(env: Environment) -> Calendar:
 
 def _refuse_one_file_for_two(env: Environment, settings: EstimatorSettings) -> None:
     """A status file written over the store would be the end of what is stored."""
-    files = {"STATE_ENDPOINT": settings.status.path, "SCHED_MEMORY_PATH": settings.memory_path}
+    files = {"STATE_ENDPOINT": settings.status.path, "SCHED_MEMORY_PATH": settings.checkpoint_path}
     if settings.store.influx is None:
         files["STORE_PATH"] = settings.store.path
     owners: dict[str, str] = {}
@@ -136,7 +136,7 @@ def estimator_settings(env: Environment, nodes: tuple[str, ...] = ()) -> Estimat
         previous_scopes=env.whole("SCHED_SCOPE_INIT_FETCH_PREVIOUS", 4, 0, 10_000),
         settle_s=min(env.number("SCHED_SETTLE_S", 10.0, 0, 3600), calendar.slice_s / 4),
         status=StatusFileSettings(path, mode, uid, gid),
-        memory_path=Path(env.text("SCHED_MEMORY_PATH", str(path.parent / "estimator.sqlite"))),
+        checkpoint_path=Path(env.text("SCHED_MEMORY_PATH", str(path.parent / "estimator.sqlite"))),
         dump_slices=env.whole("SCHED_DUMP_SLICES", 500, 1, 10**6),
         metrics_port=env.whole("SCHED_METRICS_PORT", 0, 0, 65535),
         metrics_address=env.text("METRICS_ADDRESS", "127.0.0.1"),

@@ -19,7 +19,7 @@ from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
 
 #: What is asked of a store, of the node and of its domains.
 FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage")
-PROMISED = ("cpu", "mem")
+CONFIG_FIELDS = ("cpu", "mem")
 
 _NOTHING: FloatArray = np.empty(0)
 
@@ -69,7 +69,7 @@ class Calendar:
 
 
 @dataclass(slots=True)
-class Known:
+class LastConfigs:
     """The configurations that were told last: cores or vCPUs, and MB; NaN where they never were.
 
     Attributes
@@ -83,15 +83,17 @@ class Known:
     vms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def promised(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
+def last_configs(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
     """The last value of ``cpu`` and ``mem`` of each domain."""
-    return {name: {field: _last_told(samples.fields[field]) for field in PROMISED} for name, samples in domains.items()}
+    return {
+        name: {field: _last_told(samples.fields[field]) for field in CONFIG_FIELDS} for name, samples in domains.items()
+    }
 
 
-def assemble(
+def build_slice(
     number: int,
     calendar: Calendar,
-    known: Known,
+    known: LastConfigs,
     node: Samples,
     vms: Mapping[str, Mapping[str, float]],
     vm_samples: Mapping[str, Samples] | None = None,
@@ -102,7 +104,7 @@ def assemble(
     ----------
     number : int
     calendar : Calendar
-    known : Known
+    known : LastConfigs
         Is brought up to date.
     node : Samples
         With :data:`FIELDS`.
@@ -111,8 +113,10 @@ def assemble(
     vm_samples : mapping of name to Samples, optional
         With the usage of the VMs, where that is wanted.
     """
-    known.node = _merged(known.node, [_last_told(configured(node.fields[field])) for field in PROMISED])
-    told = {name: [_sane(values.get(field, math.nan)) for field in PROMISED] for name, values in sorted(vms.items())}
+    known.node = _merged(known.node, [_last_told(configured(node.fields[field])) for field in CONFIG_FIELDS])
+    told = {
+        name: [_sane(values.get(field, math.nan)) for field in CONFIG_FIELDS] for name, values in sorted(vms.items())
+    }
     known.vms = {
         name: _merged(known.vms.get(name, (math.nan, math.nan)), values)
         for name, values in told.items()
@@ -161,4 +165,4 @@ def _merged(before: tuple[float, float], told: Sequence[float]) -> tuple[float, 
     return cpu, mem
 
 
-assert RESOURCES[0] is CPU  # noqa: S101  # PROMISED and Known are in this order
+assert RESOURCES[0] is CPU  # noqa: S101  # CONFIG_FIELDS and LastConfigs are in this order

@@ -12,7 +12,7 @@ from ..numerics import FloatArray
 from ..samples import Samples
 from ..store.base import Store
 from .settings import EstimatorSettings
-from .slicing import FIELDS, PROMISED, Known, assemble, clean, configured, promised
+from .slicing import CONFIG_FIELDS, FIELDS, LastConfigs, build_slice, clean, configured, last_configs
 
 _DOMAIN_FIELDS = (*FIELDS, "mem_rss")
 
@@ -39,14 +39,14 @@ def export(
     NothingStored
     StoreUnavailable
     """
-    calendar, known = settings.calendar, Known()
+    calendar, known = settings.calendar, LastConfigs()
     node_slices: list[bytes] = []
     vms: dict[str, dict[int, bytes]] = {}
     samples = 0
     for number in range(first, last + 1):
         period = store.read(node, *calendar.bounds_ms(number), _DOMAIN_FIELDS)
         # Who was there is decided by the code that decides it live.
-        found = assemble(number, calendar, known, period.node, promised(period.domains))
+        found = build_slice(number, calendar, known, period.node, last_configs(period.domains))
         for name in found.vms:
             vms.setdefault(name, {})[number] = _lists(period.domains[name], _DOMAIN_FIELDS)
         more = {"vm": list(found.vms)} if period.node.time_ms.size else {}
@@ -67,7 +67,7 @@ def export(
 
 def _with_configuration(node: Samples) -> Samples:
     """A node without cores or memory is none: a trace refuses what the live estimator ignores."""
-    return Samples(node.time_ms, {**node.fields, **{name: configured(node.fields[name]) for name in PROMISED}})
+    return Samples(node.time_ms, {**node.fields, **{name: configured(node.fields[name]) for name in CONFIG_FIELDS}})
 
 
 def _lists(samples: Samples, fields: tuple[str, ...], more: dict[str, Any] | None = None) -> bytes:

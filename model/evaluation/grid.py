@@ -23,7 +23,7 @@ from ..replay.replay import Replay
 from ..replay.scoring import TOLERANCE, History, published_terms, score
 from ..replay.trace import Trace
 from ..slices import RESOURCES
-from ..stability import STABILITIES
+from ..stability import STABILITY_DETECTORS
 
 #: Where the values of each of ``PARAMETERS`` stand.
 _OPTIONS = ("percentile", "aggreg", "risk", "stability")
@@ -40,8 +40,8 @@ def chosen_variants(args: argparse.Namespace) -> list[Variant]:
     for risk in args.risk if "conformal" in strategies else ():
         check_risk("risk", risk)
     for name in args.stability:
-        if name not in STABILITIES:
-            raise UsageError(f"--stability: {name!r} is none of {', '.join(STABILITIES)}")
+        if name not in STABILITY_DETECTORS:
+            raise UsageError(f"--stability: {name!r} is none of {', '.join(STABILITY_DETECTORS)}")
     values = {name: getattr(args, option) for name, option in zip(PARAMETERS, _OPTIONS, strict=True)}
     return variants(strategies, values)
 
@@ -70,7 +70,7 @@ def variants(strategies: Iterable[str], values: Mapping[str, Sequence[Any]]) -> 
     """
     found = []
     for name in strategies:
-        heeded = [parameter for parameter in PARAMETERS if parameter in STRATEGIES[name].heeds]
+        heeded = [parameter for parameter in PARAMETERS if parameter in STRATEGIES[name].parameters]
         for combined in itertools.product(*(values[parameter] for parameter in heeded)):
             found.append(Variant(name, **dict(zip(heeded, combined, strict=True))))
     return found
@@ -127,10 +127,10 @@ def evaluate(trace: Trace, chosen: Sequence[Variant]) -> Histories:
             passes[-1].takes(variant)
     found: Histories = {}
     for one in passes:
-        judge = STABILITIES[one.settings.pop("stability", "mean")]
+        detector = STABILITY_DETECTORS[one.settings.pop("stability", "mean")]
         wanted = StrategySettings(**one.settings)
         settings = ModelSettings(trace.config.historical, strategies=tuple(one.members), cpu=wanted, mem=wanted)
-        replay = Replay(trace, settings, {resource.name: judge for resource in RESOURCES}).run()
+        replay = Replay(trace, settings, {resource.name: detector for resource in RESOURCES}).run()
         for (strategy, resource), history in replay.recorder.histories(trace.config.positions).items():
             found[one.members[strategy], resource] = history
     return {(variant, resource.name): found[variant, resource.name] for variant in chosen for resource in RESOURCES}

@@ -24,7 +24,7 @@ class _Done(msgspec.Struct):
     rows: list[Row]
 
 
-class Kept:
+class ResultCache:
     """What of an evaluation is done: kept trace by trace, so that it can be broken off at any time.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import Protocol
 from ..status import NodeStatus
 
 
-class Outlet(Protocol):
+class Publisher(Protocol):
     """Somebody who wants to know."""
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
@@ -21,7 +21,7 @@ class Outlet(Protocol):
         """
 
 
-class Background:
+class BackgroundPublisher:
     """An outlet that takes its time: in a thread of its own, always with the newest that there is.
 
     Parameters

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Counts:
+class EstimatorCounts:
     """What the estimator tells of itself."""
 
     slices: int = 0
@@ -42,13 +42,16 @@ class EstimatorMetrics(Collector):
     Parameters
     ----------
     registry : CollectorRegistry
-    counts : Counts
+    counts : EstimatorCounts
     placement : callable, optional
         Tells how OpenStack Placement is kept up to date, where it is.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, counts: Counts, placement: Callable[[], PlacementCounts] | None = None
+        self,
+        registry: CollectorRegistry,
+        counts: EstimatorCounts,
+        placement: Callable[[], PlacementCounts] | None = None,
     ) -> None:
         self._statuses: Sequence[NodeStatus] = ()
         self._counts = counts
@@ -87,7 +90,7 @@ class EstimatorMetrics(Collector):
     def _figures(self, resource: Resource) -> Iterator[Metric]:
         name, units, called, unit = _WORDS[resource]
         words, what = f"{name}_{units}", f"{called} in {units}"
-        free, config, booked, tier, other, ratio, aim, realised = (
+        free, config, booked, tier, other, ratio, aim, violation_rate = (
             GaugeMetricFamily(f"scroogevm_node_{kind}", text, labels=["node", *labels])
             for kind, text, labels in (
                 (f"free_{words}", f"Published as free, {what}.", []),
@@ -110,13 +113,13 @@ class EstimatorMetrics(Collector):
             config.add_metric([status.node], said.last.config * unit)
             booked.add_metric([status.node], said.last.booked * unit)
             ratio.add_metric([status.node], said.ratio)
-            for family, share in ((aim, said.last.risk), (realised, said.last.realised_risk)):
+            for family, share in ((aim, said.last.risk), (violation_rate, said.last.violation_rate)):
                 if share is not None:
                     family.add_metric([status.node], share)
             if said.state == "ok":
                 for i, amount in enumerate((said.last.tier0, said.last.tier1, said.last.tier2)):
                     tier.add_metric([status.node, str(i)], amount * unit)
-        yield from (free, config, booked, tier, other, ratio, aim, realised)
+        yield from (free, config, booked, tier, other, ratio, aim, violation_rate)
 
     def _own(self) -> Iterator[Metric]:
         for name, text, value in (

@@ -185,6 +185,7 @@ def placement_settings(env: Environment) -> PlacementSettings | None:
 
 
 def status_file_mode(env: Environment) -> int:
+    """Permissions of the status file."""
     text = env.text("STATE_MODE", "0644")
     try:
         mode = int(text, 8)

@@ -81,7 +81,7 @@ def _resource(said: ResourceStatus) -> dict[str, Any]:
         return {"state": said.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
     # Of what nothing was heard, all is to be seen as used.
     tiers = (last.tier0, last.tier1, last.tier2) if said.state == "ok" else (last.config, 0.0, 0.0)
-    risks = {"risk": last.risk, "realised_risk": last.realised_risk}
+    risks = {"risk": last.risk, "realised_risk": last.violation_rate}
     return {
         "state": said.state,
         "config": last.config,
@@ -117,7 +117,7 @@ class PublishedResource(msgspec.Struct):
     tier1: float | None
     tier2: float | None
     risk: float | None = None
-    realised_risk: float | None = None
+    violation_rate: float | None = msgspec.field(default=None, name="realised_risk")
 
 
 class PublishedNode(msgspec.Struct):

@@ -124,8 +124,8 @@ def _risk(said: PublishedResource) -> str:
     """What is aimed at, and in brackets what came of it: ``5% (4%)``."""
     if said.risk is None:
         return "-"
-    realised = "-" if said.realised_risk is None else f"{100 * said.realised_risk:.0f}%"
-    return f"{100 * said.risk:.3g}% ({realised})"
+    violation_rate = "-" if said.violation_rate is None else f"{100 * said.violation_rate:.0f}%"
+    return f"{100 * said.risk:.3g}% ({violation_rate})"
 
 
 def _age(seconds: float) -> str:

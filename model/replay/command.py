@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..cli.model_options import chosen_judges, chosen_strategies, model_settings
+from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     node_name = named or trace.config.node_name
     _warn_of_jumps(trace)
     settings = model_settings(args, strategies, trace.config.historical)
-    replay = Replay(trace, settings, chosen_judges(args))
+    replay = Replay(trace, settings, chosen_detectors(args))
     replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
     with bar.busy("writing"):
         _write(args, folder, replay, node_name)

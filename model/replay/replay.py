@@ -11,7 +11,7 @@ import numpy as np
 
 from ..nodemodel import ModelSettings, NodeEstimate, NodeModel
 from ..slices import RESOURCES, Slice
-from ..stability import Stability
+from ..stability import StabilityDetector
 from .dump import DumpRecorder
 from .scoring import Score, score
 from .trace import Trace
@@ -25,14 +25,16 @@ class Replay:
     trace : Trace
     settings : ModelSettings
         Its positions are the trace's, whatever it says.
-    judges : mapping of resource name to Stability, optional
+    detectors : mapping of resource name to StabilityDetector, optional
     """
 
-    def __init__(self, trace: Trace, settings: ModelSettings, judges: Mapping[str, Stability] | None = None) -> None:
+    def __init__(
+        self, trace: Trace, settings: ModelSettings, detectors: Mapping[str, StabilityDetector] | None = None
+    ) -> None:
         self.trace = trace
         self.settings = replace(settings, positions=trace.config.positions)
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
-        self._model = NodeModel(self.settings, judges)
+        self._model = NodeModel(self.settings, detectors)
 
     def run(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..samples import Period, Tick
+from ..samples import Period, ScrapeSample
 
 
 class StoreUnavailable(Exception):
@@ -48,10 +48,10 @@ class Encoded:
 class Store(Protocol):
     """What all daemons ask of a store."""
 
-    def encode(self, tick: Tick) -> Encoded:
+    def encode(self, sample: ScrapeSample) -> Encoded:
         """Bring a tick into the form in which it is written."""
 
-    def write(self, ticks: Sequence[Encoded]) -> int:
+    def write(self, scraped: Sequence[Encoded]) -> int:
         """Write ticks; writing one twice is writing it once.
 
         Returns
@@ -73,7 +73,7 @@ class Store(Protocol):
         StoreUnavailable, StoreRefused
         """
 
-    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
         """The last ``cpu`` and ``mem`` of each domain in a period: much less than all their samples.
 
         Raises
@@ -90,7 +90,7 @@ class Store(Protocol):
     def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
         """When the first sample of a node in a period was; None when there is none."""
 
-    def last(self, node: str) -> Tick | None:
+    def last(self, node: str) -> ScrapeSample | None:
         """The newest tick of a node; None when there is none."""
 
     def check(self) -> str:

@@ -21,7 +21,7 @@ from influxdb_client.domain.write_precision import WritePrecision
 from influxdb_client.rest import ApiException
 
 from ..common.errors import causes, system_words
-from ..samples import Period, Samples, Tick
+from ..samples import Period, Samples, ScrapeSample
 from .base import Encoded, StoreRefused, StoreUnavailable
 from .settings import InfluxSettings
 
@@ -130,22 +130,25 @@ class InfluxStore:
         self._excluded: set[tuple[str, str]] = set()
         self._write_api = self._client.write_api(write_options=SYNCHRONOUS)
 
-    def encode(self, tick: Tick) -> Encoded:
+    def encode(self, sample: ScrapeSample) -> Encoded:
         """A tick as lines of line protocol; what can't be written is left out, counted and logged."""
-        url = _tag(tick.node)
+        url = _tag(sample.node)
         lines = []
-        unwritable = [name for name in tick.domains if not _is_writable(name)]
+        unwritable = [name for name in sample.domains if not _is_writable(name)]
         if unwritable:
             LOG.warning(
-                "%s: no tag of InfluxDB can hold the name of %d domains: %r", tick.node, len(unwritable), unwritable[:3]
+                "%s: no tag of InfluxDB can hold the name of %d domains: %r",
+                sample.node,
+                len(unwritable),
+                unwritable[:3],
             )
-        for name, fields in tick.domains.items():
+        for name, fields in sample.domains.items():
             figures = self._figures("domain", fields)
             if figures and _is_writable(name):
-                lines.append(f"domain,domain={_tag(name)},url={url} {figures} {tick.time_ms}")
-        figures = self._figures("node", tick.fields)
-        if figures and _is_writable(tick.node):
-            lines.append(f"node,url={url} {figures} {tick.time_ms}")
+                lines.append(f"domain,domain={_tag(name)},url={url} {figures} {sample.time_ms}")
+        figures = self._figures("node", sample.fields)
+        if figures and _is_writable(sample.node):
+            lines.append(f"node,url={url} {figures} {sample.time_ms}")
         text = "\n".join(lines)
         return Encoded(text, len(text.encode()) + 200, len(lines))
 
@@ -156,7 +159,7 @@ class InfluxStore:
             if math.isfinite(value) and not (self._excluded and (measurement, name) in self._excluded)
         )
 
-    def write(self, ticks: Sequence[Encoded]) -> int:
+    def write(self, scraped: Sequence[Encoded]) -> int:
         """One request for all, or as many as their size asks for.
 
         A line that the server can't parse makes it refuse the whole request: the request is halved until the
@@ -165,13 +168,13 @@ class InfluxStore:
         """
         refused, size = 0, 0
         batch: list[str] = []
-        for tick in ticks:
-            if batch and size + tick.size > _LARGEST_REQUEST:
+        for sample in scraped:
+            if batch and size + sample.size > _LARGEST_REQUEST:
                 refused += self._write_lines("\n".join(batch).split("\n"))
                 batch, size = [], 0
-            if tick.payload:
-                batch.append(tick.payload)
-                size += tick.size
+            if sample.payload:
+                batch.append(sample.payload)
+                size += sample.size
         return refused + (self._write_lines("\n".join(batch).split("\n")) if batch else 0)
 
     def _write_lines(self, lines: list[str]) -> int:
@@ -226,7 +229,7 @@ class InfluxStore:
         tables = self.transfer(node, start_ms, end_ms, fields, domains=domains)
         return _period((_rows(table) for table in tables), fields)
 
-    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
         """The server looks for the last values itself."""
         result: dict[str, dict[str, float]] = {}
         if end_ms <= start_ms:
@@ -266,7 +269,7 @@ class InfluxStore:
         tables = self._query(_FLUX_FIRST, {"url": node, **_bounds(start_ms, end_ms)})
         return min((int(_rows(table).times.min()) for table in tables), default=None)
 
-    def last(self, node: str) -> Tick | None:
+    def last(self, node: str) -> ScrapeSample | None:
         """The last value of every field, where it is of the newest tick."""
         conditions = ('r._field != "vm_number"', 'r._field == "vm_number"')
         answers = (self._query(_FLUX_LAST.format(fields=kind), {"url": node}) for kind in conditions)
@@ -281,7 +284,7 @@ class InfluxStore:
                 domain = rows.domain_names[rows.domains[i]]
                 machine = domains.setdefault(domain, {}) if domain else own
                 machine[rows.field_names[rows.fields[i]]] = float(rows.values[i])
-        return Tick(node, newest, own, domains)
+        return ScrapeSample(node, newest, own, domains)
 
     def close(self) -> None:
         """Close the connection."""

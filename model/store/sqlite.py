@@ -20,7 +20,7 @@ import numpy as np
 
 from ..common.atomic_files import identity
 from ..numerics import FloatArray
-from ..samples import Period, Samples, Tick
+from ..samples import Period, Samples, ScrapeSample
 from .base import Encoded, StoreRefused, StoreUnavailable
 
 #: Rows that one transaction deletes: a writer waits no longer than for these.
@@ -65,25 +65,25 @@ class SqliteStore:
         except (OSError, ValueError) as error:
             raise StoreRefused(f"{path!s}: {_words(error)}") from None
 
-    def encode(self, tick: Tick) -> Encoded:
+    def encode(self, sample: ScrapeSample) -> Encoded:
         """A layout and a block of figures."""
-        names = sorted(tick.domains)
-        node_fields = sorted(tick.fields)
-        domain_fields = sorted(set().union(*tick.domains.values()))
+        names = sorted(sample.domains)
+        node_fields = sorted(sample.fields)
+        domain_fields = sorted(set().union(*sample.domains.values()))
         layout = json.dumps([node_fields, domain_fields, names], ensure_ascii=False, separators=(",", ":"))
-        figures = [tick.fields[name] for name in node_fields]
+        figures = [sample.fields[name] for name in node_fields]
         for name in names:
-            domain = tick.domains[name]
+            domain = sample.domains[name]
             figures += [domain.get(field, math.nan) for field in domain_fields]
         data = np.array(figures, dtype=np.float64).tobytes()
-        return Encoded((tick.node, tick.time_ms, layout, data), len(data) + 4 * len(layout) + 300, 1 + len(names))
+        return Encoded((sample.node, sample.time_ms, layout, data), len(data) + 4 * len(layout) + 300, 1 + len(names))
 
-    def write(self, ticks: Sequence[Encoded]) -> int:
+    def write(self, scraped: Sequence[Encoded]) -> int:
         """Write all of them in one transaction."""
         with self._transaction() as connection:
             rows = [
                 (self._id(connection, "node", self._nodes, node), time_ms, self._layout(connection, layout), data)
-                for node, time_ms, layout, data in (tick.payload for tick in ticks)
+                for node, time_ms, layout, data in (sample.payload for sample in scraped)
             ]
             connection.executemany("INSERT OR IGNORE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)", rows)
         return 0
@@ -98,7 +98,7 @@ class SqliteStore:
         layouts = self._read_layouts({layout for _, layout, _ in rows})
         return _period(rows, layouts, fields, domains=domains)
 
-    def promised(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
         """From the newest row backwards, until every domain has told: as a rule one row is enough."""
         period = (node, start_ms, end_ms)
         layouts = self._read_layouts({layout for (layout,) in self._query(_LAYOUTS_OF_PERIOD, period)})
@@ -106,7 +106,7 @@ class SqliteStore:
             (name, field)
             for _, fields, names in layouts.values()
             for name in names
-            for field in {*_PROMISED} & {*fields}
+            for field in {*_CONFIG_FIELDS} & {*fields}
         }
         result: dict[str, dict[str, float]] = {}
         # A few rows at a time: who left early in the period is found far back.
@@ -142,7 +142,7 @@ class SqliteStore:
         )
         return None if rows[0][0] is None else int(rows[0][0])
 
-    def last(self, node: str) -> Tick | None:
+    def last(self, node: str) -> ScrapeSample | None:
         """The row with the highest time."""
         rows = self._query(
             "SELECT time_ms, layout, data FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
@@ -160,7 +160,7 @@ class SqliteStore:
             name: {field: value for field, value in zip(domain_fields, row, strict=True) if not math.isnan(value)}
             for name, row in zip(names, table, strict=True)
         }
-        return Tick(node, time_ms, own, domains)
+        return ScrapeSample(node, time_ms, own, domains)
 
     def expire(self, now_s: float | None = None) -> int:
         """Delete what is older than the retention, a part at a time; how many ticks were deleted."""
@@ -179,10 +179,10 @@ class SqliteStore:
             ).rowcount
 
     def check(self) -> str:
-        """Counts what there is, in a transaction that may write."""
+        """EstimatorCounts what there is, in a transaction that may write."""
         with self._transaction() as connection:
-            ((ticks,),) = connection.execute("SELECT count(*) FROM tick").fetchall()
-        return f"SQLite {sqlite3.sqlite_version}, {ticks} ticks of {len(self.nodes())} nodes"
+            ((scraped,),) = connection.execute("SELECT count(*) FROM tick").fetchall()
+        return f"SQLite {sqlite3.sqlite_version}, {scraped} ticks of {len(self.nodes())} nodes"
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -277,7 +277,7 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS tick_by_age ON tick(time_ms)",
 )
 
-_PROMISED = ("cpu", "mem")
+_CONFIG_FIELDS = ("cpu", "mem")
 
 _LAYOUTS_OF_PERIOD = (
     "SELECT DISTINCT layout FROM tick WHERE node = (SELECT id FROM node WHERE name = ?) "
@@ -327,7 +327,7 @@ def _told(data: bytes, layout: tuple[list[str], list[str], list[str]]) -> Iterat
     """Domain, field and value of what a row tells of the domains' configurations."""
     node_fields, fields, names = layout
     table = np.frombuffer(data)[len(node_fields) :].reshape(len(names), len(fields))
-    for field in _PROMISED:
+    for field in _CONFIG_FIELDS:
         if field in fields:
             values = table[:, fields.index(field)].tolist()
             yield from (

@@ -21,7 +21,7 @@ from misc.fakeworkers.pages import render_vmprobe
 from model.aggregator.rates import NodeRates
 from model.aggregator.vmprobe import VmprobePages
 from model.publishers.placement.reconciler import PlacementCounts
-from model.publishers.prometheus import Counts, EstimatorMetrics
+from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.status import Figures, NodeStatus, ResourceStatus
 from model.store.influxdb import InfluxStore
 from tests.conftest import ROOT, strict_json
@@ -121,7 +121,7 @@ def test_every_metric_of_the_estimator_exists() -> None:
     figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0)
     said = ResourceStatus("ok", figures, {"borg": 6.0})
     registry = CollectorRegistry()
-    metrics = EstimatorMetrics(registry, Counts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
+    metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
     metrics.publish([NodeStatus("n", "borg", 60.0, said, said)])
     samples = re.findall(r"^(scroogevm_\w+)(?:\{(.*)\})?", generate_latest(registry).decode(), flags=re.M)
     labels = {name: set(re.findall(r'(\w+)="', found)) for name, found in samples}
@@ -171,13 +171,13 @@ def dashboard(influx: tuple[str, str, str]) -> Iterator[Asked]:
     shapes = Shapes(plan.seed)
     for i, node in enumerate(NODES):
         worker, rates, pages = build_worker(plan, shapes, i), NodeRates(node), VmprobePages(plan.prefix)
-        ticks = []
+        samples = []
         for at_ms in range(now_ms - 600_000, now_ms, 5000):
             page = render_vmprobe(worker, worker.epoch_ms(at_ms))
-            tick = rates.update(pages.read(page))
-            if tick is not None:
-                ticks.append(store.encode(tick))
-        assert store.write(ticks) == 0
+            sample = rates.update(pages.read(page))
+            if sample is not None:
+                samples.append(store.encode(sample))
+        assert store.write(samples) == 0
     store.close()
     with InfluxDBClient(url=url, token=token, org=org, timeout=20_000) as client:
         yield Asked(client, bucket)

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("libvirt", reason="libvirt-python could not be built here")
 
-from model.ballooning.hypervisor import GuestGone, GuestRefused, HostUnavailable, Hypervisor, patient_uri
+from model.ballooning.hypervisor import GuestGone, GuestRefused, HostUnavailable, Hypervisor, uri_with_timeouts
 from tests.support.guests import Host, Sshd, children, frozen, mute
 from tests.support.servers import wait_for
 
@@ -69,9 +69,9 @@ def test_host_that_cannot_be_reached_is_unavailable(uri: str) -> None:
 
 
 def test_ssh_that_gives_up_is_put_into_a_uri() -> None:
-    assert patient_uri("test:///default") == "test:///default"
-    assert patient_uri("qemu+ssh://h/system?command=/own") == "qemu+ssh://h/system?command=/own"
-    patient = patient_uri("qemu+ssh://root@h:2222/system?keyfile=/a%20b")
+    assert uri_with_timeouts("test:///default") == "test:///default"
+    assert uri_with_timeouts("qemu+ssh://h/system?command=/own") == "qemu+ssh://h/system?command=/own"
+    patient = uri_with_timeouts("qemu+ssh://root@h:2222/system?keyfile=/a%20b")
     assert patient.startswith("qemu+ssh://root@h:2222/system?keyfile=/a%20b&command=")
     assert patient.endswith("&no_tty=1")
     wrapper = Path(patient.partition("command=")[2].partition("&")[0])

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from model.aggregator.write_queue import Spool
-from model.samples import Tick
+from model.aggregator.write_queue import WriteQueue
+from model.samples import ScrapeSample
 from model.store.base import StoreUnavailable
 from model.store.influxdb import InfluxStore
 from tests.support.servers import ORG, TOKEN, Influxd, influx_server, make_bucket, settings_of_bucket, wait_for
@@ -26,8 +26,8 @@ T0 = (int(time.time()) - 3600) * 1000
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
-def tick(k: int, **fields: float) -> Tick:
-    return Tick(NODE, T0 + 1000 * k, {"cpu": 64.0, **fields}, {"a": {"cpu": 4.0, "cpu_usage": float(k)}})
+def sample(k: int, **fields: float) -> ScrapeSample:
+    return ScrapeSample(NODE, T0 + 1000 * k, {"cpu": 64.0, **fields}, {"a": {"cpu": 4.0, "cpu_usage": float(k)}})
 
 
 def says(status: int, body: str = "", **headers: str) -> Answer:
@@ -81,8 +81,8 @@ def server(*answers: Answer) -> Iterator[tuple[InfluxStore, list[tuple[str, byte
         listening.server_close()
 
 
-def write(store: InfluxStore, *ticks: Tick) -> int:
-    return store.write([store.encode(one) for one in ticks])
+def write(store: InfluxStore, *scraped: ScrapeSample) -> int:
+    return store.write([store.encode(one) for one in scraped])
 
 
 # --- the wire ---------------------------------------------------------------------------------------
@@ -103,13 +103,13 @@ def write(store: InfluxStore, *ticks: Tick) -> int:
 )
 def test_fault_of_the_wire_asks_for_another_try(answer: Answer, words: str) -> None:
     with server(answer) as (store, _), pytest.raises(StoreUnavailable, match=words) as raised:
-        write(store, tick(0)) if answer is not cuts else store.read(NODE, 0, 1, ("cpu",))
+        write(store, sample(0)) if answer is not cuts else store.read(NODE, 0, 1, ("cpu",))
     assert "s3cr3t" not in str(raised.value)
 
 
 def test_wish_of_the_server_to_be_left_alone_is_handed_on() -> None:
     with server(says(429, "", Retry_After="7")) as (store, _), pytest.raises(StoreUnavailable) as raised:
-        write(store, tick(0))
+        write(store, sample(0))
     assert raised.value.retry_after_s == 7
 
 
@@ -117,12 +117,12 @@ def test_server_that_is_not_there_is_told_in_words() -> None:
     with server(says(204)) as (store, _):
         pass
     with pytest.raises(StoreUnavailable, match="refused"):
-        write(store, tick(0))
+        write(store, sample(0))
 
 
 def test_one_request_carries_a_whole_round() -> None:
     with server(says(204)) as (store, asked):
-        write(store, *(tick(k) for k in range(100)))
+        write(store, *(sample(k) for k in range(100)))
     ((path, body),) = asked
     assert body.count(b"\n") == 199
     assert "bucket=b" in path
@@ -132,7 +132,7 @@ def test_one_request_carries_a_whole_round() -> None:
 def test_request_that_is_too_large_is_halved() -> None:
     too_large = says(413, "request entity too large")
     with server(too_large, too_large, says(204)) as (store, asked):
-        assert write(store, *(tick(k) for k in range(8))) == 0
+        assert write(store, *(sample(k) for k in range(8))) == 0
     kept = b"\n".join(body for _, body in asked[2:])
     assert sorted(kept.split(b"\n")) == sorted(asked[0][1].split(b"\n"))
 
@@ -181,12 +181,12 @@ def test_value_of_another_kind_costs_that_value_alone(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
-    integer = store.encode(tick(0))
+    integer = store.encode(sample(0))
     # As a bucket of another writer may have it: a field that is an integer there.
     store.write([type(integer)(integer.payload.replace("cpu=64.0", "cpu=64.0,other=1i"), integer.size, integer.points)])
     with caplog.at_level(logging.WARNING):
-        assert write(store, tick(1, other=0.5), tick(2)) == 1
-        assert write(store, tick(3, other=0.5), tick(4, other=2.5)) == 0
+        assert write(store, sample(1, other=0.5), sample(2)) == 1
+        assert write(store, sample(3, other=0.5), sample(4, other=2.5)) == 0
     # Told once, in the server's own words.
     assert len(caplog.records) == 1
     assert "field other of node is left out from now on" in caplog.text
@@ -198,11 +198,11 @@ def test_value_of_another_kind_costs_that_value_alone(
 
 def test_several_fields_of_another_kind_cost_those_alone(influx: tuple[InfluxStore, Influxd | None]) -> None:
     store, _ = influx
-    one = store.encode(tick(0))
+    one = store.encode(sample(0))
     there = one.payload.replace("cpu=64.0", "cpu=64.0,x=1i,y=true").replace("cpu=4.0", 'cpu=4.0,z="text"')
     store.write([type(one)(there, one.size, one.points)])
-    mixed = Tick(NODE, T0 + 1000, {"cpu": 64.0, "x": 1.0, "y": 2.0}, {"a": {"cpu": 4.0, "z": 3.0}})
-    assert write(store, mixed, tick(2)) == 3
+    mixed = ScrapeSample(NODE, T0 + 1000, {"cpu": 64.0, "x": 1.0, "y": 2.0}, {"a": {"cpu": 4.0, "z": 3.0}})
+    assert write(store, mixed, sample(2)) == 3
     period = store.read(NODE, T0, T0 + 10_000, ("cpu",))
     assert period.node.time_ms.size == period.domains["a"].time_ms.size == 3
 
@@ -214,8 +214,8 @@ def test_points_that_are_too_old_for_the_bucket_are_counted(
     to = store._settings
     make_bucket(to.url, to.token, to.org, f"{to.bucket}-short", retention_s=3600)
     short = InfluxStore(settings_of_bucket(to.url, to.token, to.org, f"{to.bucket}-short"))
-    old = Tick(NODE, T0 - 10**8, {"cpu": 1.0}, {"a": {"cpu": 1.0}})
-    now = Tick(NODE, int(time.time() * 1000), {"cpu": 1.0}, {})
+    old = ScrapeSample(NODE, T0 - 10**8, {"cpu": 1.0}, {"a": {"cpu": 1.0}})
+    now = ScrapeSample(NODE, int(time.time() * 1000), {"cpu": 1.0}, {})
     with caplog.at_level(logging.WARNING):
         assert write(short, old, now) == 2
     assert "dropped 2 of 3 points" in caplog.text
@@ -227,11 +227,11 @@ def test_line_that_can_not_be_parsed_costs_that_line_alone(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
-    ticks = [store.encode(tick(k)) for k in range(40)]
-    bad = ticks[17]
-    ticks[17] = type(bad)(bad.payload + "\nnode,url=x cpu=what 1", bad.size, bad.points + 1)
+    scraped = [store.encode(sample(k)) for k in range(40)]
+    bad = scraped[17]
+    scraped[17] = type(bad)(bad.payload + "\nnode,url=x cpu=what 1", bad.size, bad.points + 1)
     with caplog.at_level(logging.WARNING):
-        assert store.write(ticks) == 1
+        assert store.write(scraped) == 1
     assert "refused a point for good" in caplog.text
     assert store.read(NODE, T0, T0 + 10**6, ("cpu",)).node.time_ms.size == 40
 
@@ -242,7 +242,7 @@ def test_domain_whose_name_no_tag_can_hold_costs_that_domain_alone(
     store, _ = influx
     names = ("good", "ends in \\", "line\nbreak", "")
     with caplog.at_level(logging.WARNING):
-        assert write(store, Tick(NODE, T0, {"cpu": 1.0}, {name: {"cpu": 1.0} for name in names})) == 0
+        assert write(store, ScrapeSample(NODE, T0, {"cpu": 1.0}, {name: {"cpu": 1.0} for name in names})) == 0
     assert "3 domains" in caplog.text
     assert list(store.read(NODE, T0, T0 + 1, ("cpu",)).domains) == ["good"]
 
@@ -255,7 +255,7 @@ def test_wrong_token_and_missing_bucket_are_told(influx: tuple[InfluxStore, Infl
         with pytest.raises(StoreUnavailable, match=words):
             other.check()
         with pytest.raises(StoreUnavailable):
-            write(other, tick(0))
+            write(other, sample(0))
         other.close()
 
 
@@ -265,21 +265,21 @@ def test_server_that_is_killed_and_started_again_has_every_tick_once(
     store, ours = influx
     if ours is None:
         pytest.skip("the server is not ours to kill")
-    spool = Spool(store, 10**7)
+    write_queue = WriteQueue(store, 10**7)
     for k in range(300):
-        spool.put(tick(k))
+        write_queue.put(sample(k))
         if k == 100:
-            wait_for(lambda: spool.counts().queued == 0)
+            wait_for(lambda: write_queue.counts().queued == 0)
             ours.kill()
         time.sleep(0.002)
-    assert spool.counts().queued > 0
+    assert write_queue.counts().queued > 0
     ours.start()
-    wait_for(lambda: spool.counts().queued == 0, 60)
-    assert spool.close(10)
+    wait_for(lambda: write_queue.counts().queued == 0, 60)
+    assert write_queue.close(10)
     period = store.read(NODE, T0, T0 + 10**6, ("cpu", "cpu_usage"))
     assert period.node.time_ms.tolist() == [T0 + 1000 * k for k in range(300)]
     assert period.domains["a"].fields["cpu_usage"].tolist() == [float(k) for k in range(300)]
-    assert spool.counts().dropped == spool.counts().refused == 0
+    assert write_queue.counts().dropped == write_queue.counts().refused == 0
 
 
 def test_tests_ran_on_a_real_server(influx: tuple[InfluxStore, Influxd | None]) -> None:

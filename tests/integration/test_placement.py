@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from model.common.environment import Environment
 from model.publishers.placement.client import PlacementError
-from model.publishers.placement.ratio import Promise, allocation_ratio
+from model.publishers.placement.ratio import NodeCapacity, allocation_ratio
 from model.publishers.placement.reconciler import Placement
 from model.publishers.settings import Keystone, PlacementSettings, Token, placement_settings
 from tests.conftest import ROOT
@@ -129,7 +129,7 @@ def between(server: PlacementServer, hook: Hook) -> Iterator[str]:
 def test_ratios_are_set_and_nothing_else_is_touched(server: PlacementServer, name: str) -> None:
     licence = {"total": 5, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 0.5}
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM, CUSTOM_LICENCE=licence, **OTHERS)
-    done = Placement(settings(server.url, {NODE: provider})).publish([Promise(NODE, 12.0, 12000.0)])
+    done = Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 12.0, 12000.0)])
     assert (done.updated, done.unchanged, done.failed) == ((NODE,), (), {})
     # 12 / (10 - 2) and 12000 / (9000 - 1000)
     assert server.inventories(provider) == {
@@ -141,19 +141,19 @@ def test_ratios_are_set_and_nothing_else_is_touched(server: PlacementServer, nam
 def test_resource_of_which_nothing_is_said_stays(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {NODE: provider}))
-    placement.publish([Promise(NODE, 16.0, None)])
+    placement.publish([NodeCapacity(NODE, 16.0, None)])
     assert ratios(server, provider) == (2.0, 1.25)
-    placement.publish([Promise(NODE, None, 16000.0)])
+    placement.publish([NodeCapacity(NODE, None, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
-    assert placement.publish([Promise(NODE, None, None)]).unchanged == (NODE,)
+    assert placement.publish([NodeCapacity(NODE, None, None)]).unchanged == (NODE,)
 
 
 def test_nothing_is_written_when_nothing_changes(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {NODE: provider}))
-    placement.publish([Promise(NODE, 13.9, 9001.0)])
+    placement.publish([NodeCapacity(NODE, 13.9, 9001.0)])
     before = generation(server, provider)
-    done = placement.publish([Promise(NODE, 13.2, 9001.5)])
+    done = placement.publish([NodeCapacity(NODE, 13.2, 9001.5)])
     assert (done.updated, done.unchanged) == ((), (NODE,))
     assert generation(server, provider) == before
     assert placement.counts().updates == 1
@@ -172,32 +172,32 @@ def test_ratio_falls_below_one_only_when_asked(
     )
     read = placement_settings(environment)
     assert read is not None
-    assert not Placement(read).publish([Promise(NODE, 4.0, 0.0)]).failed
+    assert not Placement(read).publish([NodeCapacity(NODE, 4.0, 0.0)]).failed
     assert ratios(server, provider) == expected
 
 
 def test_ratio_above_the_highest_is_cut_and_told_once(
-    server: PlacementServer, name: str, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {NODE: provider}, most_ratio=4.0))
     for _ in range(3):
-        placement.publish([Promise(NODE, 80.0, 16000.0)])
+        placement.publish([NodeCapacity(NODE, 80.0, 16000.0)])
     assert ratios(server, provider) == (4.0, 2.0)
-    assert [record.getMessage() for record in caplog.records] == [f"{NODE} VCPU: a ratio of 10 is cut to 4"]
-    placement.publish([Promise(NODE, 16.0, 16000.0)])
-    assert "VCPU: all is well again" in caplog.records[-1].getMessage()
+    assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: a ratio of 10 is cut to 4"]
+    placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
+    assert "VCPU: recovered" in event_log.records[-1].getMessage()
 
 
 def test_total_that_changes_changes_the_ratio(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {NODE: provider}))
-    placement.publish([Promise(NODE, 12.0, 12000.0)])
+    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
     body = server.call("GET", f"/resource_providers/{provider}/inventories")
     body["inventories"]["VCPU"].update(total=8, reserved=0)
     body["inventories"]["MEMORY_MB"].update(reserved=3000)
     server.call("PUT", f"/resource_providers/{provider}/inventories", body)
-    placement.publish([Promise(NODE, 12.0, 12000.0)])
+    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
     assert ratios(server, provider) == (1.5, 2.0)
 
 
@@ -209,28 +209,28 @@ def test_total_that_changes_changes_the_ratio(server: PlacementServer, name: str
     ],
 )
 def test_resource_that_has_no_ratio_is_told_once_and_the_other_is_set(
-    server: PlacementServer, name: str, inventories: Any, words: str, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, name: str, inventories: Any, words: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     provider = server.provider(name, **inventories)
     placement = Placement(settings(server.url, {NODE: provider}))
     for _ in range(2):
-        assert not placement.publish([Promise(NODE, 12.0, 12000.0)]).failed
+        assert not placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed
     found = server.inventories(provider)
     assert found == {**inventories, "MEMORY_MB": {**MEM, "allocation_ratio": 1.5}}
-    assert [record.getMessage() for record in caplog.records] == [f"{NODE} VCPU: {words}"]
+    assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: {words}"]
 
 
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0])
 def test_what_is_no_amount_is_not_promised(server: PlacementServer, name: str, amount: float) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    Placement(settings(server.url, {NODE: provider})).publish([Promise(NODE, amount, 12000.0)])
+    Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, amount, 12000.0)])
     assert ratios(server, provider) == (3.0, 1.5)
 
 
 def test_placement_takes_as_many_vcpus_as_were_promised_and_no_more(server: PlacementServer, name: str) -> None:
     """3 cores, 8 promised: a ratio that is merely cut off, 2.6666, would take 7."""
     provider = server.provider(name, VCPU={"total": 3})
-    Placement(settings(server.url, {NODE: provider})).publish([Promise(NODE, 8.9, None)])
+    Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 8.9, None)])
 
     def take(vcpus: int) -> bool:
         allocations = {provider: {"resources": {"VCPU": 1}}}
@@ -275,7 +275,7 @@ def test_allocation_between_read_and_write_is_a_conflict_that_is_overcome(server
 
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: provider}))
-        assert placement.publish([Promise(NODE, 14.0, 12000.0)]).updated == (NODE,)
+        assert placement.publish([NodeCapacity(NODE, 14.0, 12000.0)]).updated == (NODE,)
     assert placement.counts().conflicts == 3
     found = server.inventories(provider)
     assert found["VCPU"] == {**CPU, "reserved": 3, "allocation_ratio": 2.0}
@@ -308,7 +308,7 @@ def test_ratio_is_right_while_vms_come_and_go_all_the_time(server: PlacementServ
         with between(server, every_fourth_write_waits_for_a_vm) as url:
             placement = Placement(settings(url, {NODE: provider}))
             for cores in range(1001, 1021):
-                done = placement.publish([Promise(NODE, float(cores), 12000.0)])
+                done = placement.publish([NodeCapacity(NODE, float(cores), 12000.0)])
                 assert not done.failed, placement.counts()
                 assert int(998 * ratios(server, provider)[0]) == cores
     finally:
@@ -333,7 +333,7 @@ def test_endless_conflicts_end(server: PlacementServer, name: str, monkeypatch: 
 
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: provider}))
-        assert placement.publish([Promise(NODE, 12.0, 12000.0)]).failed == {NODE: "conflict"}
+        assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "conflict"}
     assert placement.counts().failures == {"conflict": 1}
     assert ratios(server, provider) == (3.0, 1.25)
 
@@ -351,7 +351,7 @@ def test_conflict_of_another_kind_is_told_and_not_tried_again(server: PlacementS
 
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: provider}))
-        assert placement.publish([Promise(NODE, 12.0, None)]).failed == {NODE: "refused"}
+        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).failed == {NODE: "refused"}
     assert len(writes) == 1
     assert placement.counts().last_error == f"{NODE}: HTTP status 409: Inventory in use"
 
@@ -365,7 +365,7 @@ def test_fault_of_the_database_is_tried_again(server: PlacementServer, name: str
         return (500, "deadlock") if asked.count((method, path)) == 1 else None
 
     with between(server, hook) as url:
-        assert Placement(settings(url, {NODE: name})).publish([Promise(NODE, 12.0, None)]).updated == (NODE,)
+        assert Placement(settings(url, {NODE: name})).publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
     assert len(asked) == 8
 
@@ -383,8 +383,8 @@ def test_provider_is_found_by_name_and_asked_for_once(server: PlacementServer, n
 
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: odd}))
-        placement.publish([Promise(NODE, 12.0, 12000.0)])
-        placement.publish([Promise(NODE, 16.0, 16000.0)])
+        placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
+        placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
     assert sum("?name=" in path for path in asked) == 1
 
@@ -392,9 +392,9 @@ def test_provider_is_found_by_name_and_asked_for_once(server: PlacementServer, n
 def test_provider_that_is_renamed_is_known_by_its_uuid(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {NODE: name}))
-    placement.publish([Promise(NODE, 12.0, 12000.0)])
+    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
     server.call("PUT", f"/resource_providers/{provider}", {"name": f"{name}-new"})
-    placement.publish([Promise(NODE, 16.0, 16000.0)])
+    placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
 
 
@@ -402,16 +402,16 @@ def test_provider_that_is_made_anew_under_its_name_is_found(server: PlacementSer
     placement = Placement(settings(server.url, {NODE: name}))
     for cores in (12.0, 16.0):
         provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-        assert placement.publish([Promise(NODE, cores, None)]).updated == (NODE,)
+        assert placement.publish([NodeCapacity(NODE, cores, None)]).updated == (NODE,)
         assert ratios(server, provider)[0] == cores / 8
         server.call("DELETE", f"/resource_providers/{provider}")
-    assert placement.publish([Promise(NODE, 12.0, None)]).failed == {NODE: "missing"}
+    assert placement.publish([NodeCapacity(NODE, 12.0, None)]).failed == {NODE: "missing"}
 
 
 def test_two_nodes_of_one_provider_are_told_of(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = Placement(settings(server.url, {"a": provider, "b": name}))
-    done = placement.publish([Promise("a", 12.0, None), Promise("b", 16.0, None)])
+    done = placement.publish([NodeCapacity("a", 12.0, None), NodeCapacity("b", 16.0, None)])
     assert list(done.failed.values()) == ["duplicate"]
     assert len(done.updated) == 1
 
@@ -420,21 +420,21 @@ def test_two_nodes_of_one_provider_are_told_of(server: PlacementServer, name: st
 
 
 def test_missing_provider_is_told_once_and_the_others_are_set(
-    server: PlacementServer, name: str, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     there = [server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(12)]
     nodes = {f"node{k}": provider for k, provider in enumerate(there)}
     nodes |= {"by-name": f"{name}-nowhere", "by-uuid": str(uuid.uuid4())}
     placement = Placement(settings(server.url, nodes))
     for cores in (12.0, 16.0):
-        done = placement.publish([Promise(node, cores, None) for node in [*nodes, "unmapped"]])
+        done = placement.publish([NodeCapacity(node, cores, None) for node in [*nodes, "unmapped"]])
         assert done.failed == {"by-name": "missing", "by-uuid": "missing"}
         assert [ratios(server, provider)[0] for provider in there] == [cores / 8] * 12
     assert placement.counts().failures == {"missing": 4}
-    assert len(caplog.records) == 2
+    assert len(event_log.records) == 2
     server.provider(f"{name}-nowhere", VCPU=CPU)
-    assert set(placement.publish([Promise("by-name", 12.0, None)]).updated) == {"by-name"}
-    assert caplog.records[-1].getMessage() == "by-name: all is well again"
+    assert set(placement.publish([NodeCapacity("by-name", 12.0, None)]).updated) == {"by-name"}
+    assert event_log.records[-1].getMessage() == "by-name: recovered"
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_provider_with_an_odd_answer_is_alone_with_it(
 
     with between(server, hook) as url:
         placement = Placement(settings(url, {"bad": bad, "good": good}))
-        done = placement.publish([Promise("bad", 12.0, 12000.0), Promise("good", 12.0, 12000.0)])
+        done = placement.publish([NodeCapacity("bad", 12.0, 12000.0), NodeCapacity("good", 12.0, 12000.0)])
     assert (done.updated, done.failed) == (("good",), {"bad": reason})
     assert ratios(server, good) == (1.5, 1.5)
     assert ratios(server, bad) == (3.0, 1.25)
@@ -480,7 +480,7 @@ def test_provider_that_never_answers_holds_up_nobody_and_gets_no_second_thread(
     with between(server, hook) as url:
         placement = Placement(settings(url, {"bad": bad, "good": good}, timeout_s=120.0, round_timeout_s=3.0))
         for cores in (12.0, 16.0):
-            done = placement.publish([Promise("bad", cores, None), Promise("good", cores, None)])
+            done = placement.publish([NodeCapacity("bad", cores, None), NodeCapacity("good", cores, None)])
             assert (done.updated, done.failed) == (("good",), {"bad": "timeout"})
             assert ratios(server, good)[0] == cores / 8
         assert len(asked) == 1
@@ -499,7 +499,7 @@ def test_stop_ends_a_round_that_hangs(server: PlacementServer, name: str) -> Non
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: provider}, timeout_s=120.0))
         begun = time.monotonic()
-        done = placement.publish([Promise(NODE, 12.0, None)], stop)
+        done = placement.publish([NodeCapacity(NODE, 12.0, None)], stop)
         free.set()
     # The round itself would have taken two minutes.
     assert time.monotonic() - begun < 60
@@ -511,11 +511,11 @@ def test_stop_ends_a_round_that_hangs(server: PlacementServer, name: str) -> Non
 
 
 def test_server_that_is_killed_is_told_once_and_comes_back(
-    server: PlacementServer, name: str, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(3)}
     placement = Placement(settings(server.url, there))
-    promises = [Promise(node, 12.0, 12000.0) for node in there]
+    promises = [NodeCapacity(node, 12.0, 12000.0) for node in there]
     server.kill()
     try:
         for _ in range(2):
@@ -523,9 +523,9 @@ def test_server_that_is_killed_is_told_once_and_comes_back(
     finally:
         server.start()
     assert set(placement.publish(promises).updated) == set(there)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in event_log.records] == [
         "Placement: Connection refused",
-        "Placement: all is well again",
+        "Placement: recovered",
     ]
     assert placement.counts().failures == {"connection": 6}
 
@@ -533,7 +533,7 @@ def test_server_that_is_killed_is_told_once_and_comes_back(
 def test_server_that_freezes_is_waited_for_once(server: PlacementServer, name: str) -> None:
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(20)}
     placement = Placement(settings(server.url, there, timeout_s=1.0))
-    promises = [Promise(node, 12.0, 12000.0) for node in there]
+    promises = [NodeCapacity(node, 12.0, 12000.0) for node in there]
     server.freeze()
     try:
         begun = time.monotonic()
@@ -556,37 +556,39 @@ def test_server_that_freezes_in_the_middle_ends_with_the_round(server: Placement
     with between(server, hook) as url:
         placement = Placement(settings(url, {NODE: provider}, timeout_s=60.0, round_timeout_s=3.0))
         try:
-            assert placement.publish([Promise(NODE, 12.0, 12000.0)]).failed == {NODE: "timeout"}
+            assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "timeout"}
         finally:
             server.thaw()
 
 
 def test_token_that_is_not_taken_is_told_once_for_all_and_shown_nowhere(
-    server: PlacementServer, name: str, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU) for k in range(3)}
-    caplog.set_level(logging.DEBUG)
+    event_log.set_level(logging.DEBUG)
     of_us = settings(server.url, there, login=Token(server.url, "s3cr3t"))
     placement = Placement(of_us)
-    assert placement.publish([Promise(node, 12.0, None) for node in there]).failed == dict.fromkeys(there, "forbidden")
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert placement.publish([NodeCapacity(node, 12.0, None) for node in there]).failed == dict.fromkeys(
+        there, "forbidden"
+    )
+    warnings = [record.getMessage() for record in event_log.records if record.levelno >= logging.WARNING]
     (told,) = warnings
     assert "Placement: HTTP status 403" in told
     with pytest.raises(PlacementError, match="403") as raised:
         placement.check()
-    shown = f"{of_us!r} {placement!r} {raised.value!r} {placement.counts()!r} {caplog.text}"
+    shown = f"{of_us!r} {placement!r} {raised.value!r} {placement.counts()!r} {event_log.text}"
     assert "s3cr3t" not in shown
 
 
 def test_server_that_is_something_else_is_told(server: PlacementServer) -> None:
     with between(server, lambda *_: (200, "hello")) as url:
         placement = Placement(settings(url, {NODE: "x"}))
-        assert placement.publish([Promise(NODE, 1.0, 1.0)]).failed == {NODE: "answer"}
+        assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "answer"}
     with between(
         server, lambda *_: (406, '{"errors": [{"detail": "x\\n\\nUnacceptable version header: 1.26"}]}')
     ) as url:
         placement = Placement(settings(url, {NODE: "x"}))
-        assert placement.publish([Promise(NODE, 1.0, 1.0)]).failed == {NODE: "refused"}
+        assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "refused"}
         assert "1.26" in placement.counts().last_error
 
 
@@ -677,7 +679,7 @@ def test_keystone_hands_out_a_token_and_names_placement(
         )
     )
     for cores in (12.0, 16.0):
-        assert placement.publish([Promise(NODE, cores, None)]).updated == (NODE,)
+        assert placement.publish([NodeCapacity(NODE, cores, None)]).updated == (NODE,)
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 2.0
     (login,) = keystone.logins
     assert login["auth"]["identity"]["password"]["user"] == {
@@ -704,16 +706,16 @@ def test_token_that_has_run_out_is_replaced(server: PlacementServer, keystone: F
                 OS_APPLICATION_CREDENTIAL_SECRET="s3cr3t",
             )
         )
-        assert placement.publish([Promise(NODE, 12.0, None)]).updated == (NODE,)
+        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
     assert [login["auth"]["identity"]["methods"] for login in keystone.logins] == [["application_credential"]] * 2
 
 
 @pytest.mark.parametrize("status", [401, 500, 0])
 def test_keystone_that_does_not_let_us_in_is_told_in_words(
-    server: PlacementServer, keystone: FakeKeystone, status: int, caplog: pytest.LogCaptureFixture
+    server: PlacementServer, keystone: FakeKeystone, status: int, event_log: pytest.LogCaptureFixture
 ) -> None:
     keystone.status = status
-    caplog.set_level(logging.DEBUG)
+    event_log.set_level(logging.DEBUG)
     placement = Placement(
         from_environment(
             PLACEMENT_PROVIDERS='{"a": "b", "c": "d"}',
@@ -724,11 +726,11 @@ def test_keystone_that_does_not_let_us_in_is_told_in_words(
         )
     )
     for _ in range(2):
-        done = placement.publish([Promise("a", 12.0, None), Promise("c", 12.0, None)])
+        done = placement.publish([NodeCapacity("a", 12.0, None), NodeCapacity("c", 12.0, None)])
         assert done.failed == dict.fromkeys("ac", "login" if status else "connection")
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record.getMessage() for record in event_log.records if record.levelno >= logging.WARNING]
     assert warnings == [f"Placement: Keystone: HTTP status {status}" if status else "Placement: Connection refused"]
-    assert "s3cr3t" not in caplog.text
+    assert "s3cr3t" not in event_log.text
 
 
 def test_placement_that_keystone_does_not_know_is_told(server: PlacementServer, keystone: FakeKeystone) -> None:
@@ -739,7 +741,7 @@ def test_placement_that_keystone_does_not_know_is_told(server: PlacementServer, 
             **{"OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},
         )
     )
-    assert placement.publish([Promise("a", 12.0, None)]).failed == {"a": "login"}
+    assert placement.publish([NodeCapacity("a", 12.0, None)]).failed == {"a": "login"}
     assert "elsewhere" in placement.counts().last_error
 
 

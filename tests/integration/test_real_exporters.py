@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 from misc.fakeworkers.machines import Plan, Shapes, build_worker
 from misc.fakeworkers.pages import render_vmprobe
 from model.aggregator.metrics import AggregatorMetrics
-from model.aggregator.scrape_manager import Aggregator
+from model.aggregator.scrape_manager import ScrapeManager
 from model.aggregator.scraper import ScrapeError, Scraper, open_session
 from model.aggregator.settings import AggregatorSettings
 from model.common.targets import LabelStub, Stub, VmprobeStub
-from model.samples import Reading, Tick
+from model.samples import Scrape, ScrapeSample
 from model.store.settings import StoreSettings
 from tests.conftest import SHARED
 from tests.support.servers import fetch, free_port, wait_for
@@ -62,8 +62,8 @@ def put(folder: Path, page: bytes) -> None:
     (folder / "new").rename(folder / "vms.prom")
 
 
-def scrape(stub: Stub) -> Reading:
-    async def ask() -> Reading:
+def scrape(stub: Stub) -> Scrape:
+    async def ask() -> Scrape:
         async with open_session(5.0) as session:
             return await Scraper(stub, session, 5.0, 2**23).scrape()
 
@@ -75,11 +75,11 @@ def test_generated_page_comes_through_node_exporter_whole(textfile: tuple[str, P
     worker = build_worker(Plan(workers=1, vms=12), Shapes(1), 0)
     now_ms = int(time.time()) * 1000
     put(folder, render_vmprobe(worker, now_ms))
-    reading = scrape(VmprobeStub(url, url, "vmprobe"))
-    assert reading.epoch_ms == now_ms
-    assert len(reading.domains or {}) == 12
+    found = scrape(VmprobeStub(url, url, "vmprobe"))
+    assert found.epoch_ms == now_ms
+    assert len(found.domains or {}) == 12
     # The exporter writes large numbers with exponents: all their digits are there.
-    assert str(int(reading.node["cpu_user"])).encode() in render_vmprobe(worker, now_ms)
+    assert str(int(found.node["cpu_user"])).encode() in render_vmprobe(worker, now_ms)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder with captured pages is not here")
@@ -117,7 +117,7 @@ def test_name_with_a_dot_makes_the_exporter_drop_the_page_and_is_told(textfile: 
 def test_node_and_domains_of_label_exporters_are_rated() -> None:
     """libvirt's own test driver has a VM of 2 vCPUs and 2 GB whose CPU time is the time of day."""
     with exporter(NODE_EXPORTER) as node, exporter(LIBVIRT_EXPORTER, "--libvirt.uri=test:///default") as libvirt:
-        ticks: list[Tick] = []
+        scraped: list[ScrapeSample] = []
         chosen = AggregatorSettings(
             (LabelStub("w1", node, libvirt),), 0.5, 5.0, 2**23, 2**20, 0, "", StoreSettings(None, Path("unused"), 1)
         )
@@ -125,17 +125,17 @@ def test_node_and_domains_of_label_exporters_are_rated() -> None:
         async def for_a_while() -> None:
             stop = asyncio.Event()
             asyncio.get_running_loop().call_later(3, stop.set)
-            await Aggregator(chosen, ticks.append, AggregatorMetrics(CollectorRegistry())).run(stop)
+            await ScrapeManager(chosen, scraped.append, AggregatorMetrics(CollectorRegistry())).run(stop)
 
         asyncio.run(for_a_while())
-    tick = ticks[-1]
-    assert tick.fields["cpu"] == os.cpu_count()
+    sample = scraped[-1]
+    assert sample.fields["cpu"] == os.cpu_count()
     # The kernel counts in hundredths of a second: on a quiet machine half a second may show none.
-    usages = [tick.fields["cpu_usage"] for tick in ticks[1:]]
-    assert 0 < max(usages) <= tick.fields["cpu"] * 1.1
-    assert 0 < tick.fields["mem_usage"] < tick.fields["mem"]
-    assert tick.fields["vm_number"] == 1
-    test = tick.domains["test"]
+    usages = [sample.fields["cpu_usage"] for sample in scraped[1:]]
+    assert 0 < max(usages) <= sample.fields["cpu"] * 1.1
+    assert 0 < sample.fields["mem_usage"] < sample.fields["mem"]
+    assert sample.fields["vm_number"] == 1
+    test = sample.domains["test"]
     assert (test["cpu"], test["mem"]) == (2.0, 2048.0)
     assert test["cpu_usage"] == pytest.approx(1.0, rel=0.2)
     assert "mem_usage" not in test  # this exporter does not know what a guest uses

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.samples import Tick
+from model.samples import ScrapeSample
 from model.store.base import Store, StoreRefused, StoreUnavailable
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT
@@ -35,8 +35,8 @@ def store(any_store: Store) -> Store:
     return any_store
 
 
-def tick(k: int, node: str = NODE, vms: tuple[str, ...] = ("a", "b"), **more: float) -> Tick:
-    return Tick(
+def sample(k: int, node: str = NODE, vms: tuple[str, ...] = ("a", "b"), **more: float) -> ScrapeSample:
+    return ScrapeSample(
         node,
         T0 + 5000 * k,
         {"cpu": 64.0, "cpu_usage": k / 7, "mem_usage": 1e5 + k, "vm_number": float(len(vms)), **more},
@@ -44,12 +44,12 @@ def tick(k: int, node: str = NODE, vms: tuple[str, ...] = ("a", "b"), **more: fl
     )
 
 
-def write(store: Store, *ticks: Tick) -> int:
-    return store.write([store.encode(one) for one in ticks])
+def write(store: Store, *scraped: ScrapeSample) -> int:
+    return store.write([store.encode(one) for one in scraped])
 
 
 def test_what_was_written_is_read_as_arrays(store: Store) -> None:
-    assert write(store, *(tick(k) for k in range(10))) == 0
+    assert write(store, *(sample(k) for k in range(10))) == 0
     period = store.read(NODE, T0, T0 + 50_000, FIELDS)
     assert period.node.time_ms.tolist() == [T0 + 5000 * k for k in range(10)]
     np.testing.assert_array_equal(period.node.fields["cpu_usage"], [k / 7 for k in range(10)])
@@ -59,60 +59,65 @@ def test_what_was_written_is_read_as_arrays(store: Store) -> None:
 
 
 def test_period_holds_its_start_and_not_its_end(store: Store) -> None:
-    write(store, *(tick(k) for k in range(10)))
+    write(store, *(sample(k) for k in range(10)))
     assert store.read(NODE, T0 + 10_000, T0 + 20_000, FIELDS).node.time_ms.tolist() == [T0 + 10_000, T0 + 15_000]
 
 
 def test_only_what_is_asked_for_is_read(store: Store) -> None:
-    write(store, tick(0))
+    write(store, sample(0))
     period = store.read(NODE, T0, T0 + 1, ("mem_usage",))
     assert list(period.node.fields) == ["mem_usage"]
     assert list(period.domains["a"].fields) == ["mem_usage"]
 
 
 def test_nodes_are_kept_apart(store: Store) -> None:
-    write(store, tick(0), tick(1, "http://w2/metrics", ("c",)))
+    write(store, sample(0), sample(1, "http://w2/metrics", ("c",)))
     assert store.nodes() == [NODE, "http://w2/metrics"]
     assert list(store.read("http://w2/metrics", T0, T0 + 10_000, FIELDS).domains) == ["c"]
     assert store.read(NODE, T0, T0 + 10_000, FIELDS).node.time_ms.tolist() == [T0]
 
 
 def test_domains_are_those_of_the_period(store: Store) -> None:
-    write(store, tick(0, vms=("a",)), tick(1, vms=("b", "c")))
+    write(store, sample(0, vms=("a",)), sample(1, vms=("b", "c")))
     assert store.domains(NODE, T0, T0 + 5000) == ["a"]
     assert store.domains(NODE, T0, T0 + 50_000) == ["a", "b", "c"]
     assert store.domains("http://nobody/", T0, T0 + 50_000) == []
 
 
 def test_domain_has_samples_only_of_when_it_was_there(store: Store) -> None:
-    write(store, tick(0, vms=("a",)), tick(1, vms=("a", "b")), tick(2, vms=("b",)))
+    write(store, sample(0, vms=("a",)), sample(1, vms=("a", "b")), sample(2, vms=("b",)))
     period = store.read(NODE, T0, T0 + 50_000, FIELDS)
     assert period.domains["a"].time_ms.tolist() == [T0, T0 + 5000]
     assert period.domains["b"].time_ms.tolist() == [T0 + 5000, T0 + 10_000]
 
 
 def test_last_promise_of_each_domain_is_found_wherever_it_is(store: Store) -> None:
-    early = Tick(NODE, T0, {"cpu": 64.0}, {"left": {"cpu": 2.0, "mem": 512.0}, "stays": {"cpu": 1.0, "mem": 100.0}})
-    later = [Tick(NODE, T0 + 1000 * k, {"cpu": 64.0}, {"stays": {"cpu": 4.0, "cpu_usage": 1.0}}) for k in range(1, 30)]
-    write(store, early, *later, Tick(NODE, T0 + 60_000, {"cpu": 64.0}, {"after": {"cpu": 1.0, "mem": 1.0}}))
-    write(store, Tick("http://w2/metrics", T0, {"cpu": 1.0}, {"other": {"cpu": 1.0}}))
-    found = store.promised(NODE, T0, T0 + 60_000)
+    early = ScrapeSample(
+        NODE, T0, {"cpu": 64.0}, {"left": {"cpu": 2.0, "mem": 512.0}, "stays": {"cpu": 1.0, "mem": 100.0}}
+    )
+    later = [
+        ScrapeSample(NODE, T0 + 1000 * k, {"cpu": 64.0}, {"stays": {"cpu": 4.0, "cpu_usage": 1.0}})
+        for k in range(1, 30)
+    ]
+    write(store, early, *later, ScrapeSample(NODE, T0 + 60_000, {"cpu": 64.0}, {"after": {"cpu": 1.0, "mem": 1.0}}))
+    write(store, ScrapeSample("http://w2/metrics", T0, {"cpu": 1.0}, {"other": {"cpu": 1.0}}))
+    found = store.last_configs(NODE, T0, T0 + 60_000)
     assert found == {"left": {"cpu": 2.0, "mem": 512.0}, "stays": {"cpu": 4.0, "mem": 100.0}}
-    assert store.promised(NODE, T0 + 1000, T0 + 60_000) == {"stays": {"cpu": 4.0}}
-    assert store.promised(NODE, T0 + 5, T0 + 5) == {}
-    assert store.promised("http://nobody", T0, T0 + 60_000) == {}
+    assert store.last_configs(NODE, T0 + 1000, T0 + 60_000) == {"stays": {"cpu": 4.0}}
+    assert store.last_configs(NODE, T0 + 5, T0 + 5) == {}
+    assert store.last_configs("http://nobody", T0, T0 + 60_000) == {}
 
 
 def test_node_can_be_read_without_its_domains(store: Store) -> None:
-    write(store, tick(0), tick(1))
+    write(store, sample(0), sample(1))
     period = store.read(NODE, T0, T0 + 10_000, FIELDS, domains=False)
     np.testing.assert_array_equal(period.node.fields["cpu_usage"], [0, 1 / 7])
     assert not period.domains
 
 
 def test_missing_field_is_nan(store: Store) -> None:
-    first = Tick(NODE, T0, {"cpu": 64.0}, {"a": {"cpu": 4.0}, "b": {"cpu": 4.0, "cpu_usage": 1.0}})
-    write(store, first, tick(1))
+    first = ScrapeSample(NODE, T0, {"cpu": 64.0}, {"a": {"cpu": 4.0}, "b": {"cpu": 4.0, "cpu_usage": 1.0}})
+    write(store, first, sample(1))
     period = store.read(NODE, T0, T0 + 50_000, (*FIELDS, "never_heard_of"))
     np.testing.assert_array_equal(period.node.fields["cpu_usage"], [math.nan, 1 / 7])
     np.testing.assert_array_equal(period.domains["a"].fields["cpu_usage"], [math.nan, 1 / 3])
@@ -131,26 +136,26 @@ def test_nothing_is_an_empty_period(store: Store) -> None:
 
 def test_period_begins_with_its_first_sample(store: Store) -> None:
     assert store.begins_ms(NODE, 0, T0 + 10_000) is None
-    write(store, tick(3), tick(1), tick(2))
-    assert store.begins_ms(NODE, 0, T0 + 10**9) == tick(1).time_ms
-    assert store.begins_ms(NODE, tick(2).time_ms, T0 + 10**9) == tick(2).time_ms
-    assert store.begins_ms(NODE, tick(2).time_ms + 1, tick(3).time_ms) is None
+    write(store, sample(3), sample(1), sample(2))
+    assert store.begins_ms(NODE, 0, T0 + 10**9) == sample(1).time_ms
+    assert store.begins_ms(NODE, sample(2).time_ms, T0 + 10**9) == sample(2).time_ms
+    assert store.begins_ms(NODE, sample(2).time_ms + 1, sample(3).time_ms) is None
     assert store.begins_ms("http://nobody/", 0, T0 + 10**9) is None
 
 
 def test_last_is_the_newest_tick(store: Store) -> None:
-    write(store, tick(3), tick(1), tick(2))
-    assert store.last(NODE) == tick(3)
+    write(store, sample(3), sample(1), sample(2))
+    assert store.last(NODE) == sample(3)
 
 
 def test_number_of_vms_can_be_read(store: Store) -> None:
-    write(store, tick(0), tick(1, vms=("a",)))
+    write(store, sample(0), sample(1, vms=("a",)))
     assert store.read(NODE, T0, T0 + 50_000, ("vm_number", "cpu")).node.fields["vm_number"].tolist() == [2.0, 1.0]
 
 
 def test_tick_that_is_written_twice_is_one(store: Store) -> None:
-    write(store, tick(0), tick(1))
-    write(store, tick(1), tick(2))
+    write(store, sample(0), sample(1))
+    write(store, sample(1), sample(2))
     assert store.read(NODE, T0, T0 + 50_000, FIELDS).node.time_ms.size == 3
 
 
@@ -172,16 +177,16 @@ def test_tick_that_is_written_twice_is_one(store: Store) -> None:
     ],
 )
 def test_any_name_is_a_name_and_nothing_else(store: Store, name: str) -> None:
-    write(store, tick(0, vms=(name,)), tick(0, f"http://{name}/", ("x",)))
+    write(store, sample(0, vms=(name,)), sample(0, f"http://{name}/", ("x",)))
     assert list(store.read(NODE, T0, T0 + 1, FIELDS).domains) == [name]
     assert store.domains(NODE, T0, T0 + 1) == [name]
     assert list(store.read(f"http://{name}/", T0, T0 + 1, FIELDS).domains) == ["x"]
     assert sorted(store.nodes()) == sorted([NODE, f"http://{name}/"])
-    assert store.last(NODE) == tick(0, vms=(name,))
+    assert store.last(NODE) == sample(0, vms=(name,))
 
 
 def test_node_that_asks_for_all_nodes_gets_none(store: Store) -> None:
-    write(store, tick(0))
+    write(store, sample(0))
     for name in ('x" or true or r.url=="', "' OR 1=1 --", "${url}", NODE + "\\"):
         assert store.read(name, T0, T0 + 1, FIELDS).node.time_ms.size == 0
         assert store.last(name) is None
@@ -189,13 +194,13 @@ def test_node_that_asks_for_all_nodes_gets_none(store: Store) -> None:
 
 def test_full_precision_comes_back(store: Store) -> None:
     values = {"cpu": 0.1 + 0.2, "cpu_usage": 1.7976931348623157e300, "mem_usage": 5e-300}
-    write(store, Tick(NODE, T0, values, {}))
+    write(store, ScrapeSample(NODE, T0, values, {}))
     period = store.read(NODE, T0, T0 + 1, FIELDS)
     assert {name: float(column[0]) for name, column in period.node.fields.items()} == values
 
 
 def test_infinite_figures_are_no_figures(store: Store) -> None:
-    write(store, Tick(NODE, T0, {"cpu": 1.0, "cpu_usage": math.inf, "mem_usage": math.nan}, {}), tick(1))
+    write(store, ScrapeSample(NODE, T0, {"cpu": 1.0, "cpu_usage": math.inf, "mem_usage": math.nan}, {}), sample(1))
     first = store.read(NODE, T0, T0 + 1, FIELDS).node.fields
     assert first["cpu"][0] == 1.0
     assert np.isnan(first["mem_usage"][0])
@@ -203,8 +208,8 @@ def test_infinite_figures_are_no_figures(store: Store) -> None:
 
 def test_a_large_batch_is_kept_whole(store: Store) -> None:
     names = tuple(f"vm{i:03d}" for i in range(200))
-    ticks = [tick(k, vms=names) for k in range(120)]
-    assert write(store, *ticks) == 0
+    scraped = [sample(k, vms=names) for k in range(120)]
+    assert write(store, *scraped) == 0
     period = store.read(NODE, T0, T0 + 10**6, ("cpu_usage",))
     assert len(period.domains) == 200
     np.testing.assert_array_equal(period.domains["vm199"].fields["cpu_usage"], [k / 3 + 199 for k in range(120)])
@@ -221,7 +226,7 @@ def test_check_says_what_answers(store: Store) -> None:
 def _hammer(path: Path, worker: int, count: int) -> None:
     store = SqliteStore(path, 86400)
     for k in range(count):
-        store.write([store.encode(tick(k, f"http://w{worker}/"))])
+        store.write([store.encode(sample(k, f"http://w{worker}/"))])
     store.close()
 
 
@@ -246,7 +251,7 @@ def test_killed_writer_leaves_whole_ticks(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.integration.test_stores import *\n"
         "store = SqliteStore(Path(sys.argv[1]), 86400)\nk = 0\n"
-        "while True:\n    store.write([store.encode(tick(k))])\n    print(k, flush=True)\n    k += 1\n"
+        "while True:\n    store.write([store.encode(sample(k))])\n    print(k, flush=True)\n    k += 1\n"
     )
     for attempt in range(3):
         path = tmp_path / f"s{attempt}"
@@ -269,7 +274,7 @@ def test_killed_writer_leaves_whole_ticks(tmp_path: Path) -> None:
 
 def test_old_ticks_are_deleted_and_young_ones_stay(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "s", 3600)
-    write(store, *(tick(k) for k in range(5000)))
+    write(store, *(sample(k) for k in range(5000)))
     # Half of the ticks are older than an hour at this moment.
     assert store.expire((T0 + 2500 * 5000) / 1000 + 3600) == 2500
     assert store.read(NODE, 0, T0 + 10**9, ("cpu",)).node.time_ms[0] == T0 + 2500 * 5000
@@ -306,14 +311,14 @@ def test_full_disk_is_told_and_survived(tmp_path: Path) -> None:
         def fill() -> None:
             nonlocal k
             for k in range(10_000):
-                write(store, tick(k, vms=tuple(f"vm{i}" for i in range(50))))
+                write(store, sample(k, vms=tuple(f"vm{i}" for i in range(50))))
 
         with pytest.raises(StoreUnavailable, match="full"):
             fill()
         assert store.read(NODE, T0, T0 + 10**9, ("cpu",)).node.time_ms.size == k
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-        write(store, tick(k))
-        assert store.last(NODE) == tick(k)
+        write(store, sample(k))
+        assert store.last(NODE) == sample(k)
         store.close()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
@@ -323,39 +328,39 @@ def test_full_disk_is_told_and_survived(tmp_path: Path) -> None:
 def test_file_that_is_taken_away_is_noticed(tmp_path: Path, replaced: bool) -> None:
     path = tmp_path / "s"
     store = SqliteStore(path, 86400)
-    write(store, tick(0))
+    write(store, sample(0))
     for part in tmp_path.glob("s*"):
         part.unlink()
     if replaced:
         path.mkdir()
         with pytest.raises(StoreUnavailable):
-            write(store, tick(1))
+            write(store, sample(1))
         path.rmdir()
-    write(store, tick(1), tick(2))
+    write(store, sample(1), sample(2))
     assert store.read(NODE, T0, T0 + 10**6, ("cpu",)).node.time_ms.tolist() == [T0 + 5000, T0 + 10_000]
     again = SqliteStore(path, 86400)
-    assert again.last(NODE) == tick(2)
+    assert again.last(NODE) == sample(2)
 
 
 def test_second_tick_of_a_moment_does_not_take_the_firsts_rates(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "s", 86400)
-    write(store, tick(0))
-    write(store, Tick(NODE, T0, {"cpu": 64.0}, {}))  # as a daemon that was just started has it
-    assert store.last(NODE) == tick(0)
+    write(store, sample(0))
+    write(store, ScrapeSample(NODE, T0, {"cpu": 64.0}, {}))  # as a daemon that was just started has it
+    assert store.last(NODE) == sample(0)
 
 
 def test_ids_of_what_was_undone_are_not_used(tmp_path: Path) -> None:
     """A write that fails half way takes its new nodes and layouts with it."""
     store = SqliteStore(tmp_path / "s", 86400)
-    good, bad = store.encode(tick(0)), store.encode(tick(1))
+    good, bad = store.encode(sample(0)), store.encode(sample(1))
     node, _, layout, data = bad.payload
     broken = type(bad)((node, object(), layout, data), bad.size, bad.points)
     batch = [good, broken]
     with pytest.raises(StoreUnavailable):
         store.write(batch)
     assert store.nodes() == []
-    write(store, tick(2))
-    assert store.last(NODE) == tick(2)
+    write(store, sample(2))
+    assert store.last(NODE) == sample(2)
 
 
 def test_no_file_is_left_open_that_is_no_longer_used(tmp_path: Path) -> None:

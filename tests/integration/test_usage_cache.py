@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.ballooning.guests import Metrics
-from model.ballooning.usage_cache import GuestMetrics
-from model.samples import Period, Tick
+from model.ballooning.guests import GuestUsage
+from model.ballooning.usage_cache import UsageCache
+from model.samples import Period, ScrapeSample
 from model.store.base import StoreUnavailable
 from model.store.sqlite import SqliteStore
 
@@ -55,21 +55,21 @@ def store(tmp_path: Path) -> Iterator[Watching]:
 
 def put(store: Watching, at: float, node: str = NODE, **vms: dict[str, float]) -> None:
     """A tick ``at`` seconds from NOW; each VM with what was told of it."""
-    store.write([store.encode(Tick(node, int((NOW + at) * 1000), {"cpu": 1.0}, vms))])
+    store.write([store.encode(ScrapeSample(node, int((NOW + at) * 1000), {"cpu": 1.0}, vms))])
 
 
 def usage(mb: float, rss: float = math.nan) -> dict[str, float]:
     return {"mem_usage": mb} | ({} if math.isnan(rss) else {"mem_rss": rss})
 
 
-def of(metrics: GuestMetrics, at: float = 0.0, node: str = NODE) -> dict[str, Metrics]:
-    told = metrics.of(node, NOW + at)
-    assert told is not None
-    return dict(told)
+def of(metrics: UsageCache, at: float = 0.0, node: str = NODE) -> dict[str, GuestUsage]:
+    plan_lines = metrics.of(node, NOW + at)
+    assert plan_lines is not None
+    return dict(plan_lines)
 
 
 def test_before_anything_was_read_nothing_is_known(store: Watching) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     assert metrics.of(NODE, NOW) is None
     store.away = True
     metrics.refresh([NODE], NOW)
@@ -83,25 +83,25 @@ def test_usage_is_the_90th_percentile_and_rss_the_last_one(store: Watching) -> N
     # Of 0 10 .. 100, the 90th percentile is 90.
     for k in range(11):
         put(store, -11.0 + k, a=usage(10.0 * k, rss=500.0 + k))
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     metrics.refresh([NODE], NOW)
-    assert of(metrics) == {"a": Metrics(90.0, 510.0, 1.0)}
+    assert of(metrics) == {"a": GuestUsage(90.0, 510.0, 1.0)}
 
 
 def test_samples_without_a_figure_count_for_nothing(store: Watching) -> None:
     put(store, -3, a=usage(7.0, rss=500.0))
     put(store, -2, a={"mem_usage": math.nan, "mem_rss": math.nan})
     put(store, -1, a={"cpu": 1.0}, b={"mem_rss": 600.0})
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     metrics.refresh([NODE], NOW)
-    told = of(metrics)
-    assert told["a"] == Metrics(7.0, 500.0, 3.0)
-    assert math.isnan(told["b"].usage_mb)
-    assert (told["b"].rss_mb, told["b"].age_s) == (600.0, math.inf)
+    plan_lines = of(metrics)
+    assert plan_lines["a"] == GuestUsage(7.0, 500.0, 3.0)
+    assert math.isnan(plan_lines["b"].usage_mb)
+    assert (plan_lines["b"].rss_mb, plan_lines["b"].age_s) == (600.0, math.inf)
 
 
 def test_what_is_known_is_not_read_again(store: Watching) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     for k in range(50):
         put(store, k, a=usage(1.0))
     metrics.refresh([NODE], NOW + 50)
@@ -118,7 +118,7 @@ def test_what_is_known_is_not_read_again(store: Watching) -> None:
 
 
 def test_after_a_long_pause_no_more_than_the_scope_is_read(store: Watching) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     put(store, 0, a=usage(1.0))
     metrics.refresh([NODE], NOW)
     metrics.refresh([NODE], NOW + 1000)
@@ -128,7 +128,7 @@ def test_after_a_long_pause_no_more_than_the_scope_is_read(store: Watching) -> N
 def test_samples_age_out_of_the_scope(store: Watching) -> None:
     put(store, 0, a=usage(1000.0))
     put(store, 50, a=usage(10.0))
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     metrics.refresh([NODE], NOW + 60)
     # 10 and 1000: 10 + 0.9 x 990.
     assert of(metrics, 100)["a"].usage_mb == pytest.approx(901.0)
@@ -137,7 +137,7 @@ def test_samples_age_out_of_the_scope(store: Watching) -> None:
 
 
 def test_the_last_rss_ages_out_of_the_scope(store: Watching) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     put(store, 0, a=usage(1.0, rss=4000.0))
     metrics.refresh([NODE], NOW)
     put(store, 100, a=usage(1.0))
@@ -149,7 +149,7 @@ def test_the_last_rss_ages_out_of_the_scope(store: Watching) -> None:
 
 
 def test_a_vm_that_left_is_forgotten_with_its_last_sample(store: Watching) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     put(store, 0, a=usage(1.0), b=usage(2.0))
     for at in (0.0, 50.0, 101.0):
         put(store, at + 0.5, a=usage(1.0))
@@ -161,33 +161,33 @@ def test_a_vm_that_left_is_forgotten_with_its_last_sample(store: Watching) -> No
 def test_nodes_are_kept_apart(store: Watching) -> None:
     put(store, -1, a=usage(1.0))
     put(store, -1, "http://w2/metrics", a=usage(2.0))
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     metrics.refresh([NODE, "http://w2/metrics"], NOW)
     assert [of(metrics, node=node)["a"].usage_mb for node in (NODE, "http://w2/metrics")] == [1.0, 2.0]
 
 
 def test_a_store_that_is_away_leaves_what_is_known_and_is_told_once(
-    store: Watching, caplog: pytest.LogCaptureFixture
+    store: Watching, event_log: pytest.LogCaptureFixture
 ) -> None:
-    metrics = GuestMetrics(store, SCOPE)
+    metrics = UsageCache(store, SCOPE)
     put(store, -1, a=usage(1.0))
     metrics.refresh([NODE], NOW)
     store.away = True
-    with caplog.at_level(logging.WARNING, "scroogevm"):
+    with event_log.at_level(logging.INFO, "scroogevm"):
         for at in range(5):
             metrics.refresh([NODE], NOW + at)
-    assert caplog.messages == [f"metrics of {NODE}: no answer"]
-    assert of(metrics, 40)["a"] == Metrics(1.0, math.nan, 41.0)  # older and older, and so not acted on
+    assert event_log.messages == [f"metrics of {NODE}: no answer"]
+    assert of(metrics, 40)["a"] == GuestUsage(1.0, math.nan, 41.0)  # older and older, and so not acted on
     store.away = False
     metrics.refresh([NODE], NOW)
-    assert caplog.messages[1:] == [f"metrics of {NODE}: all is well again"]
+    assert event_log.messages[1:] == [f"metrics of {NODE}: recovered"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.one_of(st.none(), st.integers(0, 4000))), min_size=1, max_size=25))
 def test_read_piece_by_piece_is_read_at_once(tmp_path_factory: Any, ticks: Sequence[tuple[int, int | None]]) -> None:
     opened = Watching(SqliteStore(tmp_path_factory.mktemp("store") / "s.sqlite", 86400))
-    metrics = GuestMetrics(opened, SCOPE)
+    metrics = UsageCache(opened, SCOPE)
     at, kept = 0, []
     for pause, mb in ticks:
         at += pause
@@ -195,11 +195,11 @@ def test_read_piece_by_piece_is_read_at_once(tmp_path_factory: Any, ticks: Seque
         kept += [] if mb is None else [(at, float(mb))]
         metrics.refresh([NODE], NOW + at)
         inside = [mb for when, mb in kept if when >= at - SCOPE]
-        told = of(metrics, at).get("a", Metrics(math.nan, math.nan, math.inf))
+        plan_lines = of(metrics, at).get("a", GuestUsage(math.nan, math.nan, math.inf))
         if inside:
-            assert told.usage_mb == pytest.approx(float(np.percentile(inside, 90)))
-            assert told.age_s == at - kept[-1][0]
+            assert plan_lines.usage_mb == pytest.approx(float(np.percentile(inside, 90)))
+            assert plan_lines.age_s == at - kept[-1][0]
         else:
-            assert math.isnan(told.usage_mb)
+            assert math.isnan(plan_lines.usage_mb)
     assert opened.samples <= len(ticks)
     opened.close()

@@ -24,7 +24,7 @@ from model.replay.dump import read_dumps
 from model.replay.replay import Replay
 from model.replay.results import load_results
 from model.replay.trace import read_trace
-from model.samples import Tick
+from model.samples import ScrapeSample
 from model.stability import mean_predictor
 from model.store.base import Store, StoreUnavailable
 from model.store.influxdb import InfluxStore
@@ -70,8 +70,8 @@ def written(store: Store, nodes: list[str] | None = None) -> Iterator[set[str]]:
     def write() -> None:
         while not stop.wait(0.1):
             now_ms = int(time.time() * 1000)
-            ticks = [
-                Tick(
+            scraped = [
+                ScrapeSample(
                     node,
                     now_ms,
                     {"cpu": 16.0, "mem": 32768.0, "cpu_usage": draw.uniform(1, 9), "mem_usage": draw.uniform(9e3, 2e4)},
@@ -84,7 +84,7 @@ def written(store: Store, nodes: list[str] | None = None) -> Iterator[set[str]]:
                 if node not in silent
             ]
             with contextlib.suppress(StoreUnavailable):
-                store.write([store.encode(tick) for tick in ticks])
+                store.write([store.encode(sample) for sample in scraped])
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -189,7 +189,7 @@ def test_node_that_falls_silent_is_stale_alone_and_comes_back(env: Environment, 
         wait_for(all_ok(env))
         told = end(daemon)
     assert told.count(f"samples of {NODES[1]}: none in the slice") == 1
-    assert told.count(f"samples of {NODES[1]}: all is well again") == 1
+    assert told.count(f"samples of {NODES[1]}: recovered") == 1
     assert daemon.returncode == 0
 
 
@@ -487,7 +487,7 @@ def test_export_begins_with_what_is_stored_however_early_it_may(env: Environment
     store = SqliteStore(Path(env["STORE_PATH"]), 86400)
     for k in range(5):
         figures = {"cpu": 8.0, "mem": 1024.0, "cpu_usage": 1.0, "mem_usage": 100.0}
-        store.write([store.encode(Tick(NODES[0], first_ms + 1000 * k, figures, {}))])
+        store.write([store.encode(ScrapeSample(NODES[0], first_ms + 1000 * k, figures, {}))])
     store.close()
     out = tmp_path / "out.json"
     done = run({**env, "SCHED_NODES": json.dumps(NODES[:1])}, f"--export={out}", "--since=0")

@@ -81,9 +81,9 @@ def test_once_writes_one_tick_of_every_node_and_leaves(env: Environment, fakes: 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     store = open_store(env)
     assert store.nodes() == [fakes.url(i) for i in range(3)]
-    tick = store.last(fakes.url(0))
-    assert tick is not None
-    assert len(tick.domains) == 4
+    sample = store.last(fakes.url(0))
+    assert sample is not None
+    assert len(sample.domains) == 4
     store.close()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from model.samples import Tick
+from model.samples import ScrapeSample
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment
 from tests.support.guests import Guest, Host, Sshd, children, frozen, mute
@@ -100,7 +100,7 @@ def stored(env: Environment, guests: dict[str, Guest]) -> Iterator[None]:
                         "mem_rss": said["rss"] / 1024,
                     }
             if domains:
-                store.write([store.encode(Tick(NODE, int(time.time() * 1000), {"cpu": 2.0}, domains))])
+                store.write([store.encode(ScrapeSample(NODE, int(time.time() * 1000), {"cpu": 2.0}, domains))])
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -211,7 +211,7 @@ def test_dry_run_says_what_it_would_do_with_each_guest_and_does_nothing(
     silent = host.boot("silent", 160, stats_period_s=None)
     store = SqliteStore(Path(env["STORE_PATH"]), 86400)
     store.write(
-        [store.encode(Tick(NODE, int(time.time() * 1000), {}, {"silent": {"mem_usage": 9.0, "mem_rss": 99.0}}))]
+        [store.encode(ScrapeSample(NODE, int(time.time() * 1000), {}, {"silent": {"mem_usage": 9.0, "mem_rss": 99.0}}))]
     )
     store.close()
     before_mb = hoarder.rss_mb()
@@ -267,8 +267,8 @@ def test_guest_that_needs_its_memory_in_a_session_gets_it(env: Environment, hoar
         )
         assert whole(hoarder)()
         assert hoarder.run("du -m /tmp | cut -f1").strip() == "300"
-        told = end(daemon)
-    assert "give back to vm-a" in told
+        plan_lines = end(daemon)
+    assert "give back to vm-a" in plan_lines
     assert "Out of memory" not in hoarder.run("dmesg")
 
 
@@ -282,8 +282,8 @@ def test_guest_that_needs_it_all_at_once_does_not_die(env: Environment, guests: 
         careful.run("fill 350", 60)
         wait_for(whole(careful))
         assert careful.run("du -m /tmp/fill | cut -f1").strip() == "350"
-        told = end(daemon)
-    assert "give back to careful" in told
+        plan_lines = end(daemon)
+    assert "give back to careful" in plan_lines
     careful.run("unfill")
 
 
@@ -297,9 +297,9 @@ def test_libvirtd_that_dies_in_a_session_and_comes_back_finds_the_guest_restored
         host.start()
         wait_for(lambda: not journal(env)["sessions"], 60)
         assert hoarder.balloon_mb() == FULL_MB
-        told = end(daemon)
+        plan_lines = end(daemon)
     assert daemon.returncode == 0
-    assert told.count(f"{host.uri}: all is well again") == 1
+    assert plan_lines.count(f"{host.uri}: recovered") == 1
 
 
 def test_guest_whose_host_freezes_the_ssh_session_gets_its_memory_back(
@@ -312,9 +312,9 @@ def test_guest_whose_host_freezes_the_ssh_session_gets_its_memory_back(
             # It does not wait for the one that is frozen, but comes by another.
             wait_for(lambda: not journal(env)["sessions"], 60)
             assert hoarder.balloon_mb() == FULL_MB
-        told = end(daemon)
+        plan_lines = end(daemon)
     assert daemon.returncode == 0
-    assert "all is well again" in told
+    assert "recovered" in plan_lines
 
 
 def test_host_that_says_nothing_does_not_delay_the_others(
@@ -328,10 +328,10 @@ def test_host_that_says_nothing_does_not_delay_the_others(
             wait_for(whole(hoarder), 20)
             assert time.monotonic() - start < 25
             start = time.monotonic()
-            told = end(daemon)
+            plan_lines = end(daemon)
             assert time.monotonic() - start < 25
     assert daemon.returncode == 0
-    assert told.count(f"127.0.0.1:{port}") == 1, told
+    assert plan_lines.count(f"127.0.0.1:{port}") == 1, plan_lines
 
 
 def test_guest_that_is_destroyed_in_a_session_is_forgotten(env: Environment, host: Host, stored: None) -> None:
@@ -416,13 +416,15 @@ def test_metrics_tell_of_sessions_and_pass_promtool(env: Environment, host: Host
     ],
 )
 def test_settings_that_cannot_be_used_are_told_together(
-    changes: dict[str, str], told: list[str], tmp_path: Path
+    changes: dict[str, str], plan_lines: list[str], tmp_path: Path
 ) -> None:
     env = {"LIBVIRT_NODES": json.dumps({NODE: "test:///default"}), "STATE_ENDPOINT": str(tmp_path / "s.json")}
     done = run({**bare_environment(), **env, **changes})
     lines = done.stderr.splitlines()
-    assert (done.returncode, len(lines)) == (2, len(told))
-    assert all(line.startswith(f"vmballooning.py: {words}") for line, words in zip(lines, told, strict=True)), lines
+    assert (done.returncode, len(lines)) == (2, len(plan_lines))
+    assert all(line.startswith(f"vmballooning.py: {words}") for line, words in zip(lines, plan_lines, strict=True)), (
+        lines
+    )
 
 
 def test_nonsense_in_the_journal_is_refused_and_left_alone(tmp_path: Path) -> None:

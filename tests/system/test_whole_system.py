@@ -93,13 +93,13 @@ class Watch:
     ----------
     published : dict
         By node and end of the slice: (state, free_cpu, free_mem).
-    ticks : dict
+    samples : dict
         By node: time of each tick, ms, and when it was first seen in the store, Unix seconds.
     """
 
     def __init__(self, path: Path, nodes: list[str], open_store: Callable[[], Store]) -> None:
         self.published: dict[tuple[str, int], tuple[str, float, float]] = {}
-        self.ticks: dict[str, dict[int, float]] = {node: {} for node in nodes}
+        self.samples: dict[str, dict[int, float]] = {node: {} for node in nodes}
         self.changed: list[str] = []
         self._path, self._open_store = path, open_store
         self._stop = threading.Event()
@@ -127,7 +127,7 @@ class Watch:
     def _ask(self) -> None:
         store, since_ms = self._open_store(), int(time.time() - 10) * 1000
         while not self._stop.wait(0.15):
-            for node, seen in self.ticks.items():
+            for node, seen in self.samples.items():
                 with contextlib.suppress(StoreUnavailable):
                     until_ms = int(time.time() * 1000) + 10_000
                     found = store.read(node, since_ms, until_ms, ("cpu",), domains=False).node.time_ms
@@ -141,7 +141,7 @@ class Watch:
         first_ms = (end_s - SLICE_S * POSITIONS * (HISTORICAL + 1)) * 1000
         return all(
             seen_s <= _end_of_slice_s(time_ms) + SETTLE_S
-            for time_ms, seen_s in self.ticks[node].items()
+            for time_ms, seen_s in self.samples[node].items()
             if first_ms <= time_ms < end_s * 1000
         )
 
@@ -269,7 +269,7 @@ def test_what_is_published_is_what_an_undisturbed_run_would_have(kind: str, env:
         store.close()
 
         for node in nodes:
-            lost = watch.ticks[node].keys() - set(stored[node])
+            lost = watch.samples[node].keys() - set(stored[node])
             assert not lost, "what was in the store once is there"
             compare(env, tmp_path, node, watch)
         assert watch.changed == [], "what was published of a slice does not change"

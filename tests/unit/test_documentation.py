@@ -18,7 +18,7 @@ from model.commands import scroogevm, vmaggreg, vmballooning
 from model.evaluation.grid import Pooled, Row, Variant
 from model.oversubscriptioncomputation import STRATEGIES
 from model.publishers.placement.reconciler import PlacementCounts
-from model.publishers.prometheus import Counts, EstimatorMetrics
+from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.replay.scoring import SUMMARY_COLUMNS
 from model.replay.trace import parse_trace
 from model.status import Figures, NodeStatus, ResourceStatus
@@ -139,7 +139,7 @@ def test_every_metric_of_the_estimator_is_documented() -> None:
     figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, 0.05, 0.04)
     said = ResourceStatus("ok", figures, {"borg": 6.0})
     registry = CollectorRegistry()
-    metrics = EstimatorMetrics(registry, Counts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
+    metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
     metrics.publish([NodeStatus("n", "borg", 60.0, said, said)])
     names = set(re.findall(r"^(scroogevm_\w+)", generate_latest(registry).decode(), flags=re.M))
     assert len(names) > 15

@@ -47,6 +47,7 @@ class ProviderConflict(PlacementError):
 
 
 def open_adapter(settings: PlacementSettings) -> Adapter:
+    """An HTTP adapter that logs in as the settings say."""
     # It warns of a Keystone that is away whenever it is asked; we say that ourselves, once.
     logging.getLogger("keystoneauth").setLevel(logging.ERROR)
     login = settings.login
@@ -92,6 +93,7 @@ def as_uuid(text: str) -> str:
 
 
 def refusal_error(status: int, body: Any) -> PlacementError:
+    """The error that a status other than 200 stands for."""
     errors = body.get("errors") if isinstance(body, dict) else None
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
     # The first paragraph says what the status says already.

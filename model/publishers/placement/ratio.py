@@ -14,7 +14,7 @@ _STEPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class NodeCapacity:
     """What a node's provider shall offer, to VMs that are there and to those that may come.
 
     Attributes
@@ -31,9 +31,9 @@ class Promise:
     mem: float | None
 
 
-def promises_of(statuses: Iterable[NodeStatus]) -> list[Promise]:
+def capacities_of(statuses: Iterable[NodeStatus]) -> list[NodeCapacity]:
     """What nodes promise: nothing but what is booked where no fresh figure is free, nothing new where none ever was."""
-    return [Promise(status.node, _promised(status.cpu), _promised(status.mem)) for status in statuses]
+    return [NodeCapacity(status.node, _promised(status.cpu), _promised(status.mem)) for status in statuses]
 
 
 def _promised(said: ResourceStatus) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 import requests.exceptions
 from keystoneauth1 import exceptions
 
-from ...common.logs import Changes
+from ...common.logs import ProblemLog
 from ..settings import PlacementSettings
 from .client import (
     NO_PROVIDER,
@@ -29,7 +29,7 @@ from .client import (
     open_adapter,
     refusal_error,
 )
-from .ratio import Promise, allocation_ratio
+from .ratio import NodeCapacity, allocation_ratio
 
 LOG = logging.getLogger("scroogevm.placement")
 
@@ -121,7 +121,7 @@ class Placement:
     def __init__(self, settings: PlacementSettings) -> None:
         self._settings = settings
         self._api = open_adapter(settings)
-        self._changes = Changes(LOG)
+        self._problems = ProblemLog(LOG)
         self._lock = threading.Lock()
         #: Nodes whose provider is named, and its UUID; whose provider a UUID is.
         self._uuids: dict[str, str] = {}
@@ -131,12 +131,12 @@ class Placement:
         self._failures: Counter[str] = Counter()
         self._last_error = ""
 
-    def publish(self, promises: Sequence[Promise], stop: threading.Event | None = None) -> Round:
+    def publish(self, promises: Sequence[NodeCapacity], stop: threading.Event | None = None) -> Round:
         """Bring the providers of mapped nodes up to date, several at a time; a fault is told, never raised.
 
         Parameters
         ----------
-        promises : sequence of Promise
+        promises : sequence of NodeCapacity
             Those of nodes that are not mapped are left out.
         stop : threading.Event, optional
             Ends the round at once.
@@ -148,12 +148,12 @@ class Placement:
         # A server that is away or does not know us is found out once, not by every node.
         heard = self._together([_SERVICE], lambda _: self._knock(), ending)[_SERVICE]
         if isinstance(heard, _Done):
-            self._changes.right(_SERVICE)
+            self._problems.resolve(_SERVICE)
             results = self._together(wanted, lambda node: self._update(wanted[node], ending), ending)
         else:
             results = dict.fromkeys(wanted, heard)
             if heard is not None:
-                self._changes.wrong(_SERVICE, str(heard))
+                self._problems.report(_SERVICE, str(heard))
         return self._summed_up(results, tell=isinstance(heard, _Done))
 
     def counts(self) -> PlacementCounts:
@@ -225,16 +225,16 @@ class Placement:
         failed: dict[str, str] = {}
         for node, result in results.items():
             if isinstance(result, _Done):
-                self._changes.right(node)
+                self._problems.resolve(node)
                 for resource, words in result.notes.items():
                     if words:
-                        self._changes.wrong(f"{node} {resource}", words)
+                        self._problems.report(f"{node} {resource}", words)
                     else:
-                        self._changes.right(f"{node} {resource}")
+                        self._problems.resolve(f"{node} {resource}")
             elif result is not None:
                 failed[node] = result.reason
                 if tell:
-                    self._changes.wrong(node, str(result))
+                    self._problems.report(node, str(result))
                 with self._lock:
                     self._failures[result.reason] += 1
                     self._last_error = f"{node}: {result}" if tell else f"{_SERVICE}: {result}"
@@ -245,7 +245,7 @@ class Placement:
             failed=failed,
         )
 
-    def _update(self, promise: Promise, ending: _Ending) -> _Done:
+    def _update(self, promise: NodeCapacity, ending: _Ending) -> _Done:
         pause_s = _FIRST_PAUSE_S
         for _ in range(_TRIES):
             remembered = promise.node in self._uuids
@@ -266,7 +266,7 @@ class Placement:
                 raise PlacementError("timeout", f"not done within {self._settings.round_timeout_s:g} s")
         raise PlacementError("conflict", f"somebody else wrote to the provider before us, {_TRIES} times in a row")
 
-    def _try(self, promise: Promise) -> _Done:
+    def _try(self, promise: NodeCapacity) -> _Done:
         """Read, change and write what a provider has; every field but the two ratios is handed back as it came."""
         provider = self._uuid(promise.node)
         body = self._inventories(provider)

@@ -29,6 +29,7 @@ class Sparkline:
 
 
 def draw_sparkline(resource: Resource, free: FloatArray, booked: FloatArray, config: FloatArray) -> Sparkline:
+    """The picture of one resource over the last slices."""
     sold = free + booked
     top = float(np.nan_to_num([*sold, *config]).max(initial=0.0))
     name, unit, scale = DISPLAY[resource]

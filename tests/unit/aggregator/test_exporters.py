@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.aggregator.exposition import PageError
 from model.aggregator.libvirt_exporter import LabelPages
 from model.aggregator.vmprobe import VmprobePages, split_name
-from model.samples import Reading
+from model.samples import Scrape
 from tests.conftest import SHARED
 
 CAPTURES = SHARED / "captures"
@@ -39,7 +39,7 @@ vmprobe_domain_vm_two_memory_alloc 786432
 """
 
 
-def read(page: bytes, prefix: str = "vmprobe") -> Reading:
+def read(page: bytes, prefix: str = "vmprobe") -> Scrape:
     return VmprobePages(prefix).read(page)
 
 
@@ -89,17 +89,17 @@ def test_longer_prefix_is_another_prefix() -> None:
 
 
 def test_page_becomes_node_and_domains() -> None:
-    reading = read(PAGE)
-    assert reading.epoch_ms == 1795357894930
-    assert reading.node["memory_total"] == 24684084
-    assert reading.domains is not None
-    assert reading.domains["vm1"] == {
+    scrape = read(PAGE)
+    assert scrape.epoch_ms == 1795357894930
+    assert scrape.node["memory_total"] == 24684084
+    assert scrape.domains is not None
+    assert scrape.domains["vm1"] == {
         "cpu_alloc": 1,
         "cpu_cputime": 8475916000,
         "memory_alloc": 524288,
         "memory_unused": 451844,
     }
-    assert set(reading.domains) == {"vm1", "vm_two"}
+    assert set(scrape.domains) == {"vm1", "vm_two"}
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_page_becomes_node_and_domains() -> None:
     ],
 )
 def test_every_legal_form_of_a_sample_is_read(line: bytes, value: float | None) -> None:
-    reading = read(PAGE + line + b"\n")
-    assert reading.domains is not None
-    assert reading.domains["vm1"].get("cpu_usertime") == value
+    scrape = read(PAGE + line + b"\n")
+    assert scrape.domains is not None
+    assert scrape.domains["vm1"].get("cpu_usertime") == value
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_every_legal_form_of_a_sample_is_read(line: bytes, value: float | None) 
 )
 def test_bad_line_costs_that_line_alone(line: bytes) -> None:
     pages = VmprobePages("vmprobe")
-    reading = pages.read(line + b"\n" + PAGE)
-    assert reading == read(PAGE)
+    scrape = pages.read(line + b"\n" + PAGE)
+    assert scrape == read(PAGE)
     assert pages.bad_lines == 1
 
 
@@ -148,9 +148,9 @@ def test_other_metrics_are_passed_over() -> None:
 
 
 def test_domain_that_is_only_half_known_is_not_there_yet() -> None:
-    reading = read(PAGE + b"vmprobe_domain_late1_sched_runtime 0\n")
-    assert reading.domains is not None
-    assert set(reading.domains) == {"vm1", "vm_two"}
+    scrape = read(PAGE + b"vmprobe_domain_late1_sched_runtime 0\n")
+    assert scrape.domains is not None
+    assert set(scrape.domains) == {"vm1", "vm_two"}
 
 
 @pytest.mark.parametrize("page", [b"", b"\n", b"<html>no</html>\n", b"node_load1 1\n", b"\x00\xff" * 100])
@@ -166,13 +166,13 @@ def test_page_that_is_cut_off_anywhere_is_a_missed_scrape_or_loses_nothing_that_
         pages = VmprobePages("vmprobe")
         pages.read(PAGE)
         try:
-            reading = pages.read(later[:length])
+            scrape = pages.read(later[:length])
         except PageError:
             continue
         # What is told is told whole, and a number is never cut in two.
-        assert reading.domains is not None
+        assert scrape.domains is not None
         whole = read(later).domains or {}
-        for name, metrics in reading.domains.items():
+        for name, metrics in scrape.domains.items():
             assert metrics == whole[name]
 
 
@@ -184,9 +184,9 @@ def test_metrics_that_stay_away_are_gone_in_the_end() -> None:
     for _ in range(3):  # a file that was left half written stays so
         with pytest.raises(PageError, match="1 metrics"):
             pages.read(without)
-    reading = pages.read(later)
-    assert reading.domains is not None
-    assert "memory_unused" not in reading.domains["vm1"]
+    scrape = pages.read(later)
+    assert scrape.domains is not None
+    assert "memory_unused" not in scrape.domains["vm1"]
     assert pages.read(later)
     # From now on it is not missed, whether it comes and goes or not.
     for k in range(20):
@@ -218,19 +218,19 @@ def test_figure_that_makes_no_sense_does_not_take_its_vm_away(value: bytes) -> N
     pages = VmprobePages("vmprobe")
     pages.read(PAGE)
     bad = PAGE.replace(b"vmprobe_domain_vm1_memory_alloc 524288", b"vmprobe_domain_vm1_memory_alloc " + value)
-    reading = pages.read(bad)
-    assert set(reading.domains or {}) == {"vm1", "vm_two"}
-    assert "memory_alloc" not in (reading.domains or {})["vm1"]
+    scrape = pages.read(bad)
+    assert set(scrape.domains or {}) == {"vm1", "vm_two"}
+    assert "memory_alloc" not in (scrape.domains or {})["vm1"]
 
 
 def test_vm_that_never_tells_its_memory_is_there() -> None:
-    reading = read(PAGE.replace(b"vmprobe_domain_vm1_memory_alloc 524288\n", b""))
-    assert "vm1" in (reading.domains or {})
+    scrape = read(PAGE.replace(b"vmprobe_domain_vm1_memory_alloc 524288\n", b""))
+    assert "vm1" in (scrape.domains or {})
 
 
 def test_figure_that_is_told_twice_differently_is_nobodys() -> None:
-    reading = read(PAGE + b"vmprobe_domain_vm1_cpu_cputime 1\n")
-    assert "cpu_cputime" not in (reading.domains or {})["vm1"]
+    scrape = read(PAGE + b"vmprobe_domain_vm1_cpu_cputime 1\n")
+    assert "cpu_cputime" not in (scrape.domains or {})["vm1"]
     assert read(PAGE + PAGE) == read(PAGE)
 
 
@@ -257,8 +257,8 @@ def test_page_made_to_be_slow_is_not(line: bytes) -> None:
     import time
 
     start = time.process_time()
-    reading = read(PAGE + line)
-    assert reading.domains == read(PAGE).domains
+    scrape = read(PAGE + line)
+    assert scrape.domains == read(PAGE).domains
     assert time.process_time() - start < 20  # it took minutes, or all memory
 
 
@@ -272,9 +272,9 @@ def test_core_that_goes_leaves_no_false_sum_behind() -> None:
     pages = LabelPages()
     pages.read(NODE, b"", 1.0)
     without = b"".join(line for line in NODE.splitlines(keepends=True) if b'cpu="1"' not in line)
-    reading = pages.read(without, b"", 2.0)
-    assert "cpu_user" not in reading.node
-    assert reading.node["cpu_total"] == 1
+    scrape = pages.read(without, b"", 2.0)
+    assert "cpu_user" not in scrape.node
+    assert scrape.node["cpu_total"] == 1
     assert "cpu_user" in pages.read(without, b"", 3.0).node
 
 
@@ -282,8 +282,8 @@ def test_domain_that_leaves_whole_is_gone_at_once() -> None:
     pages = VmprobePages("vmprobe")
     pages.read(PAGE)
     left = b"".join(line for line in PAGE.splitlines(keepends=True) if b"vm_two" not in line)
-    reading = pages.read(left)
-    assert set(reading.domains or ()) == {"vm1"}
+    scrape = pages.read(left)
+    assert set(scrape.domains or ()) == {"vm1"}
 
 
 @needs_captures
@@ -298,17 +298,17 @@ def test_captured_page_is_read_as_the_reference_parser_reads_it(name: str) -> No
 @needs_captures
 def test_captured_page_tells_all_that_the_original_took_from_one() -> None:
     extracted = json.loads((CAPTURES / "vmaggreg_extracted.json").read_bytes())
-    reading = read((CAPTURES / "vmprobe_01_idle.prom").read_bytes())
+    scrape = read((CAPTURES / "vmprobe_01_idle.prom").read_bytes())
     # It cut two names at their underscore: memory_last_update and memory_hugetlb_pgfail.
     whole = {"last": "last_update", "hugetlb": "hugetlb_pgfail"}
     for domain, sections in extracted["domain"].items():
         names = {f"{section}_{whole.get(name, name)}" for section, metrics in sections.items() for name in metrics}
-        assert names == set((reading.domains or {})[domain])
+        assert names == set((scrape.domains or {})[domain])
 
 
-def flat(reading: Reading) -> dict[str, float]:
-    own = {f"global_{name}": value for name, value in reading.node.items()}
-    for domain, metrics in (reading.domains or {}).items():
+def flat(scrape: Scrape) -> dict[str, float]:
+    own = {f"global_{name}": value for name, value in scrape.node.items()}
+    for domain, metrics in (scrape.domains or {}).items():
         own |= {f"domain_{domain}_{name}": value for name, value in metrics.items()}
     return own
 
@@ -423,23 +423,23 @@ def domain(name: str, dialect: str) -> str:
     )
 
 
-def labels(libvirt: str | None, node: bytes = NODE) -> Reading:
+def labels(libvirt: str | None, node: bytes = NODE) -> Scrape:
     return LabelPages().read(node, None if libvirt is None else libvirt.encode(), 1000.0)
 
 
 def test_node_is_what_is_busy_and_not_what_waits() -> None:
-    reading = labels("")
-    assert reading.node["cpu_total"] == 2
-    assert reading.node["cpu_user"] + reading.node["cpu_kernel"] == pytest.approx((100.5 + 1 + 20 + 50 + 2) * 1e9)
-    assert reading.node["memory_total"] == 2097152000 / 1024
-    assert reading.epoch_ms == 1000.0
+    scrape = labels("")
+    assert scrape.node["cpu_total"] == 2
+    assert scrape.node["cpu_user"] + scrape.node["cpu_kernel"] == pytest.approx((100.5 + 1 + 20 + 50 + 2) * 1e9)
+    assert scrape.node["memory_total"] == 2097152000 / 1024
+    assert scrape.epoch_ms == 1000.0
 
 
 @pytest.mark.parametrize("dialect", ["kumina", "tinkoff", "inovex"])
 def test_domain_of_every_dialect(dialect: str) -> None:
-    reading = labels("libvirt_up 1\n" + domain("vm-1", dialect))
-    assert reading.domains is not None
-    figures = reading.domains["vm-1"]
+    scrape = labels("libvirt_up 1\n" + domain("vm-1", dialect))
+    assert scrape.domains is not None
+    figures = scrape.domains["vm-1"]
     assert figures["cpu_alloc"] == 2
     assert figures["cpu_cputime"] == 14.5e9
     assert figures["memory_alloc"] == 536870912 / 1024
@@ -479,8 +479,8 @@ def test_name_with_every_character_that_a_label_can_hold() -> None:
 def test_bad_line_of_a_label_page_costs_that_line_alone() -> None:
     pages = LabelPages()
     bad = 'libvirt_domain_info_virtual_cpus{domain="b"\nlibvirt_domain_info_virtual_cpus{domain="c"} x\n'
-    reading = pages.read(NODE, (bad + domain("a", "kumina")).encode(), 1.0)
-    assert set(reading.domains or ()) == {"a"}
+    scrape = pages.read(NODE, (bad + domain("a", "kumina")).encode(), 1.0)
+    assert set(scrape.domains or ()) == {"a"}
     assert pages.bad_lines == 2
 
 
@@ -492,14 +492,14 @@ def test_page_that_is_not_node_exporters_is_a_missed_scrape(page: bytes) -> None
 
 @needs_captures
 def test_captured_label_pages_are_read() -> None:
-    reading = LabelPages().read(
+    scrape = LabelPages().read(
         (CAPTURES / "node_exporter_with_vmprobe.txt").read_bytes(),
         (CAPTURES / "libvirt_exporter.txt").read_bytes(),
         1.0,
     )
-    assert set(reading.domains or ()) == {"vm1", "vm-two"}
-    assert (reading.domains or {})["vm-two"]["cpu_cputime"] == 8.7e9
-    assert reading.node["cpu_total"] == 2
+    assert set(scrape.domains or ()) == {"vm1", "vm-two"}
+    assert (scrape.domains or {})["vm-two"]["cpu_cputime"] == 8.7e9
+    assert scrape.node["cpu_total"] == 2
 
 
 def test_hostile_pages_of_any_bytes_end_in_a_reading_or_a_missed_scrape(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.aggregator.rates import NodeRates
 from model.aggregator.vmprobe import VmprobePages
-from model.samples import Reading, Tick
+from model.samples import Scrape, ScrapeSample
 from tests.conftest import SHARED
 
 CAPTURES = SHARED / "captures"
@@ -40,15 +40,15 @@ def vm(**changes: float) -> dict[str, float]:
     }
 
 
-def ticks(*readings: Reading) -> list[Tick | None]:
+def scraped(*readings: Scrape) -> list[ScrapeSample | None]:
     rates = NodeRates("http://w1/metrics")
-    return [rates.update(reading) for reading in readings]
+    return [rates.update(scrape) for scrape in readings]
 
 
-def last(*readings: Reading) -> Tick:
-    tick = ticks(*readings)[-1]
-    assert tick is not None
-    return tick
+def last(*readings: Scrape) -> ScrapeSample:
+    sample = scraped(*readings)[-1]
+    assert sample is not None
+    return sample
 
 
 # --- the same pages, the same series ----------------------------------------------------------------
@@ -84,10 +84,10 @@ def test_captured_pages_give_the_series_that_the_original_stored() -> None:
     reader, rates = VmprobePages("vmprobe"), NodeRates("u")
     compared = 0
     for k, page in enumerate(pages):
-        tick = rates.update(reader.read(page.read_bytes()))
-        assert tick is not None
-        for name, ours in [("", tick.fields), *tick.domains.items()]:
-            stored = theirs[name, tick.time_ms]
+        sample = rates.update(reader.read(page.read_bytes()))
+        assert sample is not None
+        for name, ours in [("", sample.fields), *sample.domains.items()]:
+            stored = theirs[name, sample.time_ms]
             left_out = FIRST if k == 0 else AGAIN if k == len(pages) - 1 else set()
             assert ours.keys() - left_out == stored.keys() - left_out
             for field, value in ours.items():
@@ -106,25 +106,25 @@ def test_captured_pages_give_the_series_that_the_original_stored() -> None:
 
 def test_usage_is_what_was_used_since_the_last_sample() -> None:
     # The node: 8 + 2 s of CPU in 5 s: 2 cores. The VM: 2.5 s in 5 s: half a core.
-    tick = last(
-        Reading(10_000, node(), {"a": vm()}),
-        Reading(15_000, node(cpu_user=108 * NS, cpu_kernel=12 * NS), {"a": vm(cpu_cputime=52.5 * NS)}),
+    sample = last(
+        Scrape(10_000, node(), {"a": vm()}),
+        Scrape(15_000, node(cpu_user=108 * NS, cpu_kernel=12 * NS), {"a": vm(cpu_cputime=52.5 * NS)}),
     )
-    assert tick.time_ms == 15_000
-    assert tick.fields["cpu_usage"] == pytest.approx(2.0)
-    assert tick.fields["elapsed_time"] == 5000
-    assert tick.fields["elapsed_cpu_time"] == 10 * NS
-    assert tick.domains["a"]["cpu_usage"] == pytest.approx(0.5)
-    assert tick.fields["oc_cpu_d"] == pytest.approx(0.125)
+    assert sample.time_ms == 15_000
+    assert sample.fields["cpu_usage"] == pytest.approx(2.0)
+    assert sample.fields["elapsed_time"] == 5000
+    assert sample.fields["elapsed_cpu_time"] == 10 * NS
+    assert sample.domains["a"]["cpu_usage"] == pytest.approx(0.5)
+    assert sample.fields["oc_cpu_d"] == pytest.approx(0.125)
 
 
 def test_sizes_need_one_sample_and_are_mb_of_two_to_the_twentieth() -> None:
-    tick = last(Reading(1, node(), {"a": vm(memory_rss=512 * 1024.0)}))
-    assert (tick.fields["cpu"], tick.fields["mem"], tick.fields["mem_usage"]) == (4.0, 8192.0, 2048.0)
-    assert tick.fields["vm_number"] == 1
-    assert tick.fields["oc_cpu"] == 0.5
-    assert tick.fields["oc_mem"] == 0.125
-    a = tick.domains["a"]
+    sample = last(Scrape(1, node(), {"a": vm(memory_rss=512 * 1024.0)}))
+    assert (sample.fields["cpu"], sample.fields["mem"], sample.fields["mem_usage"]) == (4.0, 8192.0, 2048.0)
+    assert sample.fields["vm_number"] == 1
+    assert sample.fields["oc_cpu"] == 0.5
+    assert sample.fields["oc_mem"] == 0.125
+    a = sample.domains["a"]
     assert (a["cpu"], a["mem"], a["mem_rss"], a["mem_usage"]) == (2.0, 1024.0, 512.0, 256.0)
 
 
@@ -135,92 +135,92 @@ SCHED = {"sched_runtime": 5.0, "sched_waittime": 1.0, "sched_timeslices": 1.0, "
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param(None, Reading(5000, node(), {"a": vm(**SCHED)}), id="first sample"),
+        pytest.param(None, Scrape(5000, node(), {"a": vm(**SCHED)}), id="first sample"),
         pytest.param(
-            Reading(10_000, node(), {"a": vm(**SCHED)}),
-            Reading(5000, node(cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
+            Scrape(10_000, node(), {"a": vm(**SCHED)}),
+            Scrape(5000, node(cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
             id="the clock went back",
         ),
         pytest.param(
-            Reading(1000, node(cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
-            Reading(5000, node(**SCHED), {"a": vm(**SCHED)}),
+            Scrape(1000, node(cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
+            Scrape(5000, node(**SCHED), {"a": vm(**SCHED)}),
             id="host and VM were restarted",
         ),
     ],
 )
-def test_unknown_rates_are_absent(first: Reading | None, second: Reading) -> None:
-    tick = last(*([first] if first else []), second)
-    assert not RATES - {"elapsed_time"} & tick.fields.keys()
-    assert not RATES & tick.domains["a"].keys()
-    assert "oc_cpu_d" not in tick.fields
+def test_unknown_rates_are_absent(first: Scrape | None, second: Scrape) -> None:
+    sample = last(*([first] if first else []), second)
+    assert not RATES - {"elapsed_time"} & sample.fields.keys()
+    assert not RATES & sample.domains["a"].keys()
+    assert "oc_cpu_d" not in sample.fields
 
 
 def test_restarted_vm_has_no_rates_and_the_others_have() -> None:
-    tick = last(
-        Reading(1000, node(), {"a": vm(), "b": vm()}),
-        Reading(2000, node(cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
+    sample = last(
+        Scrape(1000, node(), {"a": vm(), "b": vm()}),
+        Scrape(2000, node(cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
     )
-    assert "cpu_usage" not in tick.domains["a"]
-    assert tick.domains["b"]["cpu_usage"] == pytest.approx(1.0)
-    assert "oc_cpu_d" not in tick.fields  # the sum of a part would be false
+    assert "cpu_usage" not in sample.domains["a"]
+    assert sample.domains["b"]["cpu_usage"] == pytest.approx(1.0)
+    assert "oc_cpu_d" not in sample.fields  # the sum of a part would be false
 
 
 def test_one_counter_that_went_backwards_takes_all_rates_of_its_machine() -> None:
-    tick = last(
-        Reading(1000, node(), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
-        Reading(2000, node(), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
+    sample = last(
+        Scrape(1000, node(), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
+        Scrape(2000, node(), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
     )
-    assert not RATES & tick.domains["a"].keys()
+    assert not RATES & sample.domains["a"].keys()
 
 
 def test_clock_that_was_set_gives_no_rates_and_not_impossible_ones() -> None:
     busy = {"a": vm(cpu_cputime=55 * NS)}
-    tick = last(Reading(1000, node(), {"a": vm()}), Reading(1001, node(cpu_user=105 * NS), busy))
-    assert not RATES & tick.fields.keys()
-    assert not RATES & tick.domains["a"].keys()
+    sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(1001, node(cpu_user=105 * NS), busy))
+    assert not RATES & sample.fields.keys()
+    assert not RATES & sample.domains["a"].keys()
 
 
 def test_same_epoch_is_the_same_page() -> None:
-    first = Reading(1000, node(), {"a": vm()})
-    assert ticks(first, first, Reading(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
-    assert last(first, first, Reading(2000, node(cpu_user=102 * NS), {"a": vm()})).fields["cpu_usage"] == pytest.approx(
+    first = Scrape(1000, node(), {"a": vm()})
+    assert scraped(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
+    assert last(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()})).fields["cpu_usage"] == pytest.approx(
         2.0
     )
 
 
 def test_vm_that_comes_back_is_a_new_one() -> None:
     there = {"a": vm(), "b": vm(cpu_cputime=60 * NS)}
-    tick = last(
-        Reading(1000, node(), there),
-        Reading(2000, node(), {"a": vm()}),
-        Reading(3000, node(), {"a": vm(), "b": vm(cpu_cputime=90 * NS)}),
+    sample = last(
+        Scrape(1000, node(), there),
+        Scrape(2000, node(), {"a": vm()}),
+        Scrape(3000, node(), {"a": vm(), "b": vm(cpu_cputime=90 * NS)}),
     )
-    assert "cpu_usage" not in tick.domains["b"]
-    assert "cpu_usage" in tick.domains["a"]
+    assert "cpu_usage" not in sample.domains["b"]
+    assert "cpu_usage" in sample.domains["a"]
 
 
 def test_silence_about_vms_is_stored_as_silence() -> None:
-    tick = last(Reading(1000, node(), {"a": vm()}), Reading(2000, node(cpu_user=101 * NS), None))
-    assert tick.domains == {}
-    assert "vm_number" not in tick.fields
-    assert tick.fields["cpu_usage"] == pytest.approx(1.0)
+    sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(2000, node(cpu_user=101 * NS), None))
+    assert sample.domains == {}
+    assert "vm_number" not in sample.fields
+    assert sample.fields["cpu_usage"] == pytest.approx(1.0)
 
 
 def test_node_without_vms_has_none_and_books_nothing() -> None:
-    tick = last(Reading(1000, node(), {}), Reading(2000, node(), {}))
-    assert tick.fields["vm_number"] == 0
-    assert (tick.fields["oc_cpu"], tick.fields["oc_cpu_d"], tick.fields["minflt_sum"]) == (0, 0, 0)
+    sample = last(Scrape(1000, node(), {}), Scrape(2000, node(), {}))
+    assert sample.fields["vm_number"] == 0
+    assert (sample.fields["oc_cpu"], sample.fields["oc_cpu_d"], sample.fields["minflt_sum"]) == (0, 0, 0)
 
 
 def test_missing_input_is_a_missing_field() -> None:
-    tick = last(Reading(1000, {"cpu_total": 4.0}, {"a": {"cpu_alloc": 2.0}}))
-    assert tick.fields == {"cpu": 4.0, "vm_number": 1.0, "oc_cpu": 0.5}
-    assert tick.domains["a"] == {"cpu": 2.0}
+    sample = last(Scrape(1000, {"cpu_total": 4.0}, {"a": {"cpu_alloc": 2.0}}))
+    assert sample.fields == {"cpu": 4.0, "vm_number": 1.0, "oc_cpu": 0.5}
+    assert sample.domains["a"] == {"cpu": 2.0}
 
 
 def test_waiting_without_running_is_not_divided_by() -> None:
     still = {"sched_runtime": 1.0, "sched_waittime": 1.0}
-    assert last(Reading(1, node(**still), {}), Reading(2, node(**still), {})).fields["sched_busy"] == 0
+    assert last(Scrape(1, node(**still), {}), Scrape(2, node(**still), {})).fields["sched_busy"] == 0
 
 
 def test_ratios_of_hardware_counters() -> None:
@@ -232,7 +232,7 @@ def test_ratios_of_hardware_counters() -> None:
         "perf_hwcachemisses": 3.0,
         "perf_hwcachereferences": 0.0,
     }
-    fields = last(Reading(1, node(**perf), {})).fields
+    fields = last(Scrape(1, node(**perf), {})).fields
     assert (fields["cpi"], fields["bmr"], fields["hwcpucycles"]) == (1.5, 0.1, 300.0)
     assert "cmr" not in fields
 
@@ -244,8 +244,8 @@ SETTLED = vm(memory_alloc=512 * MIB, memory_available=470 * MIB, memory_unused=4
 
 
 def usage(*steps: tuple[float, dict[str, float]]) -> list[float | None]:
-    found = ticks(*(Reading(at_ms, node(), {"a": metrics}) for at_ms, metrics in steps))
-    return [tick.domains["a"].get("mem_usage") for tick in found if tick is not None]
+    found = scraped(*(Scrape(at_ms, node(), {"a": metrics}) for at_ms, metrics in steps))
+    return [sample.domains["a"].get("mem_usage") for sample in found if sample is not None]
 
 
 def test_statistics_older_than_the_balloon_are_not_subtracted_from_it() -> None:
@@ -288,7 +288,7 @@ def test_no_rate_is_ever_negative_or_infinite(samples: list[Any]) -> None:
     rates = NodeRates("u")
     for epoch, node_time, vm_time, there in samples:
         domains = {"a": vm(cpu_cputime=vm_time)} if there else {}
-        tick = rates.update(Reading(float(epoch * 1000), node(cpu_user=node_time), domains))
-        if tick is not None:
-            for fields in (tick.fields, *tick.domains.values()):
+        sample = rates.update(Scrape(float(epoch * 1000), node(cpu_user=node_time), domains))
+        if sample is not None:
+            for fields in (sample.fields, *sample.domains.values()):
                 assert all(0 <= value < float("inf") for value in fields.values())

@@ -13,7 +13,7 @@ import pytest
 
 from model.ballooning import host_controller as balloonist
 from model.ballooning.guests import Guest
-from model.ballooning.host_controller import Keeper, Pace, Tally, find_elsewhere
+from model.ballooning.host_controller import BallooningCounts, HostController, Pace, find_guest
 from model.ballooning.hypervisor import GuestGone, HostUnavailable
 from model.ballooning.journal import Journal
 from model.ballooning.plan import Session
@@ -55,34 +55,34 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-Build = Callable[..., Keeper]
+Build = Callable[..., HostController]
 
 
 @pytest.fixture
-def keepers() -> list[Keeper]:
+def controllers() -> list[HostController]:
     return []
 
 
 @pytest.fixture
-def keep(journal: Journal, keepers: list[Keeper]) -> Build:
-    def build(name: str, host: FakeHost) -> Keeper:
+def keep(journal: Journal, controllers: list[HostController]) -> Build:
+    def build(name: str, host: FakeHost) -> HostController:
         pace = Pace(10.0, 0.02, 60.0)
-        keeper = Keeper(
-            name, host, journal, lambda _now_s: {}, Rules(), pace, Tally(),
-            lambda uuid, since: find_elsewhere(keepers, name, uuid, since),
+        controller = HostController(
+            name, host, journal, lambda _now_s: {}, Rules(), pace, BallooningCounts(),
+            lambda uuid, since: find_guest(controllers, name, uuid, since),
         )  # fmt: skip
-        keepers.append(keeper)
-        return keeper
+        controllers.append(controller)
+        return controller
 
     return build
 
 
 def test_what_an_earlier_daemon_left_squeezed_is_given_back_at_the_first_look(journal: Journal, keep: Build) -> None:
     host = FakeHost(SQUEEZED)
-    keeper = keep("h1", host)
-    keeper.tick()
+    controller = keep("h1", host)
+    controller.tick()
     assert host.asked == [("u1", 4096.0)]
-    keeper.tick()
+    controller.tick()
     assert journal.sessions() == {}
     assert math.isclose(journal.grace()["u1"], time.time() + 3600, abs_tol=5)
 
@@ -127,35 +127,35 @@ def test_a_guest_that_is_missed_twice_is_waited_for_twice(
     """The first time it came back, and was restored at once: that was a look without a hold."""
     monkeypatch.setattr(balloonist, "_MISSING_S", 0.2)
     host = FakeHost()
-    keeper = keep("h1", host)
-    keeper.tick()
+    controller = keep("h1", host)
+    controller.tick()
     host.running["u1"] = SQUEEZED
-    keeper.tick()
+    controller.tick()
     host.running.clear()
     time.sleep(0.25)
-    keeper.tick()
+    controller.tick()
     assert journal.sessions()  # missed for the first moment only
     time.sleep(0.25)
-    keeper.tick()
+    controller.tick()
     assert journal.sessions() == {}
 
 
 def test_a_host_that_does_not_answer_keeps_its_sessions(journal: Journal, keep: Build) -> None:
     host = FakeHost(SQUEEZED)
     host.fault = HostUnavailable("no answer")
-    keeper = keep("h1", host)
-    keeper.tick()
+    controller = keep("h1", host)
+    controller.tick()
     assert (list(journal.sessions()), host.asked) == (["u1"], [])
     host.fault = None
-    keeper.tick()
+    controller.tick()
     assert host.asked == [("u1", 4096.0)]
 
 
 def test_a_fault_of_ours_while_giving_back_does_not_end_the_thread(journal: Journal, keep: Build) -> None:
     host = FakeHost(SQUEEZED)
     host.fault = host.set_fault = RuntimeError("can't start new thread")
-    keeper, stop = keep("h1", host), threading.Event()
-    thread = threading.Thread(target=keeper.run, args=(stop,), daemon=True)
+    controller, stop = keep("h1", host), threading.Event()
+    thread = threading.Thread(target=controller.run, args=(stop,), daemon=True)
     thread.start()
     time.sleep(0.2)
     assert thread.is_alive()
@@ -186,8 +186,8 @@ def test_a_hung_guest_does_not_keep_others_squeezed(journal: Journal, keep: Buil
 
     journal.put(replace(SESSION, uuid="u2", name="b"))
     host = Hung(SQUEEZED, replace(SQUEEZED, uuid="u2", name="b"))
-    keeper = keep("h1", host)
+    controller = keep("h1", host)
     for _ in range(4):
-        keeper.tick()
+        controller.tick()
     assert host.running["u2"].balloon_mb == 4096.0
     assert list(journal.sessions()) == ["u1"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.ballooning.guests import NO_METRICS, Guest, Metrics, Watched, matched, watch
+from model.ballooning.guests import NO_USAGE, Guest, GuestUsage, ObservedGuest, matched, observe
 from model.ballooning.plan import TOLERANCE_MB, Action, Session, Situation, plan
 from model.ballooning.rules import Rules
 
@@ -25,7 +25,7 @@ LOST = 42.0
 
 def a_guest(name: str = "a", memory: float = 4096.0, used: float = 958.0, **changes: Any) -> Guest:
     """4096 MB, all of them resident, 1000 of them not free: 958 used and 42 that it does not count."""
-    told = {
+    plan_lines = {
         "balloon_mb": memory,
         "rss_mb": memory,
         "unused_mb": memory - LOST - used,
@@ -34,25 +34,25 @@ def a_guest(name: str = "a", memory: float = 4096.0, used: float = 958.0, **chan
         "swapped_kb": 0.0,
         "faults": 0.0,
     }
-    return Guest(f"uuid-{name}", name, memory, **{**told, **changes})
+    return Guest(f"uuid-{name}", name, memory, **{**plan_lines, **changes})
 
 
-def seen(guest: Guest, **changes: float) -> Watched:
-    return Watched(guest, NOW, **{"fresh_s": NOW - 1, "period_s": 2.0, **changes})
+def seen(guest: Guest, **changes: float) -> ObservedGuest:
+    return ObservedGuest(guest, NOW, **{"fresh_s": NOW - 1, "period_s": 2.0, **changes})
 
 
-KNOWN = Metrics(usage_mb=1000.0, rss_mb=4000.0, age_s=5.0)
+KNOWN = GuestUsage(usage_mb=1000.0, rss_mb=4000.0, age_s=5.0)
 
 
 def situation(
-    *guests: Watched,
-    metrics: Mapping[str, Metrics] | Metrics = KNOWN,
+    *guests: ObservedGuest,
+    metrics: Mapping[str, GuestUsage] | GuestUsage = KNOWN,
     sessions: Sequence[Session] = (),
     grace: Mapping[str, float] | None = None,
 ) -> Situation:
-    told = {one.guest.name: metrics for one in guests} if isinstance(metrics, Metrics) else metrics
+    plan_lines = {one.guest.name: metrics for one in guests} if isinstance(metrics, GuestUsage) else metrics
     return Situation(
-        "h", NOW, {one.guest.uuid: one for one in guests}, told, {one.uuid: one for one in sessions}, grace or {}
+        "h", NOW, {one.guest.uuid: one for one in guests}, plan_lines, {one.uuid: one for one in sessions}, grace or {}
     )
 
 
@@ -62,9 +62,9 @@ def only(actions: Sequence[Action]) -> Action:
 
 
 def begun(
-    watched: Watched | None = None, metrics: Metrics = KNOWN, rules: Rules = RULES, grace: float | None = None
+    observed: ObservedGuest | None = None, metrics: GuestUsage = KNOWN, rules: Rules = RULES, grace: float | None = None
 ) -> Action:
-    one = watched or seen(a_guest())
+    one = observed or seen(a_guest())
     return only(plan(situation(one, metrics=metrics, grace={} if grace is None else {one.guest.uuid: grace}), rules))
 
 
@@ -93,8 +93,8 @@ def a_session(guest: Guest | None = None, **changes: Any) -> Session:
 
 def squeezed(used: float = 958.0, **changes: Any) -> Guest:
     """The guest of :func:`a_session`; what it told is of the size that it has."""
-    told = {"balloon_mb": 2000.0, "available_mb": 2000.0 - LOST, "unused_mb": 2000.0 - LOST - used, **changes}
-    return a_guest(used=used, **told)
+    plan_lines = {"balloon_mb": 2000.0, "available_mb": 2000.0 - LOST, "unused_mb": 2000.0 - LOST - used, **changes}
+    return a_guest(used=used, **plan_lines)
 
 
 def gone_on(guest: Guest | None = None, session: Session | None = None, **changes: float) -> Action:
@@ -107,12 +107,12 @@ def gone_on(guest: Guest | None = None, session: Session | None = None, **change
 
 def test_a_vm_with_more_to_gain_than_the_threshold_is_squeezed() -> None:
     # 1512 - 1000 = 512 is no more than 512; 1513 - 1000 is.
-    assert "512 MB to gain" in skipped(metrics=Metrics(1000, 1512, 0))
-    assert begun(metrics=Metrics(1000, 1513, 0)).kind == "squeeze"
+    assert "512 MB to gain" in skipped(metrics=GuestUsage(1000, 1512, 0))
+    assert begun(metrics=GuestUsage(1000, 1513, 0)).kind == "squeeze"
 
 
 def test_gain_is_last_rss_less_the_percentile_of_usage() -> None:
-    assert begun(metrics=Metrics(1000, 3000, 0)).reason.startswith("2000 MB to gain: 3000 resident, 1000 used")
+    assert begun(metrics=GuestUsage(1000, 3000, 0)).reason.startswith("2000 MB to gain: 3000 resident, 1000 used")
 
 
 def test_target_is_usage_and_headroom_of_a_fifth() -> None:
@@ -155,7 +155,7 @@ def test_the_last_step_ends_at_the_target() -> None:
 
 def test_a_vm_that_needs_all_it_has_is_skipped() -> None:
     assert "it needs 4080 MB of its 4082" in skipped(
-        seen(a_guest(memory=4082.0, used=3358)), metrics=Metrics(100, 4000, 0)
+        seen(a_guest(memory=4082.0, used=3358)), metrics=GuestUsage(100, 4000, 0)
     )
 
 
@@ -177,12 +177,12 @@ def test_stored_samples_must_be_fresh(age: float) -> None:
 @pytest.mark.parametrize(
     ("metrics", "reason"),
     [
-        (NO_METRICS, "no mem_usage"),
+        (NO_USAGE, "no mem_usage"),
         (replace(KNOWN, rss_mb=NAN), "no mem_rss"),
         (replace(KNOWN, usage_mb=INF), "no mem_usage"),
     ],
 )
-def test_a_vm_of_which_nothing_is_stored_is_skipped(metrics: Metrics, reason: str) -> None:
+def test_a_vm_of_which_nothing_is_stored_is_skipped(metrics: GuestUsage, reason: str) -> None:
     assert reason in skipped(metrics=metrics)
 
 
@@ -237,7 +237,7 @@ def test_excluded_names_are_left_alone() -> None:
 def test_sessions_per_host_are_bounded_and_the_largest_gain_comes_first() -> None:
     guests = [seen(a_guest(name)) for name in "abcd"]
     gains = dict(zip("abcd", (1000.0, 3000.0, 1000.0, 2000.0), strict=True))
-    metrics = {name: Metrics(1000, 1000 + gain, 0) for name, gain in gains.items()}
+    metrics = {name: GuestUsage(1000, 1000 + gain, 0) for name, gain in gains.items()}
 
     def squeezed_of(per_host: int, *sessions: Session) -> list[str]:
         actions = plan(situation(*guests, metrics=metrics, sessions=sessions), Rules(sessions_per_host=per_host))
@@ -400,26 +400,26 @@ def test_sessions_go_on_when_none_may_start() -> None:
 
 
 def test_statistics_are_fresh_when_they_were_seen_to_change() -> None:
-    first = watch(None, a_guest(reported_s=500.0), NOW)
-    same = watch(first, a_guest(reported_s=500.0), NOW + 2)
-    newer = watch(same, a_guest(reported_s=504.0), NOW + 4)
-    later = watch(newer, a_guest(reported_s=504.0), NOW + 6)
+    first = observe(None, a_guest(reported_s=500.0), NOW)
+    same = observe(first, a_guest(reported_s=500.0), NOW + 2)
+    newer = observe(same, a_guest(reported_s=504.0), NOW + 4)
+    later = observe(newer, a_guest(reported_s=504.0), NOW + 6)
     assert [one.fresh_s for one in (first, same, newer, later)] == [-INF, -INF, NOW + 4, NOW + 4]
     assert (newer.period_s, later.period_s) == (4, 4)
 
 
 def test_swapping_and_faults_show_in_counters_that_grow() -> None:
-    first = watch(None, a_guest(reported_s=500.0, swapped_kb=9.0, faults=100.0), NOW)
-    second = watch(first, a_guest(reported_s=502.0, swapped_kb=9.0, faults=300.0), NOW + 2)
-    third = watch(second, a_guest(reported_s=504.0, swapped_kb=10.0, faults=300.0), NOW + 4)
+    first = observe(None, a_guest(reported_s=500.0, swapped_kb=9.0, faults=100.0), NOW)
+    second = observe(first, a_guest(reported_s=502.0, swapped_kb=9.0, faults=300.0), NOW + 2)
+    third = observe(second, a_guest(reported_s=504.0, swapped_kb=10.0, faults=300.0), NOW + 4)
     assert [one.faults_per_s for one in (first, second, third)] == [0, 100, 0]  # 200 in 2 s
     assert [one.swapped_at_s for one in (first, second, third)] == [-INF, -INF, NOW + 4]
 
 
 def test_a_clock_that_is_put_back_ends_the_session() -> None:
     """Until it caught up, statistics would seem fresh and the end far away."""
-    before = watch(watch(None, squeezed(), NOW + 3600), squeezed(reported_s=502.0), NOW + 3602)
-    now = watch(before, squeezed(reported_s=504.0), NOW)
+    before = observe(observe(None, squeezed(), NOW + 3600), squeezed(reported_s=502.0), NOW + 3602)
+    now = observe(before, squeezed(reported_s=504.0), NOW)
     action = only(plan(situation(now, sessions=[a_session(until_s=NOW + 3700, moved_s=NOW + 3600)]), RULES))
     assert action.kind == "give up"
 
@@ -441,7 +441,7 @@ class Simulated:
     asked: float = 4096.0
     balloon: float = 4096.0
     swapped_kb: float = 0.0
-    told: dict[str, float] = field(default_factory=dict)
+    plan_lines: dict[str, float] = field(default_factory=dict)
 
     def advance(self, now_s: float, seconds: float) -> None:
         way = self.asked - self.balloon
@@ -449,27 +449,27 @@ class Simulated:
         self.balloon += way if way > 0 else max(way, -self.rate_mb_s * seconds)
         if self.used(now_s) + LOST > self.balloon or self.memory - self.balloon > self.swaps_above_mb:
             self.swapped_kb += 100.0
-        if now_s < self.speaks_until_s and now_s - self.told.get("reported_s", -INF) >= self.period_s:
+        if now_s < self.speaks_until_s and now_s - self.plan_lines.get("reported_s", -INF) >= self.period_s:
             unused = max(self.balloon - LOST - self.used(now_s), 0.0)
             available = (self.memory if self.counts_balloon else self.balloon) - LOST
-            self.told = {"reported_s": now_s, "available_mb": available, "unused_mb": unused, "faults": 0.0}
-            self.told["swapped_kb"] = self.swapped_kb
+            self.plan_lines = {"reported_s": now_s, "available_mb": available, "unused_mb": unused, "faults": 0.0}
+            self.plan_lines["swapped_kb"] = self.swapped_kb
 
     def look(self) -> Guest:
-        return Guest("uuid-a", "a", self.memory, self.balloon, rss_mb=self.balloon, **self.told)
+        return Guest("uuid-a", "a", self.memory, self.balloon, rss_mb=self.balloon, **self.plan_lines)
 
 
 def driven(guest: Simulated, rules: Rules = RULES, seconds: int = 200) -> list[tuple[int, Action]]:
     """All that was done, looked at every second; one session at most."""
     sessions: dict[str, Session] = {}
     grace: dict[str, float] = {}
-    watched: Watched | None = None
+    observed: ObservedGuest | None = None
     done = []
     for second in range(1, seconds):
         now_s = NOW + second
         guest.advance(now_s, 1.0)
-        watched = watch(watched, guest.look(), now_s)
-        here = Situation("h", now_s, {"uuid-a": watched}, {"a": KNOWN}, sessions, grace)
+        observed = observe(observed, guest.look(), now_s)
+        here = Situation("h", now_s, {"uuid-a": observed}, {"a": KNOWN}, sessions, grace)
         for action in plan(here, rules):
             if action.session is None:
                 continue
@@ -481,9 +481,9 @@ def driven(guest: Simulated, rules: Rules = RULES, seconds: int = 200) -> list[t
                 usage = guest.used(now_s) + LOST
                 if action.kind == "squeeze":
                     # Never below what it used when it last told, and half a headroom.
-                    told = guest.told["available_mb"] - guest.told["unused_mb"] + LOST
-                    told -= guest.memory - guest.balloon if guest.counts_balloon else 0
-                    assert action.to_mb >= told + rules.headroom(told) / 2 - TOLERANCE_MB, (second, usage)
+                    plan_lines = guest.plan_lines["available_mb"] - guest.plan_lines["unused_mb"] + LOST
+                    plan_lines -= guest.memory - guest.balloon if guest.counts_balloon else 0
+                    assert action.to_mb >= plan_lines + rules.headroom(plan_lines) / 2 - TOLERANCE_MB, (second, usage)
                 guest.asked = action.to_mb
     assert not sessions
     assert guest.asked == guest.balloon == guest.memory
@@ -548,16 +548,16 @@ def test_a_guest_that_swaps_gets_its_memory_back() -> None:
 
 def test_a_host_that_is_busy_with_a_guest_for_a_moment_does_not_end_its_session() -> None:
     """It tells only what it knows itself then; the guest's last word counts, as long as that is fresh."""
-    first = watch(None, squeezed(reported_s=100.0), NOW)
-    second = watch(first, squeezed(reported_s=102.0), NOW + 2)
+    first = observe(None, squeezed(reported_s=100.0), NOW)
+    second = observe(first, squeezed(reported_s=102.0), NOW + 2)
     silent = {"unused_mb": NAN, "available_mb": NAN, "reported_s": NAN, "rss_mb": NAN}
-    third = watch(second, squeezed(**silent), NOW + 4)
+    third = observe(second, squeezed(**silent), NOW + 4)
     assert (third.guest.unused_mb, third.guest.reported_s) == (second.guest.unused_mb, 102.0)
     assert third.fresh_s == NOW + 2
-    later = watch(third, squeezed(reported_s=106.0), NOW + 6)
+    later = observe(third, squeezed(reported_s=106.0), NOW + 6)
     assert (later.fresh_s, later.period_s) == (NOW + 6, 4.0)
     # A guest that never told anything is not made to.
-    assert not watch(watch(None, squeezed(**silent), NOW), squeezed(**silent), NOW + 2).guest.reports
+    assert not observe(observe(None, squeezed(**silent), NOW), squeezed(**silent), NOW + 2).guest.reports
 
 
 def test_a_guest_that_falls_silent_gets_its_memory_back() -> None:
@@ -598,7 +598,7 @@ def mostly(usual: st.SearchStrategy[float]) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def any_watched(draw: st.DrawFn, name: str) -> Watched:
+def any_watched(draw: st.DrawFn, name: str) -> ObservedGuest:
     memory = draw(mostly(SIZE))
     guest = Guest(
         f"uuid-{name}",
@@ -613,7 +613,7 @@ def any_watched(draw: st.DrawFn, name: str) -> Watched:
         faults=draw(ANY),
     )
     fresh = draw(mostly(st.floats(NOW - 30, NOW)))
-    return Watched(
+    return ObservedGuest(
         guest, NOW, fresh, draw(mostly(st.just(2.0))), draw(mostly(st.just(-INF))), draw(mostly(st.just(0.0)))
     )
 
@@ -623,7 +623,7 @@ def situations(draw: st.DrawFn) -> Situation:
     names = draw(st.lists(st.sampled_from(["a", "b", "c-d", "cd", "e"]), unique=True))
     guests = {f"uuid-{name}": draw(any_watched(name)) for name in names}
     metrics = {
-        name: Metrics(
+        name: GuestUsage(
             draw(mostly(st.floats(0, 3000))), draw(mostly(st.floats(1000, 60000))), draw(mostly(st.just(1.0)))
         )
         for name in draw(st.lists(st.sampled_from(["a", "b", "cd", "c-d", "z"]), unique=True))

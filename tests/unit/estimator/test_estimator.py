@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import math
 import sqlite3
 import time
@@ -16,20 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.estimator.checkpoints import MemoryFile, MemoryRefused
-from model.estimator.dump_writer import LiveDump
+from model.estimator.checkpoints import CheckpointFile, CheckpointRefused
+from model.estimator.dump_writer import DumpWriter
 from model.estimator.scheduler import Estimator
 from model.estimator.settings import EstimatorSettings
 from model.estimator.slicing import Calendar
 from model.estimator.trace_export import export
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
-from model.publishers.base import Outlet
+from model.publishers.base import Publisher
 from model.publishers.settings import StatusFileSettings
 from model.publishers.status_file import StatusFile, read_status
 from model.replay.replay import Replay
 from model.replay.trace import parse_trace
-from model.samples import Tick
+from model.samples import ScrapeSample
 from model.stability import mean_predictor
 from model.status import NodeStatus
 from model.store.base import Store, StoreUnavailable
@@ -51,7 +50,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     made.close()
 
 
-def ticks_of(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8) -> Iterator[Tick]:
+def ticks_of(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8) -> Iterator[ScrapeSample]:
     """A node of 32 cores whose VMs come and go; now and then it says nothing for a slice, or not everything."""
     draw = np.random.default_rng(seed)
     for number in numbers:
@@ -83,12 +82,12 @@ def ticks_of(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 
                 if draw.random() < 0.1:
                     del domain["cpu_usage"]
             if not silent:
-                yield Tick(node, time_ms, fields, domains)
+                yield ScrapeSample(node, time_ms, fields, domains)
 
 
 def fill(store: Store, nodes: Sequence[str], numbers: Sequence[int], **more: Any) -> None:
     for i, node in enumerate(nodes):
-        store.write([store.encode(tick) for tick in ticks_of(node, numbers, seed=i + 1, **more)])
+        store.write([store.encode(sample) for sample in ticks_of(node, numbers, seed=i + 1, **more)])
 
 
 def settings_for(tmp_path: Path, **more: Any) -> EstimatorSettings:
@@ -100,7 +99,7 @@ def settings_for(tmp_path: Path, **more: Any) -> EstimatorSettings:
             "previous_scopes": 0,
             "settle_s": 1.0,
             "status": StatusFileSettings(tmp_path / "status.json", 0o640, -1, -1),
-            "memory_path": tmp_path / "estimator.sqlite",
+            "checkpoint_path": tmp_path / "estimator.sqlite",
             "dump_slices": 100,
             "metrics_port": 0,
             "metrics_address": "127.0.0.1",
@@ -110,9 +109,9 @@ def settings_for(tmp_path: Path, **more: Any) -> EstimatorSettings:
     )
 
 
-def memory_for(settings: EstimatorSettings, model: ModelSettings) -> MemoryFile:
-    return MemoryFile(
-        settings.memory_path, {"strategies": model.strategies}, model.historical + 1, settings.dump_slices
+def memory_for(settings: EstimatorSettings, model: ModelSettings) -> CheckpointFile:
+    return CheckpointFile(
+        settings.checkpoint_path, {"strategies": model.strategies}, model.historical + 1, settings.dump_slices
     )
 
 
@@ -137,19 +136,19 @@ class Played:
         settings: EstimatorSettings,
         store: Store,
         strategies: Sequence[str] = tuple(STRATEGIES),
-        **outlets: Outlet,
+        **publishers: Publisher,
     ) -> None:
         self.settings = settings
         self.store = store
         self.model = ModelSettings(settings.historical, tuple(strategies))
-        self.outlets = outlets
+        self.publishers = publishers
         self.clock = Clock()
         self.start()
 
     def start(self) -> None:
         self.memory = memory_for(self.settings, self.model)
         self.estimator = Estimator(
-            self.settings, self.model, JUDGES, self.store, self.memory, self.outlets, clock=self.clock
+            self.settings, self.model, JUDGES, self.store, self.memory, self.publishers, clock=self.clock
         )
 
     def stop(self) -> None:
@@ -196,13 +195,13 @@ def test_aim_and_what_came_of_it_are_published_whatever_restarts(store: SqliteSt
     fill(store, NODES, numbers)
     whole = Played(settings_for(tmp_path / "a"), store, ["conformal"]).play(numbers)
     settings = settings_for(tmp_path / "b")
-    outlet = StatusFile(settings.status, 90)
-    assert Played(settings, store, ["conformal"], file=outlet).play(numbers, restart=True) == whole
+    publisher = StatusFile(settings.status, 90)
+    assert Played(settings, store, ["conformal"], file=publisher).play(numbers, restart=True) == whole
     last = [said[0].cpu.last for said in whole]
     assert {figures.risk for figures in last if figures} == {0.05}
-    assert len({figures.realised_risk for figures in last if figures}) > 5, "it moves"
+    assert len({figures.violation_rate for figures in last if figures}) > 5, "it moves"
     told = read_status(settings.status.path)[NODES[0]].cpu
-    assert (told.risk, told.realised_risk) == (0.05, last[-1].realised_risk if last[-1] else None)
+    assert (told.risk, told.violation_rate) == (0.05, last[-1].violation_rate if last[-1] else None)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -225,10 +224,10 @@ def test_what_was_live_can_be_replayed(strategy: str, store: SqliteStore, tmp_pa
 def test_configuration_told_before_any_usage_is_known_live_as_in_a_replay(store: SqliteStore, tmp_path: Path) -> None:
     """As after a restart of a node: what it has is told by its first page, what it uses by its second."""
     told = [
-        Tick(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0}, {"a": {"cpu": 2.0}}),
-        Tick(NODES[0], (FIRST + 1) * SLICE_S * 1000, {"cpu_usage": 1.0}, {"a": {"mem": 512.0}}),
+        ScrapeSample(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0}, {"a": {"cpu": 2.0}}),
+        ScrapeSample(NODES[0], (FIRST + 1) * SLICE_S * 1000, {"cpu_usage": 1.0}, {"a": {"mem": 512.0}}),
     ]
-    store.write([store.encode(tick) for tick in told])
+    store.write([store.encode(sample) for sample in told])
     settings = settings_for(tmp_path)
     live = Played(settings, store, ["borg"]).play([FIRST, FIRST + 1], restart=True)
     trace = parse_trace(b"".join(export(store, settings, NODES[0], FIRST, FIRST + 1)))
@@ -303,7 +302,7 @@ class Breakable:
 
 
 def test_store_away_for_three_slices_leaves_stale_figures_and_then_none_is_missing(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 12)
     fill(store, NODES, numbers)
@@ -312,7 +311,7 @@ def test_store_away_for_three_slices_leaves_stale_figures_and_then_none_is_missi
     played = Played(settings_for(tmp_path / "b"), breakable)
     assert [played.wake(number) for number in numbers[:4]] == steady[:4]
     breakable.away = {"all"}
-    caplog.clear()
+    event_log.clear()
     for number in range(FIRST + 4, FIRST + 7):
         for status in played.wake(number):
             assert (status.state, status.cpu.free, status.mem.free) == ("stale", 0.0, 0.0)
@@ -321,8 +320,8 @@ def test_store_away_for_three_slices_leaves_stale_figures_and_then_none_is_missi
     breakable.away = set()
     # Something newer than the slice is there: all that was kept meanwhile is, too.
     assert played.wake(FIRST + 7, 10.0) == steady[7]
-    words = [record.getMessage() for record in caplog.records if "samples of" not in record.getMessage()]
-    assert words == ["store: no connection", "store: all is well again"]
+    words = [record.getMessage() for record in event_log.records if "samples of" not in record.getMessage()]
+    assert words == ["store: no connection", "store: recovered"]
 
 
 def test_what_the_aggregator_kept_while_the_store_was_away_is_waited_for(store: SqliteStore, tmp_path: Path) -> None:
@@ -330,11 +329,11 @@ def test_what_the_aggregator_kept_while_the_store_was_away_is_waited_for(store: 
     whole = SqliteStore(tmp_path / "whole.sqlite", 86400)
     fill(whole, NODES, numbers)
     steady = Played(settings_for(tmp_path / "a"), whole).play(numbers)
-    ticks = {node: list(ticks_of(node, numbers, seed=i + 1)) for i, node in enumerate(NODES)}
+    scraped = {node: list(ticks_of(node, numbers, seed=i + 1)) for i, node in enumerate(NODES)}
 
     def write(first: int, last: int) -> None:
         for node in NODES:
-            kept = [one for one in ticks[node] if first * SLICE_S * 1000 <= one.time_ms < last * SLICE_S * 1000]
+            kept = [one for one in scraped[node] if first * SLICE_S * 1000 <= one.time_ms < last * SLICE_S * 1000]
             store.write([store.encode(one) for one in kept])
 
     breakable: Any = Breakable(store)
@@ -369,7 +368,7 @@ def test_node_that_stays_silent_after_an_outage_is_not_waited_for_for_ever(store
 
 
 def test_one_node_that_cannot_be_read_does_not_touch_the_other(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 6)
     fill(store, NODES, numbers)
@@ -377,28 +376,32 @@ def test_one_node_that_cannot_be_read_does_not_touch_the_other(
     breakable: Any = Breakable(store)
     played = Played(settings_for(tmp_path / "b"), breakable)
     breakable.away = {NODES[0]}
-    caplog.clear()
+    event_log.clear()
     for k, number in enumerate(numbers):
         first, second = played.wake(number)
         assert (first.state, first.cpu.free) == ("unknown", 0.0)
         assert second == steady[k][1]
-    assert [record.getMessage() for record in caplog.records if NODES[1] not in record.getMessage()] == [
+    assert [record.getMessage() for record in event_log.records if NODES[1] not in record.getMessage()] == [
         f"{NODES[0]}: no connection"
     ]
 
 
 def test_silent_node_is_stale_with_its_last_figures_beside_it(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     quiet = range(FIRST, FIRST + 1)
     store.write(
-        [store.encode(Tick(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 2.0}, {"a": {"cpu": 2.0}}))]
+        [
+            store.encode(
+                ScrapeSample(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 2.0}, {"a": {"cpu": 2.0}})
+            )
+        ]
     )
     settings = settings_for(tmp_path)
     played = Played(settings, store, ["percentile"], file=StatusFile(settings.status, 90))
     (status, never) = played.wake(quiet[0])
     assert (status.state, status.cpu.free, status.mem.state, never.state) == ("ok", 6.0, "unknown", "unknown")
-    caplog.clear()
+    event_log.clear()
     played.wake(FIRST + 1)
     played.wake(FIRST + 2)
     written = strict_json(settings.status.path.read_bytes())[NODES[0]]
@@ -408,12 +411,14 @@ def test_silent_node_is_stale_with_its_last_figures_beside_it(
         "free": 6.0, "booked": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,
     }  # fmt: skip
     assert strict_json(settings.status.path.read_bytes())[NODES[1]]["state"] == "unknown"
-    told = [record.getMessage() for record in caplog.records]
+    told = [record.getMessage() for record in event_log.records]
     assert len(told) == 1
     assert told[0].startswith(f"samples of {NODES[0]}: none in the slice that ended at ")
-    store.write([store.encode(Tick(NODES[0], (FIRST + 3) * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 1.0}, {}))])
+    store.write(
+        [store.encode(ScrapeSample(NODES[0], (FIRST + 3) * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 1.0}, {}))]
+    )
     assert played.wake(FIRST + 3)[0].state == "ok"
-    assert caplog.records[-1].getMessage() == f"samples of {NODES[0]}: all is well again"
+    assert event_log.records[-1].getMessage() == f"samples of {NODES[0]}: recovered"
 
 
 def test_figures_of_the_slice_before_are_not_fresh_for_ever(store: SqliteStore, tmp_path: Path) -> None:
@@ -440,7 +445,7 @@ def test_clock_that_is_a_slice_ahead_is_waited_for(store: SqliteStore, tmp_path:
 
 @pytest.mark.parametrize("ahead", [9, 12, 1000])
 def test_what_a_clock_that_was_ahead_has_seen_is_forgotten(
-    ahead: int, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ahead: int, store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 8)
     fill(store, NODES, numbers)
@@ -448,9 +453,9 @@ def test_what_a_clock_that_was_ahead_has_seen_is_forgotten(
     played = Played(settings_for(tmp_path / "b"), store, ["percentile"])
     played.wake(FIRST + 7)
     played.wake(FIRST + ahead)
-    caplog.clear()
+    event_log.clear()
     assert [played.wake(FIRST + 7)] == expected
-    assert sum("which is not yet" in record.getMessage() for record in caplog.records) == len(NODES)
+    assert sum("which is not yet" in record.getMessage() for record in event_log.records) == len(NODES)
 
 
 def test_clock_put_right_while_missed_slices_are_read_ends_that(store: SqliteStore, tmp_path: Path) -> None:
@@ -476,13 +481,13 @@ def test_clock_put_right_while_missed_slices_are_read_ends_that(store: SqliteSto
 
 
 def test_figures_that_make_no_sense_cost_the_dump_alone(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     fill(store, NODES, range(FIRST, FIRST + 4))
     settings = settings_for(tmp_path)
     played = Played(settings, store, ["percentile"])
     args = argparse.Namespace(output=str(tmp_path / "dumps"), debug=1, stability="mean")
-    dump = LiveDump(args, settings, played.model, played.memory)
+    dump = DumpWriter(args, settings, played.model, played.memory)
     played.estimator._recorded, played.estimator._on_slice = True, dump.on_slice
     played.wake(FIRST + 1)
     played.memory._connection.execute("UPDATE figures SET data = x'93c0' WHERE name = ?", (NODES[1],))
@@ -490,7 +495,7 @@ def test_figures_that_make_no_sense_cost_the_dump_alone(
     dump.write_all()
     played.stop()
     assert len(list((tmp_path / "dumps").iterdir())) == 1
-    assert sum("can't be written" in record.getMessage() for record in caplog.records) == 1
+    assert sum("can't be written" in record.getMessage() for record in event_log.records) == 1
 
 
 class Wall:
@@ -534,7 +539,7 @@ def test_what_an_outlet_did_not_take_is_offered_again_to_it_alone(store: SqliteS
 
 
 def test_store_that_nobody_hears_from_is_told_before_all_have_waited_for_it(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     """A server that is frozen costs each read its time limit: with many nodes some read is always under way."""
 
@@ -558,7 +563,7 @@ def test_store_that_nobody_hears_from_is_told_before_all_have_waited_for_it(
 
     asyncio.run(a_while())
     played.stop()
-    assert [record.getMessage() for record in caplog.records] == ["store: no connection"]
+    assert [record.getMessage() for record in event_log.records] == ["store: no connection"]
 
 
 def test_slice_that_is_remembered_is_published_whatever_comes_next(store: SqliteStore, tmp_path: Path) -> None:
@@ -579,27 +584,29 @@ def test_slice_that_is_remembered_is_published_whatever_comes_next(store: Sqlite
 
 @pytest.mark.parametrize("table", ["node", "position", "slice"])
 def test_broken_memory_of_one_node_starts_it_anew_and_leaves_the_other(
-    table: str, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    table: str, store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 12)
     fill(store, NODES, numbers)
     steady = Played(settings_for(tmp_path / "a", previous_scopes=2), store).play(numbers)
     settings = settings_for(tmp_path / "b", previous_scopes=2)
     Played(settings, store).play(numbers[:9])
-    with sqlite3.connect(settings.memory_path) as broken:
+    with sqlite3.connect(settings.checkpoint_path) as broken:
         broken.execute(f"UPDATE {table} SET data = x'93c0' WHERE name = ?", (NODES[0],))
     broken.close()
-    caplog.clear()
+    event_log.clear()
     played = Played(settings, store)
     first, second = played.wake(FIRST + 9)
     assert first.slice_end_s == (FIRST + 10) * SLICE_S
     assert first.cpu.state == steady[9][0].cpu.state
     assert second == steady[9][1]
-    words = [record.getMessage() for record in caplog.records if "samples of" not in record.getMessage()]
+    words = [record.getMessage() for record in event_log.records if "samples of" not in record.getMessage()]
     assert [word.startswith(f"{NODES[0]}: what is remembered of it makes no sense") for word in words] == [True]
 
 
-def test_full_disk_is_no_reason_to_stop(store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_no_reason_to_stop(
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
+) -> None:
     """The memory can't be written for some slices: figures go on, and are on disk once that is possible."""
     numbers = range(FIRST, FIRST + 12)
     fill(store, NODES, numbers)
@@ -611,24 +618,26 @@ def test_full_disk_is_no_reason_to_stop(store: SqliteStore, tmp_path: Path, capl
     connection = played.memory._connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
-    caplog.clear()
+    event_log.clear()
     for number in numbers[4:8]:
         played.memory._retry_at = 0.0
         told.append(played.wake(number))
     connection.execute("PRAGMA max_page_count = 1000000")
     played.memory._retry_at = 0.0
     told.append(played.wake(numbers[8]))
-    words = [record.getMessage() for record in caplog.records if str(settings.memory_path) in record.getMessage()]
+    words = [
+        record.getMessage() for record in event_log.records if str(settings.checkpoint_path) in record.getMessage()
+    ]
     assert len(words) == 2
     assert "database or disk is full" in words[0]
-    assert "all is well again" in words[1]
+    assert "recovered" in words[1]
     played.restart()
     told += played.play(numbers[9:], restart=True)
     assert told == steady
 
 
 def test_status_file_that_cannot_be_written_is_told_once_and_again_when_it_can(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     fill(store, NODES, range(FIRST, FIRST + 6))
     settings = settings_for(tmp_path)
@@ -638,33 +647,33 @@ def test_status_file_that_cannot_be_written_is_told_once_and_again_when_it_can(
         played.wake(number)
     settings.status.path.rmdir()
     played.wake(FIRST + 3)
-    words = [record.getMessage() for record in caplog.records if "status file" in record.getMessage()]
-    assert words == ["status file: can't be written: Not a regular file", "status file: all is well again"]
+    words = [record.getMessage() for record in event_log.records if "status file" in record.getMessage()]
+    assert words == ["status file: can't be written: Not a regular file", "status file: recovered"]
     assert read_status(settings.status.path).keys() == set(NODES)
 
 
 def test_memory_of_another_configuration_is_set_aside(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 6)
     fill(store, NODES, numbers)
     settings = settings_for(tmp_path)
     Played(settings, store, ["percentile"]).play(numbers)
-    caplog.clear()
+    event_log.clear()
     played = Played(settings, store, ["doa"])
-    assert "of another version or configuration: set aside as estimator.sqlite.aside" in caplog.text
-    assert len(caplog.records) == 1
-    assert settings.memory_path.with_name("estimator.sqlite.aside").exists()
+    assert "of another version or configuration: set aside as estimator.sqlite.aside" in event_log.text
+    assert len(event_log.records) == 1
+    assert settings.checkpoint_path.with_name("estimator.sqlite.aside").exists()
     assert played.wake(FIRST + 5)[0].cpu.others.keys() == {"doa"}
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough to be looked at" * 100, b""])
 def test_file_that_is_no_memory_is_set_aside(content: bytes, store: SqliteStore, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
-    settings.memory_path.write_bytes(content)
+    settings.checkpoint_path.write_bytes(content)
     fill(store, NODES, range(FIRST, FIRST + 1))
     assert "ok" in {status.state for status in Played(settings, store).wake(FIRST)}
-    assert settings.memory_path.with_name("estimator.sqlite.aside").exists() == bool(content)
+    assert settings.checkpoint_path.with_name("estimator.sqlite.aside").exists() == bool(content)
 
 
 @pytest.mark.parametrize("start", [1, 3])
@@ -672,10 +681,10 @@ def test_memory_with_damaged_pages_is_set_aside(start: int, store: SqliteStore, 
     settings = settings_for(tmp_path, previous_scopes=1)
     fill(store, NODES, range(FIRST, FIRST + 9))
     Played(settings, store).play(range(FIRST, FIRST + 8))
-    data = settings.memory_path.read_bytes()
-    settings.memory_path.write_bytes(data[: start * 4096] + bytes(len(data) - start * 4096))
+    data = settings.checkpoint_path.read_bytes()
+    settings.checkpoint_path.write_bytes(data[: start * 4096] + bytes(len(data) - start * 4096))
     played = Played(settings, store)
-    assert settings.memory_path.with_name("estimator.sqlite.aside").exists()
+    assert settings.checkpoint_path.with_name("estimator.sqlite.aside").exists()
     assert "ok" in {status.state for status in played.wake(FIRST + 8)}
     played.stop()
 
@@ -683,7 +692,7 @@ def test_memory_with_damaged_pages_is_set_aside(start: int, store: SqliteStore, 
 def test_two_daemons_do_not_share_a_memory(store: SqliteStore, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     played = Played(settings, store)
-    with pytest.raises(MemoryRefused, match=r"another scroogevm\.py is at work with it"):
+    with pytest.raises(CheckpointRefused, match=r"another scroogevm\.py is at work with it"):
         memory_for(settings, played.model)
 
 
@@ -692,7 +701,7 @@ def test_node_that_grows_its_history_keeps_no_more_of_it_than_it_needs(store: Sq
     fill(store, NODES, numbers, per_slice=3)
     settings = settings_for(tmp_path)
     Played(settings, store).play(numbers)
-    with sqlite3.connect(settings.memory_path) as connection:
+    with sqlite3.connect(settings.checkpoint_path) as connection:
         rows = connection.execute("SELECT name, position, count(*) FROM slice GROUP BY name, position").fetchall()
     connection.close()
     assert [count for _, _, count in rows] == [settings.historical + 1] * 3 * len(NODES)
@@ -723,7 +732,7 @@ def test_mode_of_the_status_file_is_the_configured_one(store: SqliteStore, tmp_p
 
 
 def test_nonsense_in_the_store_costs_no_node_its_figures(store: SqliteStore, tmp_path: Path, recwarn: Any) -> None:
-    bad: Callable[[float], Tick] = lambda value: Tick(  # noqa: E731
+    bad: Callable[[float], ScrapeSample] = lambda value: ScrapeSample(  # noqa: E731
         NODES[0],
         FIRST * SLICE_S * 1000 + 7,
         {"cpu": value, "mem": -value, "cpu_usage": value, "mem_usage": -value},
@@ -731,7 +740,10 @@ def test_nonsense_in_the_store_costs_no_node_its_figures(store: SqliteStore, tmp
     )
     fill(store, NODES, range(FIRST, FIRST + 2))
     store.write(
-        [store.encode(bad(1e300)), store.encode(Tick(NODES[0], FIRST * SLICE_S * 1000 + 8, {"cpu": math.inf}, {}))]
+        [
+            store.encode(bad(1e300)),
+            store.encode(ScrapeSample(NODES[0], FIRST * SLICE_S * 1000 + 8, {"cpu": math.inf}, {})),
+        ]
     )
     settings = settings_for(tmp_path)
     for statuses in Played(settings, store, logged := list(STRATEGIES)).play(range(FIRST, FIRST + 2)):
@@ -742,13 +754,8 @@ def test_nonsense_in_the_store_costs_no_node_its_figures(store: SqliteStore, tmp
     assert not recwarn.list
 
 
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-
-
 def test_memory_file_that_is_taken_away_is_made_again(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 12)
     fill(store, NODES, numbers)
@@ -756,17 +763,17 @@ def test_memory_file_that_is_taken_away_is_made_again(
     settings = settings_for(tmp_path / "b")
     played = Played(settings, store)
     told = [played.wake(number) for number in numbers[:5]]
-    for path in settings.memory_path.parent.glob("estimator.sqlite*"):
+    for path in settings.checkpoint_path.parent.glob("estimator.sqlite*"):
         path.unlink()
     told += [played.wake(number) for number in numbers[5:8]]
-    assert sum("was taken away" in record.getMessage() for record in caplog.records) == 1
+    assert sum("was taken away" in record.getMessage() for record in event_log.records) == 1
     played.restart()
     told += played.play(numbers[8:], restart=True)
     assert told == steady
 
 
 def test_memory_file_that_cannot_be_made_again_is_no_reason_to_stop(
-    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(FIRST, FIRST + 8)
     fill(store, NODES, numbers)
@@ -775,17 +782,17 @@ def test_memory_file_that_cannot_be_made_again_is_no_reason_to_stop(
     played = Played(settings, store)
     told = [played.wake(number) for number in numbers[:4]]
     # Another file is in its place, and what stands where that would be set aside can't be replaced.
-    settings.memory_path.unlink()
-    settings.memory_path.write_bytes(b"not ours")
-    aside = settings.memory_path.with_name(f"{settings.memory_path.name}.aside")
+    settings.checkpoint_path.unlink()
+    settings.checkpoint_path.write_bytes(b"not ours")
+    aside = settings.checkpoint_path.with_name(f"{settings.checkpoint_path.name}.aside")
     (aside / "full").mkdir(parents=True)
     told += [played.wake(number) for number in numbers[4:6]]
-    assert any("all goes on in memory" in record.getMessage() for record in caplog.records)
+    assert any("all goes on in memory" in record.getMessage() for record in event_log.records)
     aside.joinpath("full").rmdir()
     aside.rmdir()
     played.memory._retry_at = 0.0
     told += [played.wake(numbers[6])]
-    assert "all is well again" in caplog.records[-1].getMessage()
+    assert "recovered" in event_log.records[-1].getMessage()
     played.restart()
     told += played.play(numbers[7:], restart=True)
     assert told == steady

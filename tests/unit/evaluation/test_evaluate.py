@@ -205,7 +205,7 @@ def test_a_strategy_heeds_what_it_says_and_nothing_else(name: str, restless: Tra
 
     for parameter in PARAMETERS:
         same = np.array_equal(free(**usual), free(**{**usual, parameter: others[parameter]}), equal_nan=True)
-        assert same == (parameter not in STRATEGIES[name].heeds), parameter
+        assert same == (parameter not in STRATEGIES[name].parameters), parameter
 
 
 def test_variants_that_share_a_replay_come_out_as_alone(traces: Path) -> None:

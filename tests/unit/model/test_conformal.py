@@ -15,11 +15,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from model.conformal import ConformalBound, Seen
+from model.conformal import ConformalBound, SliceObservation
 from model.nodemodel import ModelSettings, NodeModel
 from model.numerics import FloatArray
 from model.oversubscriptioncomputation import StrategySettings
-from model.publishers.prometheus import Counts, EstimatorMetrics
+from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import encode, read_status
 from model.publishers.status_table import status_table
 from model.replay.replay import Replay
@@ -35,10 +35,10 @@ RISKS = (0.05, 0.01)
 UNJUDGED = {"cpu": never, "mem": never}
 
 
-def seen(peak: float, vms: dict[str, tuple[float, float, float]] | None = None, **more: Any) -> Seen:
+def seen(peak: float, vms: dict[str, tuple[float, float, float]] | None = None, **more: Any) -> SliceObservation:
     """A slice of a node of 64 cores; of each VM what it was promised, its mean and its peak."""
     rows = np.array(list((vms or {}).values()), dtype=float).reshape(-1, 3)
-    return Seen(
+    return SliceObservation(
         **{
             "position": 0,
             "positions": 1,
@@ -98,7 +98,7 @@ def test_promises_are_broken_as_often_as_wanted(
     ]
     broken = usage[1:] > np.array(said[:-1])
     assert broken.mean() == pytest.approx(risk, abs=0.005)
-    assert bound.realised == broken[-100:].mean()
+    assert bound.violation_rate == broken[-100:].mean()
     # Not by promising nothing and everything in turn.
     assert np.median(said) < 64
 
@@ -316,29 +316,31 @@ def test_realised_risk_is_the_frequency_of_the_published_score(seed: int) -> Non
         _, broken = _scored(history)
         last = [answer for usage, answer in zip(usages, answers, strict=True) if usage.measured][-1]
         assert 10 < broken.size <= 100
-        assert last.realised_risk == pytest.approx(broken.mean())
+        assert last.violation_rate == pytest.approx(broken.mean())
         assert last.risk == 0.05
 
 
 def test_nothing_is_realised_before_a_second_slice_and_only_a_hundred_are_counted() -> None:
     bound = ConformalBound(0.05, 0.1)
     bound.update(seen(10.0))
-    assert math.isnan(bound.realised)
+    assert math.isnan(bound.violation_rate)
     bound.update(seen(64.0 + 1))
-    assert bound.realised == 1.0
+    assert bound.violation_rate == 1.0
     for _ in range(100):
         bound.update(seen(10.0))
-    assert bound.realised == 0.0
+    assert bound.violation_rate == 0.0
 
 
-def node_status(*, risky: bool, realised: float | None = 0.04) -> NodeStatus:
-    figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, *((0.05, realised) if risky else ()))
+def node_status(*, risky: bool, violation_rate: float | None = 0.04) -> NodeStatus:
+    figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, *((0.05, violation_rate) if risky else ()))
     said = ResourceStatus("ok", figures, {})
     return NodeStatus("conformal" if risky else "plain", "conformal" if risky else "borg", 60.0, said, said)
 
 
 def test_status_file_tells_the_risk_where_there_is_one() -> None:
-    text = encode([node_status(risky=True), node_status(risky=False), node_status(risky=True, realised=None)], 90.0)
+    text = encode(
+        [node_status(risky=True), node_status(risky=False), node_status(risky=True, violation_rate=None)], 90.0
+    )
     told = strict_json(text)
     assert "risk" not in told["plain"]["cpu"]
     assert told["conformal"]["mem"]["risk"] == 0.05
@@ -359,12 +361,12 @@ def test_table_has_a_column_for_the_risk_if_any_node_has_one(tmp_path: Path) -> 
     assert "risk" not in shown(path, node_status(risky=False))
     text = shown(path, node_status(risky=False), node_status(risky=True))
     assert text.count("risk") == text.count("5% (4%)") == 2
-    assert "5% (-)" in shown(path, node_status(risky=True, realised=None))
+    assert "5% (-)" in shown(path, node_status(risky=True, violation_rate=None))
 
 
 def test_metrics_tell_the_risk_where_there_is_one() -> None:
     registry = CollectorRegistry()
-    metrics = EstimatorMetrics(registry, Counts())
+    metrics = EstimatorMetrics(registry, EstimatorCounts())
     metrics.publish([node_status(risky=True), node_status(risky=False)])
     lines = generate_latest(registry).decode().splitlines()
     assert [line for line in lines if "_risk_" in line and line[0] != "#"] == [

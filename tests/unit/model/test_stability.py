@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from misc.benchmarks.bench_stability import scores
 from misc.benchmarks.stability_cases import LABELS, Case, drawn, labelled
 from model.numerics import FloatArray
-from model.stability import STABILITIES, mean_predictor, within_range
+from model.stability import STABILITY_DETECTORS, mean_predictor, within_range
 from tests.conftest import ROOT, SHARED
 
 TRACES = SHARED / "traces"
@@ -132,7 +132,7 @@ def test_scores_by_hand() -> None:
 def both_f(name: str, cases: list[Case]) -> tuple[float, float]:
     """F of "stable" and of "changed"."""
     truth = np.array([case.like for case in cases])
-    said = np.array([STABILITIES[name](case.older, case.new) for case in cases])
+    said = np.array([STABILITY_DETECTORS[name](case.older, case.new) for case in cases])
     return scores(truth, said)[2], scores(~truth, ~said)[2]
 
 
@@ -152,8 +152,8 @@ def test_range_is_right_more_often_about_real_slices(real_cases: list[Case]) -> 
 
 
 def test_judges_answer_with_a_plain_truth_value() -> None:
-    for judge in STABILITIES.values():
-        assert isinstance(judge(np.array([0.1, 0.2]), np.array([0.1])), bool)
+    for detector in STABILITY_DETECTORS.values():
+        assert isinstance(detector(np.array([0.1, 0.2]), np.array([0.1])), bool)
     assert mean_predictor(np.array([0.2, 0.4]), np.array([0.4, 0.2]))
 
 
@@ -174,7 +174,7 @@ def test_benchmark_tells_every_judge_on_every_kind_of_case() -> None:
     done = bench("--cases=40", *(["--traces", TRACES] if TRACES.is_dir() else []))
     assert (done.returncode, done.stderr) == (0, "")
     tables = 3 if TRACES.is_dir() else 1
-    for name in STABILITIES:
+    for name in STABILITY_DETECTORS:
         assert sum(line.startswith(name) for line in done.stdout.splitlines()) == tables
     assert "(1.00)" in done.stdout
 

@@ -13,7 +13,7 @@ from model.nodemodel import Estimate, ModelSettings, NodeModel
 from model.numerics import FloatArray
 from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
 from model.slices import CPU, MEMORY, Slice, Usage
-from model.stability import Stability, always, mean_predictor, never
+from model.stability import StabilityDetector, always, mean_predictor, never
 
 DESIGNED = {"percentile", "doa", "greedy", "scroogevm", "nsigma", "rclike", "borg", "maxpeak"}
 
@@ -37,7 +37,7 @@ def estimates(
     slices: Sequence[Slice],
     *,
     h: int = 1,
-    stability: Stability = never,
+    stability: StabilityDetector = never,
     percentile: float = 90.0,
     aggregation: int = 1,
 ) -> list[tuple[Estimate, Estimate]]:
@@ -194,11 +194,11 @@ def test_stability_is_false_before_enough_older_slices() -> None:
 def test_stability_is_asked_about_shares_of_the_node_to_three_digits() -> None:
     asked: list[tuple[list[float], list[float]]] = []
 
-    def judge(older: FloatArray, new: FloatArray, /) -> bool:
+    def detector(older: FloatArray, new: FloatArray, /) -> bool:
         asked.append((older.tolist(), new.tolist()))
         return True
 
-    model = NodeModel(ModelSettings(0, ("nsigma",)), {"cpu": judge, "mem": never})
+    model = NodeModel(ModelSettings(0, ("nsigma",)), {"cpu": detector, "mem": never})
     for k, level in enumerate((1.0, 2.00049)):
         model.update(a_slice(k, usage([level], 10)))
     assert asked == [([0.1], [0.2])]

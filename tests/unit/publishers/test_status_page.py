@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from model.common.errors import UsageError
 from model.common.http_server import Server, serve
-from model.publishers.prometheus import Counts, EstimatorMetrics
+from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import encode
 from model.publishers.status_page.history import History
 from model.publishers.status_page.page import KEPT, NODES_PER_PAGE, Query, StatusPage
@@ -269,10 +269,10 @@ class Served:
 
     def __init__(self, *statuses: NodeStatus) -> None:
         registry = CollectorRegistry()
-        metrics = EstimatorMetrics(registry, Counts())
+        metrics = EstimatorMetrics(registry, EstimatorCounts())
         kept = History()
-        for outlet in (metrics, kept):
-            outlet.publish(statuses)
+        for publisher in (metrics, kept):
+            publisher.publish(statuses)
         self.server = Server(application(kept, registry, SLICE_S, VALID_S, lambda: NOW_S), 0, "127.0.0.1")
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}/"

@@ -15,7 +15,7 @@ from model.oversubscriptioncomputation import StrategySettings
 from model.replay.replay import Replay
 from model.replay.trace import Trace, parse_trace
 from model.slices import RESOURCES
-from model.stability import Stability, mean_predictor
+from model.stability import StabilityDetector, mean_predictor
 from tests.conftest import DATA, SHARED
 
 SMALL = DATA / "goldens"
@@ -39,19 +39,19 @@ def trace_of(recorded: Any, folder: Path) -> Trace:
     return parse_trace(json.dumps(trace).encode())
 
 
-def recorded_flags(recorded: Any, trace: Trace, seen: list[tuple[bool, bool]]) -> dict[str, Stability]:
+def recorded_flags(recorded: Any, trace: Trace, seen: list[tuple[bool, bool]]) -> dict[str, StabilityDetector]:
     """The original's flags in place of an assessor, who is asked from slice (h + 1) S on."""
     first = (trace.config.historical + 1) * trace.config.positions
 
-    def playback(resource: str) -> Stability:
+    def playback(resource: str) -> StabilityDetector:
         flags = iter(recorded["node"][f"{resource}_stable_state"][first:])
 
-        def judge(older: FloatArray, new: FloatArray, /) -> bool:
+        def detector(older: FloatArray, new: FloatArray, /) -> bool:
             flag = bool(next(flags))
             seen.append((flag, mean_predictor(older, new)))
             return flag
 
-        return judge
+        return detector
 
     return {resource.name: playback(resource.name) for resource in RESOURCES}
 
