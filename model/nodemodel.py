@@ -104,7 +104,7 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ModelState:
     """What a node's model carries from slice to slice, but for the slices themselves.
 
     Nested dicts whose leaves are numbers, texts and None, so that it can be written down.
@@ -169,14 +169,14 @@ class _ResourceModel:
             self.positions[position] = _Position(self.settings.historical, instances)
         return self.positions[position]
 
-    def memory(self, position: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def state(self, position: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is common to all positions, and what belongs to this one."""
         own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
         shared = {name: strategy.state() for name, strategy in self.shared.items()}
         common = {"begun_s": self.begun_s, "measured": self.measured, "free": self.free, "shared": shared}
         return common, own
 
-    def recall(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
+    def restore(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
         self.begun_s = float(common["begun_s"])
         self.measured = bool(common["measured"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
@@ -248,20 +248,20 @@ class NodeModel:
             for resource in RESOURCES
         ]
 
-    def memory(self, position: int) -> Memory:
-        """What has to be kept beside the slices of this position so that :meth:`recall` can go on from here."""
-        found = {model.resource.name: model.memory(position) for model in self._resources}
-        return Memory(
+    def state(self, position: int) -> ModelState:
+        """What has to be kept beside the slices of this position so that :meth:`restore` can go on from here."""
+        found = {model.resource.name: model.state(position) for model in self._resources}
+        return ModelState(
             node={name: common for name, (common, _) in found.items()},
             position={name: own for name, (_, own) in found.items()},
         )
 
-    def recall(self, memory: Memory, position: int, past: Iterable[Slice]) -> None:
+    def restore(self, state: ModelState, position: int, past: Iterable[Slice]) -> None:
         """Go on at one position from where another model's memory was taken.
 
         Parameters
         ----------
-        memory : Memory
+        state : ModelState
             Empty parts are those of a model that has seen nothing.
         position : int
         past : iterable of Slice
@@ -275,8 +275,8 @@ class NodeModel:
         past = tuple(past)
         for model in self._resources:
             name = model.resource.name
-            if name in memory.node:
-                model.recall(memory.node[name], memory.position.get(name, {}), position, past)
+            if name in state.node:
+                model.restore(state.node[name], state.position.get(name, {}), position, past)
 
     def update(self, finished: Slice) -> NodeEstimate:
         """Learn from the slice that ended, and estimate what is free. Slices come in time order."""

@@ -30,16 +30,20 @@ class Resource:
     vm_peak_percentile: float
     """The percentile that stands for a VM's peak: memory can't be queued for, so its maximum."""
     vm_peak_capped: bool
-    """Whether a VM's peak is cut at what it was promised (CPU readings overshoot, memory does not)."""
+    """Whether a VM's peak is capped at its configuration (CPU readings overshoot, memory does not)."""
+    title: str
+    """In headings and sentences."""
+    display_unit: str
+    display_scale: float
+    """Units of the models in one display unit: memory is computed in MB and shown in GB of 2^30 bytes."""
 
     def tier0(self, threshold: float) -> float:
         """The threshold as it is published: CPU to one decimal, memory truncated to an integer."""
         return round(threshold, 1) if self.resolution < 1 else float(math.trunc(threshold))
 
 
-CPU = Resource(name="cpu", unit="cores", resolution=0.1, vm_peak_percentile=99.0, vm_peak_capped=True)
-
-MEMORY = Resource(name="mem", unit="MB", resolution=1.0, vm_peak_percentile=100.0, vm_peak_capped=False)
+CPU = Resource("cpu", "cores", 0.1, 99.0, True, title="CPU", display_unit="cores", display_scale=1.0)
+MEMORY = Resource("mem", "MB", 1.0, 100.0, False, title="memory", display_unit="GB", display_scale=1024.0)
 
 RESOURCES: tuple[Resource, ...] = (CPU, MEMORY)
 

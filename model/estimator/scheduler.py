@@ -20,7 +20,7 @@ import numpy as np
 
 from ..common.logs import ProblemLog
 from ..common.threads import DaemonThreads
-from ..nodemodel import Memory, ModelSettings, NodeEstimate, NodeModel
+from ..nodemodel import ModelSettings, ModelState, NodeEstimate, NodeModel
 from ..publishers.base import Publisher
 from ..publishers.prometheus import EstimatorCounts
 from ..replay.dump import SliceFigures, slice_figures
@@ -272,14 +272,14 @@ class Estimator:
         if before is not None:
             past = [place.past[k] for k in sorted(place.past)]
             try:
-                model.recall(Memory(before.common, place.own), position, past)
+                model.restore(ModelState(before.common, place.own), position, past)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise CheckpointCorrupt(repr(error)) from None
         # What overflows on samples that no machine gives is infinite, as in a replay.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             estimate = model.update(finished)
         said = before.status if before else NodeStatus(name, self._model.strategies[0])
-        after = model.memory(position)
+        after = model.state(position)
         memory = NodeCheckpoint(number, after.node, known, said.after(finished, estimate))
         place.own = after.position
         place.past[number] = finished if self._model.keeps_vm_samples else without_vm_samples(finished)

@@ -269,12 +269,12 @@ def test_restarted_after_every_slice_it_says_the_same(seed: int) -> None:
     node = b""
     for finished in odd_slices(seed):
         pieces = NodeModel(settings, UNJUDGED)
-        memory = pieces.memory(finished.position)
+        memory = pieces.state(finished.position)
         if node:
             own = msgspec.msgpack.decode(carried.get(finished.position, msgspec.msgpack.encode({})), strict=False)
-            pieces.recall(replace(memory, node=msgspec.msgpack.decode(node), position=own), finished.position, ())
+            pieces.restore(replace(memory, node=msgspec.msgpack.decode(node), position=own), finished.position, ())
         assert repr(pieces.update(finished)) == repr(whole.update(finished))
-        memory = pieces.memory(finished.position)
+        memory = pieces.state(finished.position)
         node = msgspec.msgpack.encode(memory.node)
         carried[finished.position] = msgspec.msgpack.encode(memory.position)
 
