@@ -65,7 +65,8 @@ def _open_standard_streams() -> None:
 def _output_fails() -> bool:
     """Whether standard output cannot be written; what waits for it is discarded then."""
     try:
-        sys.stdout.flush()
+        # A failed write leaves nothing to flush: only another one shows that it fails.
+        print(flush=True)
     except OSError:
         discard_output()
         return True

@@ -28,16 +28,14 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Exit after ``-h`` or ``--version``, with code 1 when the text cannot be written."""
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the text of ``-h`` or ``--version``; exit with code 1 when it cannot be written."""
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            print(message, end="", file=file, flush=True)
         except OSError as error:
             discard_output()
             print(f"{self.prog}: standard output: {error.strerror}", file=sys.stderr)
             sys.exit(1)
-        super().exit(status, message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, but report an unknown option before arguments that are missing."""

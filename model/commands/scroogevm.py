@@ -99,8 +99,8 @@ def _add_model_options(parser: Parser) -> None:
         "--risk",
         type=number(0, 1),
         metavar="SHARE",
-        help="target risk: the share of slices that may be violated; conformal aims at it (above 0, up to 0.3), and the "
-        "table is ordered by it (default: 0.05)",
+        help="target risk: the share of slices that may be violated; conformal aims at it (above 0, up to 0.3), and it "
+        "orders the table (default: 0.05)",
     )
     for name, title in (("cpu", "CPU"), ("mem", "memory")):
         add(
@@ -151,11 +151,23 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from ..estimator import commands, daemon
 
+    if args.check_config:
+        return _check_config(args)
     if args.status:
         return commands.run_status(args)
     if args.check:
         return commands.run_check(args)
     return daemon.run(args) if args.export is None else commands.run_export(args)
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    from ..cli.model_options import given_model_options
+    from ..common.environment import environment
+    from ..estimator.settings import estimator_settings, nodes_of_option
+    from .configuration import check_settings
+
+    nodes, given = nodes_of_option(args.url), given_model_options(args)
+    return check_settings(lambda: estimator_settings(environment(), nodes, given))
 
 
 def _replay(args: argparse.Namespace) -> int:
