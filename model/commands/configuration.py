@@ -1,6 +1,7 @@
 """All settings of the three programs: the registry is complete once this module is imported.
 
-Validates them (``--check-config``), and renders ``dotenv`` and the configuration page of the docs: ``python3 misc/configuration.py --write``.
+Validates them (``--check-config``), and renders ``dotenv`` and the configuration page of the docs
+(``python3 misc/configuration.py --write``).
 """
 
 from __future__ import annotations
