@@ -7,7 +7,6 @@ a JSON trace instead and compares the strategies.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
 from ..cli.main import run_cli, run_interruptible
@@ -171,9 +170,10 @@ def _check_config(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from ..common.logs import set_up_logging
     from ..replay import command
 
-    logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
+    set_up_logging(args.debug > 0)
     return command.run(args)
 
 
