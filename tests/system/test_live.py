@@ -449,7 +449,7 @@ def test_taken_metrics_port_is_told(env: Environment) -> None:
         done = run({**env, "SCHED_METRICS_PORT": port})
         server.kill()
     assert done.returncode == 2
-    assert done.stderr == f"scroogevm.py: SCHED_METRICS_PORT: {port} can't be served: Address already in use\n"
+    assert done.stderr == f"scroogevm.py: SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use\n"
 
 
 def test_short_slices_are_warned_about(env: Environment) -> None:

@@ -267,13 +267,15 @@ def test_reader_sees_a_whole_history_while_it_grows() -> None:
 class Served:
     """A server of some nodes on a free port."""
 
-    def __init__(self, *statuses: NodeStatus) -> None:
+    def __init__(self, *statuses: NodeStatus, timeout_s: float = 10.0) -> None:
         registry = CollectorRegistry()
         metrics = EstimatorMetrics(registry, EstimatorCounts())
         kept = History()
         for publisher in (metrics, kept):
             publisher.publish(statuses)
-        self.server = Server(application(kept, registry, SLICE_S, VALID_S, lambda: NOW_S), 0, "127.0.0.1")
+        pages = application(kept, registry, SLICE_S, VALID_S, lambda: NOW_S)
+        self.server = Server(pages, 0, "127.0.0.1", timeout_s=timeout_s)
+        self.server.start()
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}/"
 
@@ -363,7 +365,7 @@ def test_metrics_pass_promtool(served: Served) -> None:
 def test_page_that_can_not_be_drawn_is_told_and_costs_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     kept = History()
     kept.shown = (None, {})  # type: ignore[assignment]
-    server = Server(application(kept, CollectorRegistry(), SLICE_S, VALID_S), 0, "127.0.0.1")
+    server = serve("SCHED_METRICS_PORT", 0, "127.0.0.1", application(kept, CollectorRegistry(), SLICE_S, VALID_S))
     try:
         for path, status in (("/", 500), ("/metrics", 200)):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
@@ -377,14 +379,14 @@ def test_page_that_can_not_be_drawn_is_told_and_costs_nothing_else(caplog: pytes
 
 @pytest.mark.parametrize(("port", "address"), [(1, "256.256.256.256"), (1, "not an address"), (8080, "192.0.2.1")])
 def test_address_that_can_not_be_had_is_one_line(port: int, address: str) -> None:
-    with pytest.raises(UsageError, match=rf"^SCHED_METRICS_PORT: {port} can't be served: [^\n]*$"):
+    with pytest.raises(UsageError, match=rf"^SCHED_METRICS_PORT: cannot listen on port {port}: [^\n]*$"):
         serve("SCHED_METRICS_PORT", port, address, make_wsgi_app(CollectorRegistry()))
 
 
 def test_ipv6_is_served() -> None:
     try:
-        server = Server(make_wsgi_app(CollectorRegistry()), 0, "::1")
-    except OSError:
+        server = serve("SCHED_METRICS_PORT", 0, "::1", make_wsgi_app(CollectorRegistry()))
+    except UsageError:
         pytest.skip("no IPv6 here")
     try:
         with urllib.request.urlopen(f"http://[::1]:{server.server_port}/", timeout=10) as response:
@@ -415,9 +417,9 @@ def test_clients_that_never_finish_do_not_keep_others_out(served: Served) -> Non
             connection.close()
 
 
-def test_silent_client_is_let_go(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("model.common.http_server._Handler.timeout", 0.3)
-    made, huge = Served(ok()), Served(*(ok(f"n{i}" + "x" * 5000) for i in range(4000)))
+def test_silent_client_is_let_go(capfd: pytest.CaptureFixture[str]) -> None:
+    made = Served(ok(), timeout_s=0.3)
+    huge = Served(*(ok(f"n{i}" + "x" * 5000) for i in range(4000)), timeout_s=0.3)
     try:
         with socket.create_connection(("127.0.0.1", made.port), timeout=10) as silent:
             silent.sendall(b"GET / HTTP/1.1\r\n")
@@ -516,7 +518,7 @@ def test_browser_comes_back_by_itself_and_asks_for_nothing_else(
         asked.append(environ["PATH_INFO"])
         return inner(environ, start_response)
 
-    server = Server(counting, 0, "127.0.0.1")
+    server = serve("SCHED_METRICS_PORT", 0, "127.0.0.1", counting)
     url = f"http://127.0.0.1:{server.server_port}"
     try:
         with browser(tmp_path / "profile", "--remote-debugging-port=0", f"{url}/"):
