@@ -32,7 +32,7 @@ from .scheduler import Estimator
 from .settings import EstimatorSettings, estimator_settings, parse_nodes
 
 if TYPE_CHECKING:
-    from ..publishers.placement.reconciler import Placement, PlacementCounts
+    from ..publishers.placement.reconciler import PlacementCounts, PlacementReconciler
 
 
 LOG = logging.getLogger("scroogevm.estimator")
@@ -124,13 +124,13 @@ def _keep_placement(
     return placement.counts
 
 
-def open_placement(settings: PlacementSettings) -> Placement:
+def open_placement(settings: PlacementSettings) -> PlacementReconciler:
     """The client of OpenStack Placement."""
     from ..publishers.placement.client import PlacementError
-    from ..publishers.placement.reconciler import Placement
+    from ..publishers.placement.reconciler import PlacementReconciler
 
     try:
-        return Placement(settings)
+        return PlacementReconciler(settings)
     except PlacementError as error:
         raise UsageError(f"OpenStack Placement: {error}") from None
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from model.common.environment import Environment
 from model.publishers.placement.client import PlacementError
 from model.publishers.placement.ratio import NodeCapacity, allocation_ratio
-from model.publishers.placement.reconciler import Placement
+from model.publishers.placement.reconciler import PlacementReconciler
 from model.publishers.settings import Keystone, PlacementSettings, Token, placement_settings
 from tests.conftest import ROOT
 from tests.support.servers import PlacementServer, free_port, placement_server
@@ -129,7 +129,7 @@ def between(server: PlacementServer, hook: Hook) -> Iterator[str]:
 def test_ratios_are_set_and_nothing_else_is_touched(server: PlacementServer, name: str) -> None:
     licence = {"total": 5, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 0.5}
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM, CUSTOM_LICENCE=licence, **OTHERS)
-    done = Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 12.0, 12000.0)])
+    done = PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 12.0, 12000.0)])
     assert (done.updated, done.unchanged, done.failed) == ((NODE,), (), {})
     # 12 / (10 - 2) and 12000 / (9000 - 1000)
     assert server.inventories(provider) == {
@@ -140,7 +140,7 @@ def test_ratios_are_set_and_nothing_else_is_touched(server: PlacementServer, nam
 
 def test_resource_of_which_nothing_is_said_stays(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {NODE: provider}))
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     placement.publish([NodeCapacity(NODE, 16.0, None)])
     assert ratios(server, provider) == (2.0, 1.25)
     placement.publish([NodeCapacity(NODE, None, 16000.0)])
@@ -150,7 +150,7 @@ def test_resource_of_which_nothing_is_said_stays(server: PlacementServer, name: 
 
 def test_nothing_is_written_when_nothing_changes(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {NODE: provider}))
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     placement.publish([NodeCapacity(NODE, 13.9, 9001.0)])
     before = generation(server, provider)
     done = placement.publish([NodeCapacity(NODE, 13.2, 9001.5)])
@@ -172,7 +172,7 @@ def test_ratio_falls_below_one_only_when_asked(
     )
     read = placement_settings(environment)
     assert read is not None
-    assert not Placement(read).publish([NodeCapacity(NODE, 4.0, 0.0)]).failed
+    assert not PlacementReconciler(read).publish([NodeCapacity(NODE, 4.0, 0.0)]).failed
     assert ratios(server, provider) == expected
 
 
@@ -180,18 +180,18 @@ def test_ratio_above_the_highest_is_cut_and_told_once(
     server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {NODE: provider}, most_ratio=4.0))
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}, most_ratio=4.0))
     for _ in range(3):
         placement.publish([NodeCapacity(NODE, 80.0, 16000.0)])
     assert ratios(server, provider) == (4.0, 2.0)
-    assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: a ratio of 10 is cut to 4"]
+    assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: ratio 10 is limited to 4"]
     placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
     assert "VCPU: recovered" in event_log.records[-1].getMessage()
 
 
 def test_total_that_changes_changes_the_ratio(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {NODE: provider}))
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
     body = server.call("GET", f"/resource_providers/{provider}/inventories")
     body["inventories"]["VCPU"].update(total=8, reserved=0)
@@ -205,14 +205,14 @@ def test_total_that_changes_changes_the_ratio(server: PlacementServer, name: str
     ("inventories", "words"),
     [
         ({"MEMORY_MB": MEM}, "the provider has no such inventory"),
-        ({"VCPU": {**CPU, "reserved": 10}, "MEMORY_MB": MEM}, "all of the provider's is reserved"),
+        ({"VCPU": {**CPU, "reserved": 10}, "MEMORY_MB": MEM}, "the inventory is reserved entirely"),
     ],
 )
 def test_resource_that_has_no_ratio_is_told_once_and_the_other_is_set(
     server: PlacementServer, name: str, inventories: Any, words: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     provider = server.provider(name, **inventories)
-    placement = Placement(settings(server.url, {NODE: provider}))
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     for _ in range(2):
         assert not placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed
     found = server.inventories(provider)
@@ -223,14 +223,14 @@ def test_resource_that_has_no_ratio_is_told_once_and_the_other_is_set(
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0])
 def test_what_is_no_amount_is_not_promised(server: PlacementServer, name: str, amount: float) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, amount, 12000.0)])
+    PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, amount, 12000.0)])
     assert ratios(server, provider) == (3.0, 1.5)
 
 
 def test_placement_takes_as_many_vcpus_as_were_promised_and_no_more(server: PlacementServer, name: str) -> None:
     """3 cores, 8 promised: a ratio that is merely cut off, 2.6666, would take 7."""
     provider = server.provider(name, VCPU={"total": 3})
-    Placement(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 8.9, None)])
+    PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 8.9, None)])
 
     def take(vcpus: int) -> bool:
         allocations = {provider: {"resources": {"VCPU": 1}}}
@@ -274,7 +274,7 @@ def test_allocation_between_read_and_write_is_a_conflict_that_is_overcome(server
             allocate(server, provider)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: provider}))
+        placement = PlacementReconciler(settings(url, {NODE: provider}))
         assert placement.publish([NodeCapacity(NODE, 14.0, 12000.0)]).updated == (NODE,)
     assert placement.counts().conflicts == 3
     found = server.inventories(provider)
@@ -306,7 +306,7 @@ def test_ratio_is_right_while_vms_come_and_go_all_the_time(server: PlacementServ
     busy.start()
     try:
         with between(server, every_fourth_write_waits_for_a_vm) as url:
-            placement = Placement(settings(url, {NODE: provider}))
+            placement = PlacementReconciler(settings(url, {NODE: provider}))
             for cores in range(1001, 1021):
                 done = placement.publish([NodeCapacity(NODE, float(cores), 12000.0)])
                 assert not done.failed, placement.counts()
@@ -332,7 +332,7 @@ def test_endless_conflicts_end(server: PlacementServer, name: str, monkeypatch: 
             allocate(server, provider)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: provider}))
+        placement = PlacementReconciler(settings(url, {NODE: provider}))
         assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "conflict"}
     assert placement.counts().failures == {"conflict": 1}
     assert ratios(server, provider) == (3.0, 1.25)
@@ -350,7 +350,7 @@ def test_conflict_of_another_kind_is_told_and_not_tried_again(server: PlacementS
         return 409, json.dumps(said)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: provider}))
+        placement = PlacementReconciler(settings(url, {NODE: provider}))
         assert placement.publish([NodeCapacity(NODE, 12.0, None)]).failed == {NODE: "refused"}
     assert len(writes) == 1
     assert placement.counts().last_error == f"{NODE}: HTTP status 409: Inventory in use"
@@ -365,7 +365,7 @@ def test_fault_of_the_database_is_tried_again(server: PlacementServer, name: str
         return (500, "deadlock") if asked.count((method, path)) == 1 else None
 
     with between(server, hook) as url:
-        assert Placement(settings(url, {NODE: name})).publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
+        assert PlacementReconciler(settings(url, {NODE: name})).publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
     assert len(asked) == 8
 
@@ -382,7 +382,7 @@ def test_provider_is_found_by_name_and_asked_for_once(server: PlacementServer, n
         asked.append(path)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: odd}))
+        placement = PlacementReconciler(settings(url, {NODE: odd}))
         placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
         placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
@@ -391,7 +391,7 @@ def test_provider_is_found_by_name_and_asked_for_once(server: PlacementServer, n
 
 def test_provider_that_is_renamed_is_known_by_its_uuid(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {NODE: name}))
+    placement = PlacementReconciler(settings(server.url, {NODE: name}))
     placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
     server.call("PUT", f"/resource_providers/{provider}", {"name": f"{name}-new"})
     placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
@@ -399,7 +399,7 @@ def test_provider_that_is_renamed_is_known_by_its_uuid(server: PlacementServer, 
 
 
 def test_provider_that_is_made_anew_under_its_name_is_found(server: PlacementServer, name: str) -> None:
-    placement = Placement(settings(server.url, {NODE: name}))
+    placement = PlacementReconciler(settings(server.url, {NODE: name}))
     for cores in (12.0, 16.0):
         provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
         assert placement.publish([NodeCapacity(NODE, cores, None)]).updated == (NODE,)
@@ -410,7 +410,7 @@ def test_provider_that_is_made_anew_under_its_name_is_found(server: PlacementSer
 
 def test_two_nodes_of_one_provider_are_told_of(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = Placement(settings(server.url, {"a": provider, "b": name}))
+    placement = PlacementReconciler(settings(server.url, {"a": provider, "b": name}))
     done = placement.publish([NodeCapacity("a", 12.0, None), NodeCapacity("b", 16.0, None)])
     assert list(done.failed.values()) == ["duplicate"]
     assert len(done.updated) == 1
@@ -425,7 +425,7 @@ def test_missing_provider_is_told_once_and_the_others_are_set(
     there = [server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(12)]
     nodes = {f"node{k}": provider for k, provider in enumerate(there)}
     nodes |= {"by-name": f"{name}-nowhere", "by-uuid": str(uuid.uuid4())}
-    placement = Placement(settings(server.url, nodes))
+    placement = PlacementReconciler(settings(server.url, nodes))
     for cores in (12.0, 16.0):
         done = placement.publish([NodeCapacity(node, cores, None) for node in [*nodes, "unmapped"]])
         assert done.failed == {"by-name": "missing", "by-uuid": "missing"}
@@ -459,7 +459,7 @@ def test_provider_with_an_odd_answer_is_alone_with_it(
         return answer if bad in path else None
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {"bad": bad, "good": good}))
+        placement = PlacementReconciler(settings(url, {"bad": bad, "good": good}))
         done = placement.publish([NodeCapacity("bad", 12.0, 12000.0), NodeCapacity("good", 12.0, 12000.0)])
     assert (done.updated, done.failed) == (("good",), {"bad": reason})
     assert ratios(server, good) == (1.5, 1.5)
@@ -478,7 +478,7 @@ def test_provider_that_never_answers_holds_up_nobody_and_gets_no_second_thread(
             free.wait(60)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {"bad": bad, "good": good}, timeout_s=120.0, round_timeout_s=3.0))
+        placement = PlacementReconciler(settings(url, {"bad": bad, "good": good}, timeout_s=120.0, round_timeout_s=3.0))
         for cores in (12.0, 16.0):
             done = placement.publish([NodeCapacity("bad", cores, None), NodeCapacity("good", cores, None)])
             assert (done.updated, done.failed) == (("good",), {"bad": "timeout"})
@@ -497,7 +497,7 @@ def test_stop_ends_a_round_that_hangs(server: PlacementServer, name: str) -> Non
             free.wait(60)
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: provider}, timeout_s=120.0))
+        placement = PlacementReconciler(settings(url, {NODE: provider}, timeout_s=120.0))
         begun = time.monotonic()
         done = placement.publish([NodeCapacity(NODE, 12.0, None)], stop)
         free.set()
@@ -514,7 +514,7 @@ def test_server_that_is_killed_is_told_once_and_comes_back(
     server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(3)}
-    placement = Placement(settings(server.url, there))
+    placement = PlacementReconciler(settings(server.url, there))
     promises = [NodeCapacity(node, 12.0, 12000.0) for node in there]
     server.kill()
     try:
@@ -532,7 +532,7 @@ def test_server_that_is_killed_is_told_once_and_comes_back(
 
 def test_server_that_freezes_is_waited_for_once(server: PlacementServer, name: str) -> None:
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(20)}
-    placement = Placement(settings(server.url, there, timeout_s=1.0))
+    placement = PlacementReconciler(settings(server.url, there, timeout_s=1.0))
     promises = [NodeCapacity(node, 12.0, 12000.0) for node in there]
     server.freeze()
     try:
@@ -542,7 +542,7 @@ def test_server_that_freezes_is_waited_for_once(server: PlacementServer, name: s
         assert time.monotonic() - begun < 60
     finally:
         server.thaw()
-    placement = Placement(settings(server.url, there))
+    placement = PlacementReconciler(settings(server.url, there))
     assert set(placement.publish(promises).updated) == set(there)
 
 
@@ -554,7 +554,7 @@ def test_server_that_freezes_in_the_middle_ends_with_the_round(server: Placement
             server.freeze()
 
     with between(server, hook) as url:
-        placement = Placement(settings(url, {NODE: provider}, timeout_s=60.0, round_timeout_s=3.0))
+        placement = PlacementReconciler(settings(url, {NODE: provider}, timeout_s=60.0, round_timeout_s=3.0))
         try:
             assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "timeout"}
         finally:
@@ -567,7 +567,7 @@ def test_token_that_is_not_taken_is_told_once_for_all_and_shown_nowhere(
     there = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU) for k in range(3)}
     event_log.set_level(logging.DEBUG)
     of_us = settings(server.url, there, login=Token(server.url, "s3cr3t"))
-    placement = Placement(of_us)
+    placement = PlacementReconciler(of_us)
     assert placement.publish([NodeCapacity(node, 12.0, None) for node in there]).failed == dict.fromkeys(
         there, "forbidden"
     )
@@ -582,12 +582,12 @@ def test_token_that_is_not_taken_is_told_once_for_all_and_shown_nowhere(
 
 def test_server_that_is_something_else_is_told(server: PlacementServer) -> None:
     with between(server, lambda *_: (200, "hello")) as url:
-        placement = Placement(settings(url, {NODE: "x"}))
+        placement = PlacementReconciler(settings(url, {NODE: "x"}))
         assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "answer"}
     with between(
         server, lambda *_: (406, '{"errors": [{"detail": "x\\n\\nUnacceptable version header: 1.26"}]}')
     ) as url:
-        placement = Placement(settings(url, {NODE: "x"}))
+        placement = PlacementReconciler(settings(url, {NODE: "x"}))
         assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "refused"}
         assert "1.26" in placement.counts().last_error
 
@@ -595,10 +595,10 @@ def test_server_that_is_something_else_is_told(server: PlacementServer) -> None:
 def test_check_reads_and_writes_nothing(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU)
     before = generation(server, provider)
-    assert Placement(settings(server.url, {NODE: name})).check().endswith("resource providers: 1")
+    assert PlacementReconciler(settings(server.url, {NODE: name})).check().endswith("resource providers: 1")
     assert generation(server, provider) == before
-    with pytest.raises(PlacementError, match="other: no resource provider has the name"):
-        Placement(settings(server.url, {NODE: name, "other": f"{name}-nowhere"})).check()
+    with pytest.raises(PlacementError, match="other: no resource provider is named"):
+        PlacementReconciler(settings(server.url, {NODE: name, "other": f"{name}-nowhere"})).check()
 
 
 # --- Keystone -------------------------------------------------------------------------------------------
@@ -668,7 +668,7 @@ def test_keystone_hands_out_a_token_and_names_placement(
 ) -> None:
     provider = server.provider(name, VCPU=CPU)
     keystone.catalog = server.url
-    placement = Placement(
+    placement = PlacementReconciler(
         from_environment(
             PLACEMENT_PROVIDERS=json.dumps({NODE: name}),
             OS_AUTH_URL=keystone.url,
@@ -697,7 +697,7 @@ def test_token_that_has_run_out_is_replaced(server: PlacementServer, keystone: F
 
     with between(server, hook) as url:
         keystone.catalog = url
-        placement = Placement(
+        placement = PlacementReconciler(
             from_environment(
                 PLACEMENT_PROVIDERS=json.dumps({NODE: name}),
                 OS_AUTH_TYPE="v3applicationcredential",
@@ -716,7 +716,7 @@ def test_keystone_that_does_not_let_us_in_is_told_in_words(
 ) -> None:
     keystone.status = status
     event_log.set_level(logging.DEBUG)
-    placement = Placement(
+    placement = PlacementReconciler(
         from_environment(
             PLACEMENT_PROVIDERS='{"a": "b", "c": "d"}',
             OS_AUTH_URL=keystone.url if status else f"http://127.0.0.1:{free_port()}/v3",
@@ -735,7 +735,7 @@ def test_keystone_that_does_not_let_us_in_is_told_in_words(
 
 def test_placement_that_keystone_does_not_know_is_told(server: PlacementServer, keystone: FakeKeystone) -> None:
     keystone.catalog = server.url
-    placement = Placement(
+    placement = PlacementReconciler(
         from_environment(
             **{"PLACEMENT_PROVIDERS": '{"a": "b"}', "OS_AUTH_URL": keystone.url, "OS_REGION_NAME": "elsewhere"},
             **{"OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},

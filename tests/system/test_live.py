@@ -530,7 +530,7 @@ def test_placement_gets_the_ratios_that_are_published(env: Environment, store: S
             wait_for(lambda: ratio() == 1.0)
             told = end(daemon)
         assert daemon.returncode == 0
-        assert told.count("no resource provider has the name nobody") == 1
+        assert told.count("no resource provider is named nobody") == 1
 
 
 def test_check_tells_of_store_and_nodes(env: Environment, store: SqliteStore) -> None:
