@@ -30,7 +30,7 @@ def served() -> Iterator[Served]:
 FRAME = b"""<iframe id="f" src="/?refresh=0" style="width: 400px; height: 800px; border: 0"></iframe><p id="p"></p>
 <script>f.onload = () => {
   const root = f.contentDocument.documentElement, table = f.contentDocument.querySelector("main");
-  p.textContent = [root.scrollWidth, table.scrollWidth > table.clientWidth].join()
+  p.textContent = [root.scrollWidth - root.clientWidth, table.scrollWidth > table.clientWidth].join()
 }</script>"""
 
 
@@ -130,4 +130,4 @@ def test_page_fits_a_width_of_400_pixels(tmp_path: Path) -> None:
         dom = chromium(tmp_path / "profile", "--dump-dom", f"http://127.0.0.1:{server.server_port}/frame")
     finally:
         server.close()
-    assert re.findall(r'<p id="p">(.*?)</p>', dom) == ["400,true"]
+    assert re.findall(r'<p id="p">(.*?)</p>', dom) == ["0,true"]
