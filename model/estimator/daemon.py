@@ -32,7 +32,7 @@ from .scheduler import Estimator
 from .settings import EstimatorSettings, estimator_settings, parse_nodes
 
 if TYPE_CHECKING:
-    from ..publishers.placement.reconciler import PlacementCounts, PlacementReconciler
+    from ..publishers.placement.reconciler import Placement, PlacementCounts
 
 
 LOG = logging.getLogger("scroogevm.estimator")
@@ -124,13 +124,13 @@ def _keep_placement(
     return placement.counts
 
 
-def open_placement(settings: PlacementSettings) -> PlacementReconciler:
+def open_placement(settings: PlacementSettings) -> Placement:
     """The client of OpenStack Placement."""
     from ..publishers.placement.client import PlacementError
-    from ..publishers.placement.reconciler import PlacementReconciler
+    from ..publishers.placement.reconciler import Placement
 
     try:
-        return PlacementReconciler(settings)
+        return Placement(settings)
     except PlacementError as error:
         raise UsageError(f"OpenStack Placement: {error}") from None
 

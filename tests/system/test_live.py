@@ -335,7 +335,7 @@ def test_page_shows_what_the_file_says(env: Environment, store: SqliteStore) -> 
         page = fetch(f"http://127.0.0.1:{port}/")[1].decode()
         wait_for(lambda: "M188 32" in fetch(f"http://127.0.0.1:{port}/")[1].decode())
     for node in NODES:
-        assert f'<th scope="row">{node}</th><td class="left state ok">ok</td>' in page
+        assert f'<th scope="row" class="node">{node}</th><td class="left state ok">ok</td>' in page
     assert page.count("<td>8.7</td>") == 2 * len(NODES)  # the second one beside the other strategies
     assert "CPU: <b>26.1</b> cores free" in page
 
@@ -348,8 +348,8 @@ def test_status_is_shown_as_a_table(env: Environment, store: SqliteStore) -> Non
     assert done.stderr == ""
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("http")]
     assert [row[0] for row in rows] == NODES
-    assert rows[0][1:9] == ["8.7", "8.0", "16.0", "1.04", "28.4", "4.0", "32.0", "1.01"]
-    assert rows[0][-2:] == ["ok", "borg"]
+    assert rows[0][1:10] == ["ok", "8.7", "28.4", "1.04", "8.0", "16.0", "1.01", "4.0", "32.0"]
+    assert rows[0][-1] == "borg"
     time.sleep(3)
     outdated = run(env, "--status").stdout
     assert outdated.count("outdated ") == len(NODES)

@@ -271,3 +271,7 @@ def _result(outcomes: Mapping[str, _Outcome]) -> ReconcileResult:
         unchanged=tuple(node for node, is_written in written.items() if not is_written),
         failed={node: outcome.reason for node, outcome in outcomes.items() if isinstance(outcome, PlacementError)},
     )
+
+
+#: The former name; model/estimator still imports it.
+Placement = PlacementReconciler
