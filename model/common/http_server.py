@@ -101,6 +101,11 @@ class Server:
         """The port that is served, once started."""
         return self._port
 
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._server.active_channels) if self._server else 0
+
     def start(self) -> None:
         """Listen, and serve in background threads.
 
@@ -129,11 +134,11 @@ class Server:
             # Wakes a thread that waits for the client to read.
             channel.handle_close()
         server.task_dispatcher.shutdown(timeout=_END_S)
-        waitress.wasyncore.close_all(server.connections)
+        waitress.wasyncore.close_all(server.loop_map)
 
     def _run(self, server: _BoundedServer) -> None:
         while not self._closing.is_set():
-            waitress.wasyncore.loop(timeout=min(1.0, self._timeout_s), use_poll=True, map=server.connections, count=1)
+            waitress.wasyncore.loop(timeout=min(1.0, self._timeout_s), use_poll=True, map=server.loop_map, count=1)
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -165,13 +170,13 @@ class _BoundedServer(TcpWSGIServer):  # type: ignore[misc]  # waitress has no ty
 
     def __init__(self, application: WSGIApplication, listener: socket.socket, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self.connections: dict[int, Any] = {}
+        self.loop_map: dict[int, Any] = {}
         """By file descriptor: connections, the listening socket and the pipe that wakes the loop."""
         dispatcher = _Dispatcher()
         dispatcher.set_thread_count(_THREADS)
         super().__init__(
             application,
-            map=self.connections,
+            map=self.loop_map,
             _sock=listener,
             bind_socket=False,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from model.publishers.status_page.history import SLICES_KEPT, History
 from model.publishers.status_page.page import NODES_PER_PAGE
 from model.publishers.status_page.query import Query
 from model.status import Figures, NodeStatus, ResourceStatus
+from tests.conftest import ROOT
 from tests.support.status_pages import EVIL, LAST_S, SLICE_S, VALID_S, cells, history, ok, page
 
 # --- content -----------------------------------------------------------------------------------
@@ -193,3 +197,14 @@ def test_reader_sees_a_consistent_rowsduring_publications() -> None:
     finally:
         stop.set()
         publisher.join()
+
+
+def test_template_is_found_under_any_package_name(tmp_path: Path) -> None:
+    """In a checkout the package is ``model``, installed it is ``scroogevm``."""
+    (tmp_path / "scroogevm").symlink_to(ROOT / "model")
+    code = (
+        "from scroogevm.publishers.status_page.renderer import StatusPage, PageSettings, Snapshot, Query\n"
+        "print(StatusPage(PageSettings(60, 90)).render(Snapshot(), Query(), 0.0).decode())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "nothing is published yet" in done.stdout
