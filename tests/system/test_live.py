@@ -360,11 +360,12 @@ def test_watched_status_goes_on_until_it_is_interrupted(env: Environment, store:
     with written(store), running(env, "-s", "borg"):
         wait_for(all_ok(env))
         with running(env, "--watch", stdout=subprocess.PIPE) as watcher:
-            time.sleep(2.5)
+            assert watcher.stdout
+            # Into a pipe the table is printed before the end.
+            assert any(NODES[0] in line for line in watcher.stdout)
             watcher.send_signal(signal.SIGINT)
-            stdout, stderr = watcher.communicate(timeout=10)
+            _, stderr = watcher.communicate(timeout=10)
     assert (watcher.returncode, stderr) == (0, "")
-    assert NODES[0] in stdout
 
 
 def test_missing_status_is_one_line(env: Environment) -> None:
