@@ -1,17 +1,21 @@
 """All settings of the three programs: the registry is complete once this module is imported.
 
-Renders ``dotenv`` and the configuration page of the docs: ``python3 misc/configuration.py --write``.
+Validates them (``--check-config``), and renders ``dotenv`` and the configuration page of the docs
+(``python3 misc/configuration.py --write``).
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
 from ..aggregator import settings as _aggregator
 from ..ballooning import settings as _ballooning
+from ..common.environment import SettingsError
+from ..common.errors import UsageError
+from ..common.logs import set_up_logging
 from ..common.settings import SETTINGS, Setting
 from ..estimator import settings as _estimator
 from ..publishers import settings as _publishers
@@ -56,6 +60,28 @@ network or creating a file, and report all faults at once.
   the previous ones.
 - Options of the command line override settings. A replay (`scroogevm.py --load`) reads no settings.
 """
+
+
+def check_settings(load: Callable[[], object]) -> int:
+    """Validate settings for ``--check-config``; the exit code.
+
+    Parameters
+    ----------
+    load : callable
+        Reads the settings of a program; opens nothing.
+
+    Raises
+    ------
+    UsageError
+        With all faults.
+    """
+    set_up_logging(debug=False)
+    try:
+        load()
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    print("settings ok")
+    return 0
 
 
 def sections() -> Iterator[tuple[str, list[Setting[Any]]]]:

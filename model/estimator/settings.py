@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from ..cli.model_options import ModelOptions, chosen_strategies, risk_fault, str
 from ..common.environment import Environment
 from ..common.errors import UsageError
 from ..common.settings import InvalidValue, Section, Setting
-from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub, node_name
+from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub, is_url, node_name
 from ..publishers.settings import PlacementSettings, StatusFileSettings, placement_settings, status_file_settings
 from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
@@ -43,6 +44,23 @@ def parse_nodes(value: Any) -> tuple[str, ...]:
         if node in nodes[:i]:
             raise ValueError(f"entry {i + 1}: node {node} is listed twice")
     return nodes
+
+
+def nodes_of_option(text: str | None) -> tuple[str, ...]:
+    """The nodes that ``--url`` names: one URL, or a JSON list of them; none when it is not given.
+
+    Raises
+    ------
+    UsageError
+    """
+    if text is None:
+        return ()
+    try:
+        return parse_nodes([text] if is_url(text) else json.loads(text))
+    except json.JSONDecodeError:
+        raise UsageError("--url: is neither an http(s) URL nor JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--url: {error}") from None
 
 
 def _strategy(text: str) -> str:
