@@ -6,11 +6,14 @@ import difflib
 import io
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import SettingsError
 from .settings import SETTINGS, InvalidValue, Setting
+
+__all__ = ["Environment", "SettingsError", "environment", "misspelt"]
 
 LOG = logging.getLogger("scroogevm")
 
@@ -20,20 +23,6 @@ T = TypeVar("T")
 _OWN_PREFIXES = ("AGGREG", "SCHED", "BALLOONING")
 #: Similarity from which an unknown key of the environment counts as a misspelt one of ours (difflib's ratio).
 _SIMILAR = 0.93
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be used.
-
-    Attributes
-    ----------
-    faults : sequence of str
-        One line each, starting with the key.
-    """
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 class Environment:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from .environment import SettingsError
+from .errors import SettingsError
 from .logs import EVENT
 
 LOG = logging.getLogger("scroogevm")
