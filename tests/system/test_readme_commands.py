@@ -55,8 +55,11 @@ NOT_RUN = {
     "ssh-copy-id": SSH,
     "virsh": SSH,
 }
-#: Benchmarks take minutes: only their help is asked for.
-HELP_ONLY = ".venv/bin/python misc/benchmarks/"
+#: Options that are added to commands, by their beginning, and why.
+SHORTENED = {
+    ".venv/bin/python misc/benchmarks/": (" -h", "benchmarks take minutes"),
+    ".venv/bin/python misc/evaluate.py": (" --no-pictures", "test_evaluate.py draws the pictures of a trace"),
+}
 
 #: Files that the commands of a page leave, relative to the copy.
 LEFT = {
@@ -85,17 +88,16 @@ class Checkout:
         path.write_text(path.read_text().replace("http://worker1:9100/metrics", self.url))
 
     def run(self, command: str) -> None:
-        """Run a command to its end, or a daemon until it has done its first work."""
+        """Run a command to its end, or a daemon until it works."""
         line = command.replace("http://worker1:9100/metrics", self.url)
-        if line.startswith(HELP_ONLY):
-            line += " -h"
+        line += next((options for start, (options, _) in SHORTENED.items() if command.startswith(start)), "")
+        works = next((works for pattern, works in DAEMONS.items() if re.search(pattern, line)), None)
+        begun = time.time()
         with self._started(line) as (process, output):
-            for pattern, at_work in DAEMONS.items():
-                if re.search(pattern, line):
-                    begun = time.time()
-                    wait_for(lambda at_work=at_work: process.poll() is not None or at_work(self, output, begun))
-                    assert process.poll() is None, (line, output.read_text())
-                    process.send_signal(signal.SIGINT)
+            if works is not None:
+                wait_for(lambda: process.poll() is not None or works(self, output, begun))
+                assert process.poll() is None, (line, output.read_text())
+                process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
         assert process.returncode in exit_codes(line), (line, output.read_text())
 

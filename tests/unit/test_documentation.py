@@ -6,8 +6,8 @@ import json
 import re
 import shlex
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -243,10 +243,10 @@ def family_of(family: Metric) -> Family:
 
 
 def test_metrics_of_the_aggregator_are_documented() -> None:
-    metrics = import_module("model.aggregator.metrics")
+    from model.aggregator.metrics import AggregatorMetrics
+
     registry = CollectorRegistry()
-    aggregator = metrics.AggregatorMetrics(registry)
-    aggregator.watch(cast(Any, None), registry)
+    AggregatorMetrics(registry).watch(cast(Any, None), registry)
     for collector in registry._collector_to_names:
         if labels := getattr(collector, "_labelnames", ()):
             collector.labels(*labels)  # type: ignore[attr-defined]
@@ -256,21 +256,19 @@ def test_metrics_of_the_aggregator_are_documented() -> None:
 
 
 def test_metrics_of_the_estimator_are_documented() -> None:
-    from model.publishers.placement.reconciler import PlacementCounts
     from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 
     figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, 0.05, 0.04)
     status = ResourceStatus("ok", figures, {"borg": 6.0})
+    placement = cast(Any, SimpleNamespace(updates=1, conflicts=1, failures={"timeout": 1}))
     registry = CollectorRegistry()
-    metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))
+    metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: placement)
     metrics.publish([NodeStatus("n", "borg", 60.0, status, status)])
     assert exported(registry) == documented("Estimator")
 
 
 def test_metrics_of_the_ballooning_daemon_are_documented(tmp_path: Path) -> None:
-    from model.ballooning.host_controller import BallooningCounts
-    from model.ballooning.journal import Journal
-    from model.ballooning.metrics import BallooningMetrics
+    from model.ballooning.metrics import BallooningCounts, BallooningMetrics, Journal
 
     counts = BallooningCounts()
     counts.errors["host"], counts.up["host"] = 1, True
