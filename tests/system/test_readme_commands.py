@@ -170,9 +170,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         }
         made = Checkout(here, url, env)
         made.point_to_worker()
-        aggregator = subprocess.Popen([".venv/bin/python", "vmaggreg.py"], cwd=here, env=env, stderr=subprocess.DEVNULL)
+        log = base / "aggregator.log"
+        with log.open("wb") as stream:
+            aggregator = subprocess.Popen([".venv/bin/python", "vmaggreg.py"], cwd=here, env=env, stderr=stream)
         try:
-            wait_for(lambda: has_stored(made, base, 0.0))
+            wait_for(lambda: aggregator.poll() is not None or has_stored(made, log, 0.0))
+            assert aggregator.poll() is None, log.read_text()
             # Three slices later there is something to estimate and to export.
             made.ready_s = time.monotonic() + 6
             yield made
