@@ -125,8 +125,8 @@ def has_published(checkout: Checkout, _: Path, begun: float) -> bool:
     return checkout.status.stat().st_mtime > begun
 
 
-def has_stored(checkout: Checkout, _: Path, begun: float) -> bool:
-    return any(path.stat().st_mtime > begun for path in checkout.status.parent.glob("store.sqlite*"))
+def has_started(_: Checkout, output: Path, begun: float) -> bool:
+    return " started" in output.read_text()
 
 
 def has_printed(_: Checkout, output: Path, begun: float) -> bool:
@@ -135,10 +135,10 @@ def has_printed(_: Checkout, output: Path, begun: float) -> bool:
 
 #: Commands that run until they are stopped, and how to see that they work.
 DAEMONS: dict[str, Callable[[Checkout, Path, float], bool]] = {
-    r"vmaggreg\.py$": has_stored,
+    r"vmaggreg\.py$": has_started,
     r"scroogevm\.py --strategy=\S+$": has_published,
     r"scroogevm\.py --watch$": has_printed,
-    r"vmballooning\.py --debug=1$": has_printed,
+    r"vmballooning\.py --debug=1$": has_started,
     r"misc/fakeworkers": has_printed,
 }
 
@@ -174,7 +174,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         with log.open("wb") as stream:
             aggregator = subprocess.Popen([".venv/bin/python", "vmaggreg.py"], cwd=here, env=env, stderr=stream)
         try:
-            wait_for(lambda: aggregator.poll() is not None or has_stored(made, log, 0.0))
+            wait_for(lambda: aggregator.poll() is not None or any(made.status.parent.glob("store.sqlite*")))
             assert aggregator.poll() is None, log.read_text()
             # Three slices later there is something to estimate and to export.
             made.ready_s = time.monotonic() + 6
