@@ -61,6 +61,9 @@ SHORTENED = {
     ".venv/bin/python misc/evaluate.py": (" --no-pictures", "test_evaluate.py draws the pictures of a trace"),
 }
 
+#: The text block of its page is the beginning of its output.
+SHOWN = ".venv/bin/python scroogevm.py --load=decreasing-workload.json"
+
 #: Files that the commands of a page leave, relative to the copy.
 LEFT = {
     "docs/replay.md": ("results/report.html", "results/summary.csv", "results/dump-greedy.json", "trace.json"),
@@ -87,8 +90,8 @@ class Checkout:
         path = self.folder / ".env"
         path.write_text(path.read_text().replace("http://worker1:9100/metrics", self.url))
 
-    def run(self, command: str) -> None:
-        """Run a command to its end, or a daemon until it works."""
+    def run(self, command: str) -> str:
+        """Run a command to its end, or a daemon until it works; its output."""
         line = command.replace("http://worker1:9100/metrics", self.url)
         line += next((options for start, (options, _) in SHORTENED.items() if command.startswith(start)), "")
         works = next((works for pattern, works in DAEMONS.items() if re.search(pattern, line)), None)
@@ -100,6 +103,7 @@ class Checkout:
                 process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
         assert process.returncode in exit_codes(line), (line, output.read_text())
+        return output.read_text()
 
     @contextlib.contextmanager
     def _started(self, line: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
@@ -192,7 +196,10 @@ def test_commands_of_a_page_succeed(checkout: Checkout, page: Page) -> None:
     for command in commands:
         if "vmballooning" in command and not has_libvirt():
             continue
-        checkout.run(command)
+        output = checkout.run(command)
+        if command == SHOWN:
+            lines = [line.rstrip() for line in output.splitlines()]
+            assert "\n".join(lines).startswith(page.blocks("text")[0])
         if command == "cp dotenv .env":
             checkout.point_to_worker()
     for name in LEFT.get(str(page), ()):
