@@ -98,7 +98,10 @@ class Checkout:
         begun = time.time()
         with self._started(line) as (process, output):
             if works is not None:
-                wait_for(lambda: process.poll() is not None or works(self, output, begun))
+                try:
+                    wait_for(lambda: process.poll() is not None or works(self, output, begun))
+                except AssertionError:
+                    pytest.fail(f"does not work within 30 s: {line}\n{output.read_text()}")
                 assert process.poll() is None, (line, output.read_text())
                 process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
@@ -193,6 +196,8 @@ def test_commands_of_a_page_succeed(checkout: Checkout, page: Page) -> None:
     commands = [command for command in page.commands if reason_not_to_run(command) is None]
     if any(re.search(r"scroogevm\.py(?! (--load|-h|--check-config))", command) for command in commands):
         time.sleep(max(0.0, checkout.ready_s - time.monotonic()))
+        if not checkout.status.exists():
+            checkout.run(".venv/bin/python scroogevm.py --once")
     for command in commands:
         if "vmballooning" in command and not has_libvirt():
             continue
