@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from misc import evaluate, traceconvert, tracegen
-from misc.fakeworkers import server as fakeworkers
+from misc.fakeworkers import command as fakeworkers
 from model.commands import scroogevm, vmaggreg, vmballooning
 from model.evaluation.grid import Pooled, Row, Variant
 from model.oversubscriptioncomputation import STRATEGIES
