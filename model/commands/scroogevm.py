@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from types import SimpleNamespace
 
 from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version, number, timestamp, whole_number
@@ -138,10 +139,24 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from ..cli.model_options import chosen_strategies
     from ..replay import command
+    from ..replay.options import ReplayOptions
 
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
-    return command.run(args)
+    model_names = ("strategy", "cpu", "mem", "aggreg", "risk", "risk_cpu", "risk_mem", "stability")
+    options = ReplayOptions(
+        trace=args.load,
+        strategies=chosen_strategies("all" if args.strategy is None else args.strategy),
+        node_name=None if args.url is None else command.node_of(args.url),
+        output=None if args.output is None else command.output_folder(args.output),
+        report=args.report,
+        debug=args.debug,
+        json=getattr(args, "json", False),
+        risk=args.risk,
+        model=SimpleNamespace(**{name: getattr(args, name) for name in model_names}),
+    )
+    return command.run(options)
 
 
 def _interrupted(args: argparse.Namespace) -> int:
