@@ -146,17 +146,17 @@ def choose(rows: Sequence[Evidence], risk: float) -> Verdict:
     low, high = best.interval
     runner_up = others[0] if others else None
     target = f"{100 * risk:g}%"
-    evidence = f"{best.violations} of {best.slices} slices violated ({rate_text(best)})"
+    evidence = f"{best.violations} of {best.slices} slices violated, {rate_text(best)}"
     if low <= risk <= high and (runner_up is None or low <= runner_up.violation_rate <= high):
         rival = "" if runner_up is None else f" and the rate of {runner_up.strategy}, {runner_up.violation_rate:.1%}"
-        reason = f"the interval contains the target risk of {target}{rival}"
-        return Verdict(None, f"Too few slices to tell. First is {best.strategy}, {evidence}; {reason}.")
+        reason = f"The interval contains the target risk of {target}{rival}"
+        return Verdict(None, f"Too few slices to tell. First is {best.strategy}: {evidence}. {reason}.")
     if best.violation_rate > risk:
         return Verdict(
             None, f"No strategy keeps the target risk of {target}. Fewest violations: {best.strategy}, {evidence}."
         )
     free = f"{best.score.published_free_share:.1%} of the node published as free on average"
-    return Verdict(best.strategy, f"Best choice at a target risk of {target}: {best.strategy}, {evidence}, {free}.")
+    return Verdict(best.strategy, f"Best choice at a target risk of {target}: {best.strategy}. {evidence}; {free}.")
 
 
 def rate_text(row: Evidence) -> str:
