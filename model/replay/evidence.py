@@ -126,9 +126,9 @@ def choose(rows: Sequence[Evidence], risk: float) -> Verdict:
     Candidates are the strategies with scored slices that never exceeded the capacity of the node, in the order of
     :func:`rank`; the first is the best, the second the runner-up.
 
-    *Too few slices to tell*: the 95 % interval of the best one's violation rate contains the target risk, and the
-    runner-up's rate lies in that interval too. Without a runner-up the first condition decides. Otherwise the best
-    one is recommended if its violation rate is within the target risk, and none if it is not.
+    *Too few slices to tell*: the 95 % interval of the best one's violation rate contains the target risk and overlaps
+    the interval of the runner-up. Without a runner-up the first condition decides. Otherwise the best one is
+    recommended if its violation rate is within the target risk, and none if it is not.
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ def choose(rows: Sequence[Evidence], risk: float) -> Verdict:
     runner_up = others[0] if others else None
     target = f"{100 * risk:g}%"
     evidence = f"{best.violations} of {best.slices} slices violated, {rate_text(best)}"
-    if low <= risk <= high and (runner_up is None or low <= runner_up.violation_rate <= high):
-        rival = "" if runner_up is None else f" and the rate of {runner_up.strategy}, {runner_up.violation_rate:.1%}"
+    if low <= risk <= high and (runner_up is None or _overlap(best.interval, runner_up.interval)):
+        rival = "" if runner_up is None else f" and overlaps that of {runner_up.strategy}, {rate_text(runner_up)}"
         reason = f"The interval contains the target risk of {target}{rival}"
         return Verdict(None, f"Too few slices to tell. First is {best.strategy}: {evidence}. {reason}.")
     if best.violation_rate > risk:
@@ -157,6 +157,10 @@ def choose(rows: Sequence[Evidence], risk: float) -> Verdict:
         )
     free = f"{best.score.published_free_share:.1%} of the node published as free on average"
     return Verdict(best.strategy, f"Best choice at a target risk of {target}: {best.strategy}. {evidence}; {free}.")
+
+
+def _overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
 
 
 def rate_text(row: Evidence) -> str:

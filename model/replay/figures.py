@@ -33,6 +33,9 @@ _LINES = ("-", "--", "-.")
 
 _TRUTH = "#000000"
 
+#: The other strategies of a panel. Lines without smoothed edges halve the size of a PNG.
+_OTHER: dict[str, Any] = {"color": "0.85", "linewidth": 0.6, "antialiased": False}
+
 
 def style_of(strategy: str) -> dict[str, Any]:
     """The line of a strategy, the same in every figure; text behind the name is ignored."""
@@ -148,7 +151,7 @@ def _trellis(
     """A row per strategy, a column per trace and resource."""
     names = results[0].strategies
     columns = [(outcome, resource) for outcome in results for resource in RESOURCES]
-    figure = Figure(figsize=(3.2 * len(columns), 1.15 * len(names) + 0.8), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(columns), 0.95 * len(names) + 0.8), layout="constrained")
     grid = figure.subplots(len(names), len(columns), sharex="col", squeeze=False)
     for j, (outcome, resource) in enumerate(columns):
         for i, name in enumerate(names):
@@ -167,7 +170,7 @@ def _draw_line(axes: Axes, table: pd.DataFrame, strategy: str, column: str, scal
     """The line of one strategy, and those of the others in grey."""
     for name, one in table.groupby("strategy", sort=False):
         own = name == strategy
-        style = {"color": style_of(strategy)["color"], "linewidth": 1.5} if own else {"color": "0.8", "linewidth": 0.6}
+        style = {"color": style_of(strategy)["color"], "linewidth": 1.5} if own else _OTHER
         axes.plot(one["scope"], one[column] / scale, zorder=2.5 if own else 1.5, **style)
 
 
