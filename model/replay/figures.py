@@ -56,7 +56,7 @@ def cumulated_misprediction_figure(results: Sequence[Results]) -> Figure:
 
 
 def free_figure(results: Sequence[Results]) -> Figure:
-    """What each strategy computed as free; black: what stayed unused, config less the slice's peak."""
+    """What each strategy computed as free; dotted: what stayed unused, config less the slice's peak."""
 
     def draw(axes: Axes, table: pd.DataFrame, strategy: str, resource: Resource) -> None:
         scale = resource.display_scale
@@ -64,11 +64,11 @@ def free_figure(results: Sequence[Results]) -> Figure:
         _draw_truth(axes, table, "unused", scale)
         axes.set_ylim(0, _size_of_node(table) / scale)
 
-    return _trellis(results, draw, "computed as free, cores and GB; black: unused")
+    return _trellis(results, draw, "computed as free, cores and GB; dotted: unused")
 
 
 def oversubscription_figure(results: Sequence[Results]) -> Figure:
-    """(booked + free) / config: the ratio that each strategy allows; black: (booked + unused) / config."""
+    """(booked + free) / config: the ratio that each strategy allows; dotted: (booked + unused) / config."""
 
     def draw(axes: Axes, table: pd.DataFrame, strategy: str, _resource: Resource) -> None:
         _draw_line(axes, table, strategy, "oversubscription", 1.0)
@@ -76,7 +76,7 @@ def oversubscription_figure(results: Sequence[Results]) -> Figure:
         axes.axhline(1.0, color="0.8", linewidth=0.8, zorder=0)
         axes.set_ylim(0, _visible_top(table["useful_oversubscription"], table["oversubscription"]))
 
-    return _trellis(results, draw, "oversubscription ratio; black: the ratio that would have fitted")
+    return _trellis(results, draw, "oversubscription ratio; dotted: the ratio that would have fitted")
 
 
 def published_figure(results: Results, resource: Resource) -> Figure:
