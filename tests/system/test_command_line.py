@@ -305,7 +305,7 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
         (["-l", TINY, "-d", "x"], "'x'"),
         (["-l", TINY, "--stability", "lstm"], "lstm"),
         (["-l", TINY, "--risk", "2"], "'2'"),
-        (["-l", TINY, "--url", "http://x"], "is not JSON"),
+        (["-l", TINY, "--url", "x"], "neither an http(s) URL nor JSON"),
         (["-l", TINY, "--url", "{}"], "not a list"),
         (["-l", TINY, "--url", '["a", "b"]'], "2 nodes"),
         (["-l", TINY, "--report"], "--output"),
