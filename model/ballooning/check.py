@@ -49,8 +49,8 @@ def _check_hosts(settings: BallooningSettings) -> Sequence[Row]:
     uris = list(settings.hosts.values())
     rounds = -(-len(uris) // _AT_ONCE)
     deadline = time.monotonic() + rounds * settings.timeout_s + 1
-    answers = dict(map_until(uris, _host_check(settings.timeout_s), _AT_ONCE, _seconds_to(deadline), "check"))
-    return [(f"host {uri}", *answers.get(uri, (False, "no answer"))) for uri in uris]
+    results = dict(map_until(uris, _host_check(settings.timeout_s), _AT_ONCE, _seconds_to(deadline), "check"))
+    return [(f"host {uri}", *results.get(uri, (False, "no response"))) for uri in uris]
 
 
 def _seconds_to(deadline: float) -> Callable[[], float]:

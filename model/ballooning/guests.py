@@ -101,7 +101,7 @@ class HostSnapshot:
     Attributes
     ----------
     requested_at : float
-        Monotonic time at which the host was asked.
+        Monotonic time at which the host was queried.
     guests : mapping of UUID to ObservedGuest
     """
 

@@ -8,7 +8,7 @@ from .guests import Guest
 
 
 class HostUnavailable(Exception):
-    """The host does not answer now; the message is one line."""
+    """The host does not respond now; the message is one line."""
 
 
 class GuestGone(Exception):

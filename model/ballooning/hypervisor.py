@@ -128,12 +128,12 @@ class Hypervisor:
         with self._lock:
             if self._hung >= _MAX_HUNG:
                 release()
-                raise HostUnavailable(f"does not answer: {self._hung} calls have not returned")
+                raise HostUnavailable(f"does not respond: {self._hung} calls have not returned")
             self._hung += 1
         try:
             return call_with_timeout(run, self._timeout_s, f"libvirt {self.uri}")
         except TimeoutError:
-            raise HostUnavailable(f"no answer within {self._timeout_s:g} s") from None
+            raise HostUnavailable(f"no response within {self._timeout_s:g} s") from None
         except libvirt.libvirtError as error:
             raise _named(error) from None
         except RuntimeError:

@@ -19,7 +19,7 @@ LOG = logging.getLogger("scroogevm.hypervisor")
 
 #: Seconds between keep-alive requests of libvirt, and how many may remain unanswered.
 _KEEPALIVE_S, _KEEPALIVES = 1, 3
-#: ssh with time limits; plain ssh waits forever for a host that does not answer.
+#: ssh with time limits; plain ssh waits forever for a host that does not respond.
 _SSH = Path(__file__).resolve().parent / "ssh.sh"
 _EVENTS_LOCK = threading.Lock()
 

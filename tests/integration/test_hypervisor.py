@@ -63,7 +63,7 @@ def test_call_that_is_refused_because_others_hang_does_not_block_its_guest(drive
     (uuid,) = driver.guests()
     host, returned = Hypervisor("test:///default", 0.3), threading.Event()
     for _ in range(4):
-        with pytest.raises(HostUnavailable, match=r"no answer within 0\.3 s"):
+        with pytest.raises(HostUnavailable, match=r"no response within 0\.3 s"):
             host._call(returned.wait, lambda: None)
     with pytest.raises(HostUnavailable, match="4 calls have not returned"):
         host.set_memory(uuid, 1500.0)

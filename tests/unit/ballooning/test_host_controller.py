@@ -182,7 +182,7 @@ def test_hung_guest_does_not_keep_other_guests_squeezed(site: Site) -> None:
     class HungGuest(FakeHost):
         def set_memory(self, uuid: str, memory_mb: float) -> None:
             if uuid == "u1":
-                raise HostUnavailable("no answer within 5 s")
+                raise HostUnavailable("no response within 5 s")
             super().set_memory(uuid, memory_mb)
 
     site.journal.put(replace_session(SESSION, uuid="u2", name="b"))
@@ -290,7 +290,7 @@ def test_unavailable_host_is_not_squeezed_further_in_the_same_step(site: Site) -
     class Hung(FakeHost):
         def set_memory(self, uuid: str, memory_mb: float) -> None:
             super().set_memory(uuid, memory_mb)
-            raise HostUnavailable("no answer within 5 s")
+            raise HostUnavailable("no response within 5 s")
 
     host = Hung(FULL, replace(FULL, uuid="u3", name="c"))
     executor = ActionExecutor("h1", host, site.journal, site.locator, 1.0, site.counts, site.problems, site.clock)
