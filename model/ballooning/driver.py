@@ -13,6 +13,13 @@ from .host_controller import END_S, HostController
 def run_controllers(controllers: Sequence[HostController], stop: threading.Event, *, once: bool) -> bool:
     """Run each controller in a thread of its own until stopped, or with ``once`` until it is done.
 
+    Parameters
+    ----------
+    controllers : sequence of HostController
+    stop : threading.Event
+        May be set by a signal handler of the calling thread.
+    once : bool
+
     Returns
     -------
     bool
@@ -21,8 +28,10 @@ def run_controllers(controllers: Sequence[HostController], stop: threading.Event
     threads = [
         start_thread(f"host {controller.name}", _run_controller, controller, stop, once) for controller in controllers
     ]
-    while any(thread.is_alive() for thread in threads) and not stop.wait(0.1):
-        pass
+    # Not stop.wait() here: it holds the event's lock for moments, and a signal handler that sets the event in one of them
+    # would wait for that lock forever, in the same thread.
+    while any(thread.is_alive() for thread in threads) and not stop.is_set():
+        time.sleep(0.1)
     deadline = time.monotonic() + 2 * END_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

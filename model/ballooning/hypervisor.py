@@ -128,18 +128,22 @@ class Hypervisor:
         with self._lock:
             if self._hung >= _MAX_HUNG:
                 release()
-                raise HostUnavailable(f"does not respond: {self._hung} calls have not returned")
+                raise self._no_response()
             self._hung += 1
         try:
             return call_with_timeout(run, self._timeout_s, f"libvirt {self.uri}")
         except TimeoutError:
-            raise HostUnavailable(f"no response within {self._timeout_s:g} s") from None
+            raise self._no_response() from None
         except libvirt.libvirtError as error:
             raise _named(error) from None
         except RuntimeError:
             if not started.is_set():  # the system has no thread left
                 finish()
             raise
+
+    def _no_response(self) -> HostUnavailable:
+        """One message for all effects of a hung call, so that it is logged once."""
+        return HostUnavailable(f"no response within {self._timeout_s:g} s")
 
     def _acquire(self) -> Connection:
         """A connection that is reserved for the calling thread."""
@@ -148,7 +152,7 @@ class Hypervisor:
             return connection
         # One attempt at a time: an attempt that hangs is not repeated.
         if not self._connecting.acquire(blocking=False):
-            raise HostUnavailable("still connecting")
+            raise self._no_response()
         try:
             self.close()
             self._connection = connection = open_connection(self.uri)

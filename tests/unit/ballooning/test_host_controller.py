@@ -357,6 +357,29 @@ def test_guest_that_is_missing_twice_gets_the_full_waiting_time_twice(site: Site
     assert site.journal.sessions() == {}
 
 
+# --- driver -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_signal_handler_that_sets_the_event_never_meets_its_lock_in_the_same_thread(once: bool, tmp_path: Path) -> None:
+    """The lock of an event is not reentrant: the handler would wait forever for the thread that it interrupts."""
+    waiting_threads: set[str] = set()
+
+    class RecordingEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting_threads.add(threading.current_thread().name)
+            return super().wait(timeout)
+
+    stop = RecordingEvent()
+    with Journal(tmp_path / "empty") as journal:
+        controller = Site(journal, Clock()).controller(
+            "h1", FakeHost(), lambda _now_s: None if not once else {}, once=once
+        )
+        threading.Timer(0.3, stop.set).start()
+        assert run_controllers([controller], stop, once=once)
+    assert waiting_threads <= {"host h1"}
+
+
 # --- one plan ---------------------------------------------------------------------------------------
 
 
