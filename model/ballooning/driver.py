@@ -28,8 +28,8 @@ def run_controllers(controllers: Sequence[HostController], stop: threading.Event
     threads = [
         start_thread(f"host {controller.name}", _run_controller, controller, stop, once) for controller in controllers
     ]
-    # Not stop.wait() here: it holds the event's lock for moments, and a signal handler that sets the event in one of them
-    # would wait for that lock forever, in the same thread.
+    # Not stop.wait(): it holds the event's lock for moments, and a signal handler that sets the event in such a moment
+    # would wait forever for the thread that it interrupted.
     while any(thread.is_alive() for thread in threads) and not stop.is_set():
         time.sleep(0.1)
     deadline = time.monotonic() + 2 * END_S
