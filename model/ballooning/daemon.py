@@ -100,6 +100,7 @@ def _serve(
     options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, request: StopRequest
 ) -> int:
     """Balloon until the request is set, or once; the exit code."""
+    counts.up.clear()  # a reload may have removed hosts
     output = PlanOutput(sys.stdout, request.set, as_json=options.json) if options.dry_run else None
     with contextlib.ExitStack() as opened:
         try:
