@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli.progress import ProgressBar
+from ..common.atomic_files import staged
 from ..common.errors import UsageError
-from .grid import Row, Variant
+from .grid import Pooled, Row, Variant, pooled, table_csv
 from .result_cache import ResultCache
+from .tables import print_pooled
 from .tasks import EvaluationPlan, Outcome, Task, tasks_of
 
 
@@ -115,18 +117,19 @@ def _outcomes(
 
 
 def _write_results(folder: Path, rows: Sequence[Row]) -> None:
-    from ..common.atomic_files import staged
-    from ..replay.figures import png
-    from .figures import pareto_figure
-    from .grid import Pooled, pooled, table_csv
-    from .tables import print_pooled
-
     points = pooled(rows)
     with staged() as files:
         files.write(folder / "results.csv", table_csv(rows, Row).encode())
         files.write(folder / "pooled.csv", table_csv(points, Pooled).encode())
-        files.write(folder / "pareto.png", png(pareto_figure(points)))
+        files.write(folder / "pareto.png", _pareto_png(points))
     print_pooled(points)
+
+
+def _pareto_png(points: Sequence[Pooled]) -> bytes:
+    from ..replay.figures import png
+    from .figures import pareto_figure
+
+    return png(pareto_figure(points))
 
 
 def _report(line: str) -> None:
