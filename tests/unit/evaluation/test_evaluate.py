@@ -49,13 +49,6 @@ def test_results_have_a_row_per_trace_variant_and_resource(evaluated: tuple[Path
     assert not (evaluated[0] / "traces").exists()
 
 
-def test_pictures_of_a_trace_and_of_the_front_are_drawn(traces: Path, tmp_path: Path) -> None:
-    assert run_main(traces / "bursty.json", "--output", tmp_path, "--strategy=borg", draw=True).code == 0
-    pictures = list((tmp_path / "traces").iterdir())
-    assert sorted(path.name for path in pictures) == ["bursty-cpu.png", "bursty-mem.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (*pictures, tmp_path / "pareto.png"))
-
-
 def test_results_equal_those_of_the_dumps_by_the_published_score(
     evaluated: tuple[Path, Finished], traces: Path, tmp_path: Path, scroogevm: Run
 ) -> None:

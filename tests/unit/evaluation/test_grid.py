@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from model.evaluation.grid import (
     PARAMETERS,
+    Histories,
     Pooled,
     Row,
     Variant,
@@ -44,23 +45,25 @@ def restless_trace(slices: int) -> Trace:
     return parse_trace(json.dumps(trace, default=float).encode())
 
 
+USUAL = {"percentile": 90.0, "aggregation": 1, "risk": 0.05, "stability": "mean"}
+OTHERS = {"percentile": 60.0, "aggregation": 4, "risk": 0.2, "stability": "always"}
+
+
 @pytest.fixture(scope="module")
-def restless() -> Trace:
-    return restless_trace(60)
+def histories() -> Histories:
+    """Every strategy with the usual values of all parameters, and with another value of each."""
+    values: list[dict[str, Any]] = [USUAL, *({**USUAL, name: OTHERS[name]} for name in PARAMETERS)]
+    return evaluate(restless_trace(60), [Variant(name, **one) for one in values for name in STRATEGIES])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_result_of_a_strategy_depends_on_its_parameters_only(name: str, restless: Trace) -> None:
-    usual = {"percentile": 90.0, "aggregation": 1, "risk": 0.05, "stability": "mean"}
-    others = {"percentile": 60.0, "aggregation": 4, "risk": 0.2, "stability": "always"}
-
+def test_result_of_a_strategy_depends_on_its_parameters_only(name: str, histories: Histories) -> None:
     def published(**values: Any) -> np.ndarray[Any, Any]:
-        histories = evaluate(restless, [Variant(name, **values)])
-        return np.concatenate([history.published for history in histories.values()])
+        return np.concatenate([histories[Variant(name, **values), resource].published for resource in ("cpu", "mem")])
 
-    expected = published(**usual)
     for parameter in PARAMETERS:
-        same = np.array_equal(expected, published(**{**usual, parameter: others[parameter]}), equal_nan=True)
+        other = published(**{**USUAL, parameter: OTHERS[parameter]})
+        same = np.array_equal(published(**USUAL), other, equal_nan=True)
         assert same == (parameter not in STRATEGIES[name].parameters), parameter
 
 
