@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from misc.benchmarks.bench_stability import scores
-from misc.benchmarks.stability_cases import LABELS, Case, drawn, labelled
+from misc.benchmarks.stability_cases import KINDS, LABELS, Case, draw_cases, labelled_cases
 from model.numerics import FloatArray
 from model.stability import STABILITY_DETECTORS, mean_predictor, within_range
 from tests.conftest import ROOT, SHARED
@@ -47,7 +47,7 @@ def test_two_percent_exactly_are_stable_whatever_binary_fractions_make_of_them(t
 
 
 def test_order_of_samples_does_not_matter() -> None:
-    case = next(drawn(5, 1))
+    case = next(draw_cases(5, 1))
     turned = case.older[::-1], case.new[::-1]
     assert within_range(*turned) == within_range(case.older, case.new)
 
@@ -57,14 +57,14 @@ def test_order_of_samples_does_not_matter() -> None:
 
 def test_same_seed_draws_the_same_cases_and_another_seed_others() -> None:
     def bytes_of(seed: int) -> list[bytes]:
-        return [case.older.tobytes() + case.new.tobytes() for case in drawn(seed, 20)]
+        return [case.older.tobytes() + case.new.tobytes() for case in draw_cases(seed, 20)]
 
     assert bytes_of(1) == bytes_of(1)
     assert not set(bytes_of(1)) & set(bytes_of(2))
 
 
 def test_every_other_case_is_like_its_past_and_every_kind_is_drawn() -> None:
-    cases = list(drawn(1, 1000))
+    cases = list(draw_cases(1, 1000))
     assert sum(case.like for case in cases) == 500
     kinds = Counter((case.like, case.kind) for case in cases)
     assert {kind for like, kind in kinds if like} == {
@@ -84,7 +84,7 @@ def test_every_other_case_is_like_its_past_and_every_kind_is_drawn() -> None:
 
 def test_changed_level_is_far_from_that_of_every_older_slice() -> None:
     """By the rule: 2 % of the node at least."""
-    for case in drawn(3, 1500):
+    for case in draw_cases(3, 1500):
         if case.kind == "level":
             levels = np.median(case.older.reshape(4, -1), axis=1)
             # Three digits are kept of each sample.
@@ -92,7 +92,7 @@ def test_changed_level_is_far_from_that_of_every_older_slice() -> None:
 
 
 def test_bursts_and_outliers_exceed_all_that_was_seen() -> None:
-    for case in drawn(4, 1500):
+    for case in draw_cases(4, 1500):
         if case.kind in ("burst", "outliers") and case.new.size < 100:
             assert case.new.max() > np.percentile(case.older, 99)
 
@@ -109,7 +109,7 @@ def test_labels_name_each_case_once() -> None:
 def real_cases() -> list[Case]:
     if not TRACES.is_dir():
         pytest.skip("the shared folder with real traces is not here")
-    return labelled(TRACES)
+    return labelled_cases(TRACES)
 
 
 def test_labelled_slices_are_those_of_the_traces(real_cases: list[Case]) -> None:
@@ -138,7 +138,7 @@ def both_f(name: str, cases: list[Case]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("seed", [21, 22, 23])
 def test_range_is_right_more_often_than_the_mean_predictor(seed: int) -> None:
-    cases = list(drawn(seed, 2000))
+    cases = list(draw_cases(seed, 2000))
     ours, theirs = both_f("range", cases), both_f("mean", cases)
     assert ours[0] > theirs[0] + 0.03
     assert ours[1] > theirs[1] + 0.02
