@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Metric
 
 from misc import evaluate, traceconvert, tracegen
-from misc.fakeworkers import server as fakeworkers
+from misc.fakeworkers import command as fakeworkers
 from model.commands import scroogevm, vmaggreg, vmballooning
 from model.commands.configuration import SETTINGS
 from model.evaluation.grid import Pooled, Row, Variant
