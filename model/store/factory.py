@@ -52,7 +52,9 @@ def check_store(settings: StoreSettings) -> tuple[bool, str]:
 def _check_missing_file(path: Path) -> tuple[bool, str]:
     """Whether a store could be created: missing folders are created below the first one that exists."""
     folder = next(parent for parent in path.parents if identity(parent) is not None)
-    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not folder.is_dir():
+        return False, f"the store does not exist yet; {folder} is not a folder"
+    writable = os.access(folder, os.W_OK | os.X_OK)
     return writable, f"the store does not exist yet; folder {folder} is {'' if writable else 'not '}writable"
 
 

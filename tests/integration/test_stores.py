@@ -308,7 +308,7 @@ def test_constructor_creates_nothing_and_open_creates_folder_and_file(tmp_path: 
     [
         ("s", True, "the store does not exist yet; folder {0} is writable"),
         ("new/folder/s", True, "the store does not exist yet; folder {0} is writable"),
-        ("file/s", False, "the store does not exist yet; folder {0}/file is not writable"),
+        ("file/s", False, "the store does not exist yet; {0}/file is not a folder"),
     ],
 )
 def test_check_of_a_missing_store_creates_nothing(tmp_path: Path, path: str, usable: bool, message: str) -> None:
@@ -316,6 +316,14 @@ def test_check_of_a_missing_store_creates_nothing(tmp_path: Path, path: str, usa
     checked = check_store(StoreSettings(None, tmp_path / path, 86400))
     assert checked == (usable, message.format(tmp_path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_check_of_a_missing_store_reports_a_folder_that_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
+    message = f"the store does not exist yet; folder {tmp_path} is not writable"
+    assert check_store(StoreSettings(None, tmp_path / "s", 86400)) == (False, message)
 
 
 def test_check_of_an_existing_store_leaves_no_other_file(tmp_path: Path) -> None:
