@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from misc.fakeworkers.machines import Plan, Shapes, build_worker
 from misc.fakeworkers.pages import render_vmprobe
 from model.aggregator.rates import NodeRates
-from model.aggregator.vmprobe import VmprobePages
+from model.aggregator.vmprobe import VmprobeReader
 from model.publishers.placement.reconciler import PlacementCounts
 from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.status import Figures, NodeStatus, ResourceStatus
@@ -170,7 +170,7 @@ def dashboard(influx: tuple[str, str, str]) -> Iterator[FilledBucket]:
     plan, now_ms = Plan(workers=3, vms=12, stats_period_s=0), int(time.time() * 1000)
     shapes = Shapes(plan.seed)
     for i, node in enumerate(NODES):
-        worker, rates, pages = build_worker(plan, shapes, i), NodeRates(node), VmprobePages(plan.prefix)
+        worker, rates, pages = build_worker(plan, shapes, i), NodeRates(node), VmprobeReader(plan.prefix)
         samples = []
         for at_ms in range(now_ms - 600_000, now_ms, 5000):
             page = render_vmprobe(worker, worker.epoch_ms(at_ms))
