@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version, number, timestamp, whole_number
@@ -128,13 +129,26 @@ def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> Non
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from ..estimator import commands, daemon
+    from ..estimator import options
 
+    as_json = getattr(args, "json", False)
     if args.status:
-        return commands.run_status(args)
+        from ..estimator.status_command import run_status
+
+        return run_status(options.StatusOptions(watch=args.watch, json=as_json))
+    nodes = options.parse_url_option(args.url)
     if args.check:
-        return commands.run_check(args)
-    return daemon.run(args) if args.export is None else commands.run_export(args)
+        from ..estimator.check_command import run_check
+
+        return run_check(options.CheckOptions(nodes, args.debug, as_json))
+    if args.export is not None:
+        from ..estimator.export_command import run_export
+
+        return run_export(options.ExportOptions(Path(args.export), nodes, args.since, args.until, args.debug))
+    from ..estimator.daemon import run
+
+    output = None if args.output is None else Path(args.output)
+    return run(options.EstimatorOptions(nodes, output, args.debug, args.once, model=args))
 
 
 def _replay(args: argparse.Namespace) -> int:
