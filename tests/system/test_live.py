@@ -364,12 +364,22 @@ def test_status_is_shown_as_a_table(env: Environment, store: SqliteStore) -> Non
 def test_watched_status_is_shown_until_interrupted(env: Environment, store: SqliteStore) -> None:
     with written(store), running(env, "-s", "borg"):
         wait_for(all_ok(env))
-        with running(env, "--watch", stdout=subprocess.PIPE) as watcher:
-            time.sleep(2.5)
+        ours, terminal = os.openpty()
+        os.set_blocking(ours, False)
+        shown = b""
+
+        def shows_a_node() -> bool:
+            nonlocal shown
+            shown += os.read(ours, 65536)
+            return NODES[0].encode() in shown
+
+        with running({**env, "COLUMNS": "200", "TERM": "xterm"}, "--watch", stdout=terminal) as watcher:
+            wait_for(shows_a_node)
             watcher.send_signal(signal.SIGINT)
-            stdout, stderr = watcher.communicate(timeout=10)
+            _, stderr = watcher.communicate(timeout=10)
+        os.close(ours)
+        os.close(terminal)
     assert (watcher.returncode, stderr) == (0, "")
-    assert NODES[0] in stdout
 
 
 def test_missing_status_is_one_line(env: Environment) -> None:
@@ -379,8 +389,9 @@ def test_missing_status_is_one_line(env: Environment) -> None:
 
 
 def test_once_publishes_and_exits(env: Environment, store: SqliteStore) -> None:
+    env["SCHED_SCOPE_INIT_FETCH_PREVIOUS"] = "50"
     with written(store):
-        time.sleep(2.5)
+        wait_for_samples(store)
     assert run(env, "--once").returncode == 0
     assert set(states(env)) <= {"ok", "stale"}
 
@@ -390,9 +401,10 @@ def test_dumps_of_a_daemon_can_be_read_like_those_of_a_replay(
 ) -> None:
     folder = tmp_path / "dumps"
     env["SCHED_NODES"] = json.dumps(NODES[:1])
-    with written(store), running(env, "-s", "scroogevm,percentile", "-d", "2", "-o", str(folder)) as daemon:
-        wait_for(lambda: states(env) == ["ok"])
-        time.sleep(2)
+    with written(store), contextlib.ExitStack() as started:
+        wait_for_samples(store)
+        daemon = started.enter_context(running(env, "-s", "scroogevm,percentile", "-d", "2", "-o", str(folder)))
+        wait_for(lambda: list(folder.glob("dump-*.png")), 60)
         log = end(daemon)
     results = load_results(folder)
     assert results.strategies == ["scroogevm", "percentile"]
