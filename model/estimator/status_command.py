@@ -9,7 +9,7 @@ from .options import StatusOptions
 
 
 def run_status(options: StatusOptions) -> int:
-    """Show the published status; the exit code.
+    """Show the published status; the exit code, 1 when a node is stale, unknown or outdated.
 
     Raises
     ------
@@ -28,5 +28,4 @@ def run_status(options: StatusOptions) -> int:
     if options.watch:
         watch_status(path)
         return 0
-    show_status(path)
-    return 0
+    return show_status(path, json=options.json)
