@@ -171,7 +171,7 @@ class CheckpointFile:
             rows = self._database.query("SELECT data FROM figures WHERE name = ? ORDER BY number", (node,))
         return [decode(data, SliceFigures) for (data,) in rows]
 
-    def forget(self, node: str) -> None:
+    def delete(self, node: str) -> None:
         """Delete the checkpoint of a node.
 
         Raises

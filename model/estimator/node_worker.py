@@ -222,7 +222,7 @@ class NodeWorker:
             self._compute_missing(due, is_stopping)
         except CheckpointCorrupt as error:
             LOG.warning("%s: checkpoint discarded, the node starts from the stored samples: %s", self.node, error)
-            self._checkpoints.forget(self.node)
+            self._checkpoints.delete(self.node)
             self.progress = Progress(None, self._unknown)
             self._compute_missing(due, is_stopping)
 

@@ -20,7 +20,7 @@ def lines(log: pytest.LogCaptureFixture) -> list[str]:
 def test_store_is_reported_when_all_nodes_that_were_tried_failed(event_log: pytest.LogCaptureFixture) -> None:
     problems = NodeProblems(at_once=8)
     problems.report_failures(errors(NODES[:7]), NODES[7:])
-    assert lines(event_log) == [], "too few to tell"
+    assert lines(event_log) == [], "too few nodes were tried"
     problems.report_failures(errors(NODES[:8]), NODES[8:])
     problems.report_failures(errors(NODES), [])
     assert lines(event_log) == ["store: no connection"]

@@ -52,7 +52,7 @@ class ListedJobs:
 
 
 class FakeWorker:
-    """A worker that is as far as the test says."""
+    """A worker whose progress the test controls."""
 
     def __init__(self, node: str) -> None:
         self.node = node
