@@ -1,14 +1,17 @@
-"""What several test files need."""
+"""Fixtures and helpers that several test modules share."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,44 @@ TraceObject = dict[str, Any]
 
 _SETTINGS = ("AGGREG", "BALLOONING", "INFLUXDB", "LIBVIRT", "METRICS", "OS_", "PLACEMENT", "SCHED", "STATE", "STORE")
 _buckets = itertools.count()
+
+#: Marks the processes that the tests start: those that are left at the end make the run fail.
+_MARK = "SCROOGEVM_TEST_RUN"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark this run in the environment, which every process that a test starts inherits."""
+    os.environ.setdefault(_MARK, f"{os.getpid()}-{time.time_ns()}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the processes that tests left behind, and fail for them."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist: the controller looks, when all of them have ended
+    deadline = time.monotonic() + 5
+    while (left := _left_behind()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid, command in left.items():
+        print(f"\nleft behind by a test: process {pid}: {command}", file=sys.stderr)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left_behind() -> dict[int, str]:
+    """Command lines of the processes with the mark of this run, by PID; not pytest's own."""
+    mark = f"{_MARK}={os.environ[_MARK]}".encode()
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                if command and "execnet" not in command and "resource_tracker" not in command:
+                    found[int(folder.name)] = command[:200]
+    return found
 
 
 def lists(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 
 from ..cli.tables import print_checks
-from ..common.environment import SettingsError
+from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.logs import set_up_logging
 from ..publishers.settings import PlacementSettings
 from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import ask_store, open_store, store_name
-from .configuration import load_settings
 from .options import CheckOptions
 from .outputs import open_placement
-from .settings import EstimatorSettings
+from .settings import EstimatorSettings, estimator_settings
 
 #: Target, whether it can be used, message.
 Check = tuple[str, bool, str]
@@ -33,16 +31,13 @@ def run_check(options: CheckOptions) -> int:
     """
     set_up_logging(options.debug > 0)
     try:
-        settings = load_settings(options.nodes)
+        settings = estimator_settings(environment(), options.nodes)
     except SettingsError as error:
         raise UsageError(str(error)) from None
     checks = _check_store(settings)
     if settings.placement:
         checks.append(("placement", *_check_placement(settings.placement)))
-    if options.json:
-        print(json.dumps([{"target": target, "ok": ok, "message": message} for target, ok, message in checks]))
-        return 0 if all(ok for _, ok, _ in checks) else 1
-    return 0 if print_checks(checks) else 1
+    return 0 if print_checks(checks, json=options.json) else 1
 
 
 def _check_store(settings: EstimatorSettings) -> list[Check]:

@@ -1,13 +1,12 @@
-"""What one run of the estimator is configured with: settings and options together, read again at each reload."""
+"""The configuration of one run of the estimator: settings and options together, read again at each reload."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
+from ..cli.model_options import chosen_detectors, model_settings
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..nodemodel import ModelSettings
@@ -15,9 +14,6 @@ from ..oversubscriptioncomputation import STRATEGIES
 from ..stability import StabilityDetector
 from .options import EstimatorOptions
 from .settings import EstimatorSettings, estimator_settings
-
-#: The strategy that is computed and published by default.
-_DEFAULT_STRATEGY = "scroogevm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +24,12 @@ class RunConfiguration:
     ----------
     settings : EstimatorSettings
     model : ModelSettings
-    detectors : dict of resource name to StabilityDetector
-    stability : str
-        The name of the detectors.
+    detectors : mapping of resource name to StabilityDetector
     """
 
     settings: EstimatorSettings
     model: ModelSettings
-    detectors: dict[str, StabilityDetector]
-    stability: str
+    detectors: Mapping[str, StabilityDetector]
 
     @property
     def of_checkpoints(self) -> dict[str, Any]:
@@ -50,27 +43,8 @@ class RunConfiguration:
             "percentiles": [self.model.cpu.percentile, self.model.mem.percentile],
             "aggregation": self.model.cpu.aggregation,
             "risks": [self.model.cpu.risk, self.model.mem.risk],
-            "stability": self.stability,
+            "stability": self.settings.model.stability,
         }
-
-
-def load_settings(nodes: tuple[str, ...]) -> EstimatorSettings:
-    """The settings, as environment and ``.env`` are now.
-
-    Parameters
-    ----------
-    nodes : tuple of str
-        Instead of those of the settings, if not empty.
-
-    Raises
-    ------
-    SettingsError
-    """
-    settings = estimator_settings(environment(), nodes)
-    files = {"STATE_ENDPOINT": settings.status.path, "SCHED_MEMORY_PATH": settings.checkpoint_path}
-    if faults := [f"{key}: {path} is a folder, not a file" for key, path in files.items() if _is_folder(path)]:
-        raise SettingsError(faults)
-    return settings
 
 
 def load_configuration(options: EstimatorOptions) -> RunConfiguration:
@@ -79,18 +53,11 @@ def load_configuration(options: EstimatorOptions) -> RunConfiguration:
     Raises
     ------
     SettingsError
-        Also for model options that are wrong: a reload keeps the previous configuration then.
+        Also for options that contradict the settings: a reload keeps the previous configuration then.
     """
-    settings = load_settings(options.nodes)
-    strategy = options.model.strategy
     try:
-        strategies = chosen_strategies(_DEFAULT_STRATEGY if strategy is None else strategy)
-        model = model_settings(options.model, strategies, settings.historical)
-        detectors = chosen_detectors(options.model)
+        settings = estimator_settings(environment(), options.nodes, options.model)
+        model = model_settings(settings.model, settings.strategies, settings.historical)
     except UsageError as error:
         raise SettingsError(str(error).splitlines()) from None
-    return RunConfiguration(settings, model, detectors, options.model.stability)
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path.expanduser())  # noqa: PTH112  # Path.is_dir raises where a folder above is not readable
+    return RunConfiguration(settings, model, chosen_detectors(settings.model))

@@ -34,8 +34,8 @@ class DumpWriter:
     def __init__(self, options: EstimatorOptions, configuration: RunConfiguration, checkpoints: CheckpointFile) -> None:
         self._folder = options.output or Path()
         self._with_pictures = options.debug >= 2
-        self._stability = configuration.stability
         self._settings = configuration.settings
+        self._stability = self._settings.model.stability
         self._model = configuration.model
         self._checkpoints = checkpoints
         self._problems = ProblemLog(LOG)

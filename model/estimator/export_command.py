@@ -7,14 +7,13 @@ import time
 
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import staged
-from ..common.environment import SettingsError
+from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.logs import set_up_logging
 from ..store.base import StoreRefused, StoreUnavailable
 from ..store.factory import open_store
-from .configuration import load_settings
 from .options import ExportOptions
-from .settings import EstimatorSettings
+from .settings import EstimatorSettings, estimator_settings
 from .trace_export import NothingStored, export
 
 
@@ -28,7 +27,7 @@ def run_export(options: ExportOptions) -> int:
     """
     set_up_logging(options.debug > 0)
     try:
-        settings = load_settings(options.nodes)
+        settings = estimator_settings(environment(), options.nodes)
     except SettingsError as error:
         raise UsageError(str(error)) from None
     if len(settings.nodes) > 1:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ..common.errors import UsageError
-from ..common.targets import is_url, node_name
-from .settings import parse_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +22,16 @@ class EstimatorOptions:
         1 for informational log lines and dumps, 2 for pictures too.
     once : bool
         Compute and publish the slices that have ended, and exit.
-    model : object
-        The model options, with the attributes ``strategy``, ``cpu``, ``mem``, ``aggreg``, ``risk``, ``risk_cpu``,
-        ``risk_mem`` and ``stability``.
+    model : mapping of str to object
+        The model options of the command line by name, which override the settings
+        (:func:`model.cli.model_options.given_model_options`).
     """
 
     nodes: tuple[str, ...]
     output: Path | None
     debug: int
     once: bool
-    model: Any
+    model: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +72,3 @@ class StatusOptions:
 
     watch: bool
     json: bool
-
-
-def parse_url_option(text: str | None) -> tuple[str, ...]:
-    """The nodes that ``--url`` names: a URL, or a JSON list of URLs.
-
-    Raises
-    ------
-    UsageError
-    """
-    if text is None:
-        return ()
-    if is_url(text) and not re.search(r",\s*https?://", text):
-        return (node_name(text),)
-    try:
-        return parse_nodes(json.loads(text))
-    except (json.JSONDecodeError, RecursionError):
-        message = 'is neither a URL nor a list of URLs such as ["http://node:9100/metrics"]'
-    except ValueError as error:
-        message = str(error)
-    raise UsageError(f"--url: {message}")

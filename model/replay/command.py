@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
+from ..cli.model_options import ModelOptions, chosen_detectors, given_model_options, model_settings, strategies_of
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     UsageError
         When trace, strategies or output can't be used; nothing has been written then.
     """
-    strategies = chosen_strategies("all" if args.strategy is None else args.strategy)
+    options = ModelOptions(**given_model_options(args))
+    strategies = strategies_of(options, "all")
     named = None if args.url is None else node_of(args.url)
     folder = None if args.output is None else _folder(args.output)
     bar = ProgressBar()
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     node_name = named or trace.config.node_name
     _warn_of_jumps(trace)
-    settings = model_settings(args, strategies, trace.config.historical)
-    replay = Replay(trace, settings, chosen_detectors(args))
+    settings = model_settings(options, strategies, trace.config.historical)
+    replay = Replay(trace, settings, chosen_detectors(options))
     replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
     with bar.busy("writing"):
-        _write(args, folder, replay, node_name)
-    print_scores(replay.scores(), args.risk)
+        _write(args, options, folder, replay, node_name)
+    print_scores(replay.scores(), options.risk)
     return 0
 
 
@@ -103,18 +104,20 @@ def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstima
     return log
 
 
-def _write(args: argparse.Namespace, folder: Path | None, replay: Replay, node_name: str) -> None:
+def _write(
+    args: argparse.Namespace, options: ModelOptions, folder: Path | None, replay: Replay, node_name: str
+) -> None:
     """Everything that was asked for appears, or nothing."""
     target = folder or Path()
     with _made(target), staged() as files:
         if folder is not None:
-            for strategy, text in replay.dumps(node_name, args.stability):
+            for strategy, text in replay.dumps(node_name, options.stability):
                 files.write(folder / f"dump-{strategy}.json", text)
             files.write(folder / "summary.csv", summary_csv(replay.scores()).encode())
         elif len(replay.settings.strategies) == 1:
-            for _, text in replay.dumps(node_name, args.stability):
+            for _, text in replay.dumps(node_name, options.stability):
                 files.write(Path(dump_name(node_name, replay.settings)), text)
-        _write_pictures(files, args, target, replay, node_name)
+        _write_pictures(files, args, options, target, replay, node_name)
 
 
 @contextlib.contextmanager
@@ -134,13 +137,15 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write_pictures(files: Staged, args: argparse.Namespace, target: Path, replay: Replay, node_name: str) -> None:
+def _write_pictures(
+    files: Staged, args: argparse.Namespace, options: ModelOptions, target: Path, replay: Replay, node_name: str
+) -> None:
     if args.report:
         # matplotlib is half a second that nobody should wait for who asked for no picture.
         from .report import render_report
 
         results = replay_results(Path(args.load).stem, node_name, replay)
-        files.write(target / "report.html", render_report(results, args.risk).encode())
+        files.write(target / "report.html", render_report(results, options.risk).encode())
     if args.debug >= 2:
         from .figures import tiers_png
 
