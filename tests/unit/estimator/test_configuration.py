@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from model.common.environment import SettingsError
 from model.common.errors import UsageError
-from model.estimator.configuration import load_configuration, load_settings
-from model.estimator.options import EstimatorOptions, parse_url_option
+from model.estimator.configuration import load_configuration
+from model.estimator.options import EstimatorOptions
+from model.estimator.settings import nodes_of_option
 from tests.unit.estimator.support import NODES
-
-MODEL = {"strategy": "borg", "cpu": 90.0, "mem": 90.0, "aggreg": 1, "stability": "mean", "risk": 0.05}
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +23,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def options_with(**model: Any) -> EstimatorOptions:
-    values = {**MODEL, "risk_cpu": None, "risk_mem": None, **model}
-    return EstimatorOptions(NODES, None, 0, False, SimpleNamespace(**values))
+    return EstimatorOptions(NODES, None, debug=0, once=False, model=model)
 
 
 @pytest.mark.parametrize(
@@ -39,22 +36,20 @@ def options_with(**model: Any) -> EstimatorOptions:
     ],
 )
 def test_url_option_is_a_url_or_a_list_of_urls(text: str | None, nodes: tuple[str, ...]) -> None:
-    assert parse_url_option(text) == nodes
+    assert nodes_of_option(text) == nodes
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http://a,http://b", 'is neither a URL nor a list of URLs such as ["http://node:9100/metrics"]'),
-        ("http://a/m, http://b/m", 'is neither a URL nor a list of URLs such as ["http://node:9100/metrics"]'),
-        ("worker1", 'is neither a URL nor a list of URLs such as ["http://node:9100/metrics"]'),
-        ("[" * 100_000, 'is neither a URL nor a list of URLs such as ["http://node:9100/metrics"]'),
+        ("http://a, http://b", "is neither an http(s) URL nor JSON"),
+        ("worker1", "is neither an http(s) URL nor JSON"),
         ("[]", 'is not a list of URLs such as ["http://node:9100/metrics"]'),
     ],
 )
 def test_other_texts_of_the_url_option_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        parse_url_option(text)
+        nodes_of_option(text)
     assert str(error.value) == f"--url: {message}"
 
 
@@ -62,30 +57,24 @@ def test_folder_in_place_of_a_file_is_refused(tmp_path: Path, monkeypatch: pytes
     status, checkpoints = tmp_path / "a", tmp_path / "b"
     monkeypatch.setenv("STATE_ENDPOINT", str(status))
     monkeypatch.setenv("SCHED_MEMORY_PATH", str(checkpoints))
-    load_settings(NODES)
+    load_configuration(options_with())
     status.mkdir()
     checkpoints.mkdir()
     with pytest.raises(SettingsError) as error:
-        load_settings(NODES)
-    assert error.value.faults == [
-        f"STATE_ENDPOINT: {status} is a folder, not a file",
-        f"SCHED_MEMORY_PATH: {checkpoints} is a folder, not a file",
-    ]
+        load_configuration(options_with())
+    assert f"STATE_ENDPOINT: {status} is a folder, not a file" in error.value.faults
+    assert any(fault.endswith(f": {checkpoints} is a folder, not a file") for fault in error.value.faults)
 
 
-def test_settings_and_model_options_are_read_at_each_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = options_with()
-    first = load_configuration(options)
-    assert (first.model.strategies, first.settings.nodes) == (("borg",), NODES)
-    options.model.strategy = "doa,rclike"
+def test_settings_are_read_at_each_load_and_options_override_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_configuration(options_with())
+    assert (first.model.strategies, first.settings.nodes) == (("scroogevm",), NODES)
+    monkeypatch.setenv("SCHED_STRATEGY", "doa,rclike")
     monkeypatch.setenv("SCHED_SCOPE_HISTORICAL", "7")
-    second = load_configuration(options)
+    second = load_configuration(options_with())
     assert (second.model.strategies, second.model.historical) == (("doa", "rclike"), 7)
     assert first.of_checkpoints != second.of_checkpoints
-
-
-def test_default_strategy_is_scroogevm() -> None:
-    assert load_configuration(options_with(strategy=None)).model.strategies == ("scroogevm",)
+    assert load_configuration(options_with(strategy="borg")).model.strategies == ("borg",)
 
 
 @pytest.mark.parametrize("model", [{"strategy": "no-such"}, {"strategy": "conformal", "risk": 0.9}])

@@ -20,8 +20,8 @@ def test_corrupt_figures_cost_the_dump_of_their_node_alone(
     folder = tmp_path / "dumps"
     settings = settings_for(tmp_path)
     live = LiveRun(settings, stored, ["percentile"], recorded=True)
-    options = EstimatorOptions(NODES, folder, debug=1, once=False, model=None)
-    configuration = RunConfiguration(settings, live.model, DETECTORS, "mean")
+    options = EstimatorOptions(NODES, folder, debug=1, once=False, model={})
+    configuration = RunConfiguration(settings, live.model, DETECTORS)
     dump = DumpWriter(options, configuration, live.checkpoints)
     live.on_slice = dump.on_slice
     live.wake(FIRST + 1)

@@ -40,8 +40,8 @@ def test_restart_after_every_slice_changes_no_figure_of_any_strategy(
 
 
 def test_risk_and_violation_rate_are_published_and_survive_restarts(stored: SqliteStore, tmp_path: Path) -> None:
-    whole = LiveRun(settings_for(tmp_path / "a"), stored, ["conformal"]).play(STORED)
-    settings = settings_for(tmp_path / "b")
+    whole = LiveRun(settings_for(tmp_path / "a", nodes=NODES[:1]), stored, ["conformal"]).play(STORED)
+    settings = settings_for(tmp_path / "b", nodes=NODES[:1])
     publisher = StatusFile(settings.status, 90)
     assert LiveRun(settings, stored, ["conformal"], file=publisher).play(STORED, restart=True) == whole
     last = [statuses[0].cpu.last for statuses in whole]

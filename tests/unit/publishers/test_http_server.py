@@ -221,9 +221,10 @@ def test_close_releases_the_port_and_ends_the_threads() -> None:
 )
 def test_invalid_request_is_not_logged(served: Served, sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
-        client.sendall(sent)
-        client.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
+        # The server may close the connection before all of it is sent.
+        with contextlib.suppress(OSError):
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
             client.recv(1000)
     assert served.request("GET", "/")[0] == 200
     assert capfd.readouterr() == ("", "")
