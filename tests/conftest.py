@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import itertools
 import json
 import logging
@@ -140,17 +141,54 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def scroogevm(tmp_path: Path) -> Run:
-    """Runs scroogevm.py as its own process in an empty folder."""
+    """Runs scroogevm.py in an empty folder: in this process, or in one of its own where settings of it are given."""
     here = tmp_path / "cwd"
     here.mkdir()
 
     def run(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in arguments]
+        if not settings:
+            return _run_here(words, here)
         return subprocess.run(  # noqa: PLW1510  # check is among the settings
-            [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *map(str, arguments)],
+            [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *words],
             **{"cwd": here, "capture_output": True, "text": True, "timeout": 120, "check": False, **settings},
         )
 
     return run
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _run_here(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line of scroogevm.py in this process, which saves the start of an interpreter."""
+    from model.commands.scroogevm import main
+
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    hook, root = sys.unraisablehook, logging.getLogger()
+    handlers, level, ours = root.handlers[:], root.level, logging.getLogger("scroogevm").level
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _working_in(folder):
+            try:
+                code = main(arguments)
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else 1
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("scroogevm").setLevel(ours)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def bare_environment() -> dict[str, str]:

@@ -1,131 +1,208 @@
-"""``vmballooning.py``: settings in; a store, a journal and a keeper of each host, wired and run."""
+"""``vmballooning.py``: opens store, journal and hosts, and runs a controller for each host."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
-import math
-import signal
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from .. import __version__
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve_metrics
-from ..common.logs import set_up_logging
-from ..common.text import printable
-from ..store.base import StoreRefused
-from ..store.factory import open_store
+from ..common.lifecycle import StopRequest, run_daemon
+from ..common.logs import EVENT, ProblemLog, set_up_logging
+from ..common.threads import run_periodically, start_thread
+from ..store.base import Store, StoreRefused
+from ..store.factory import open_store, store_name
+from .actions import ActionExecutor
+from .check import run_check
+from .clock import Clock
+from .counts import BallooningCounts
+from .driver import run_controllers
+from .guest_locator import GuestLocator
 from .guests import GuestUsage
-from .host_controller import BallooningCounts, HostController, Pace, find_guest, run_controllers
-from .hypervisor import Hypervisor
+from .host_controller import Executor, HostController, Intervals
 from .journal import Journal, JournalRefused
 from .metrics import BallooningMetrics
-from .plan import Action
+from .plan_output import PlanOutput, PlanPrinter
 from .settings import BallooningSettings, ballooning_settings
 from .usage_cache import UsageCache
 
 LOG = logging.getLogger("scroogevm.ballooning")
 
+#: Time limit for a read of the store that runs when the daemon stops.
+_LAST_READ_S = 2.0
 
-def run(args: argparse.Namespace) -> int:
-    """Run what the command line asks for; the exit code.
+UsageOfHost = Callable[[float], Mapping[str, GuestUsage] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BallooningOptions:
+    """Options of the command line.
+
+    Attributes
+    ----------
+    dry_run : bool
+        Print each plan and change nothing.
+    once : bool
+        Make one plan, close its sessions, exit.
+    debug : int
+        0: warnings and errors; 1: a line per action as well.
+    json : bool
+        Print plan and check as JSON lines.
+    check_config, check : bool
+        Validate the settings only; query store and hosts once.
+    """
+
+    dry_run: bool
+    once: bool
+    debug: int
+    json: bool = False
+    check_config: bool = False
+    check: bool = False
+
+
+def run(options: BallooningOptions) -> int:
+    """Run the ballooning daemon or one of its checks; the exit code.
 
     Raises
     ------
     UsageError
-        When settings, store or journal can't be used.
+        When settings, store or journal cannot be used.
     """
-    set_up_logging(args.debug > 0)
-    stop = _stop_on_signals()
+    set_up_logging(options.debug > 0)
+    counts = BallooningCounts()
     try:
-        settings = ballooning_settings(environment())
-        store = open_store(settings.store)
-    except (SettingsError, StoreRefused) as error:
+        if options.check_config:
+            _load()
+            print("settings ok")
+            return 0
+        if options.check:
+            return run_check(_load(), as_json=options.json)
+        return run_daemon(_load, lambda settings, request: _serve(options, counts, settings, request))
+    except SettingsError as error:
         raise UsageError(str(error)) from None
+
+
+def _load() -> BallooningSettings:
+    return ballooning_settings(environment())
+
+
+def _serve(
+    options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, request: StopRequest
+) -> int:
+    """Balloon until the request is set, or once; the exit code."""
+    counts.up.clear()  # a reload may have removed hosts
+    output = PlanOutput(sys.stdout, request.set, as_json=options.json) if options.dry_run else None
     with contextlib.ExitStack() as opened:
         try:
-            journal = Journal(settings.journal_path, locked=not args.dry_run)
-        except JournalRefused as error:
+            journal = opened.enter_context(Journal(settings.journal_path, locked=not options.dry_run))
+            store = open_store(settings.store)
+        except (StoreRefused, JournalRefused) as error:
             raise UsageError(str(error)) from None
-        opened.callback(journal.close)
-        counts = BallooningCounts()
-        if settings.metrics_port and not args.once:
-            registry = CollectorRegistry()
-            registry.register(BallooningMetrics(counts, journal))
-            serve_metrics("BALLOONING_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-        metrics = UsageCache(store, settings.rules.scope_s)
-        controllers = _keepers(settings, journal, metrics, counts, dry_run=args.dry_run)
-        left = run_controllers(
-            controllers,
-            lambda: metrics.refresh(list(settings.hosts), time.time()),
-            settings.sleep_s,
-            stop,
-            once=args.once,
-        )
-        squeezed = [] if args.dry_run else list(journal.sessions().values())
-    for session in squeezed:
-        LOG.error("%s: %s is still squeezed; the next start gives it back", session.host, session.name)
-    silent = args.once and not all(counts.up.get(uri) for uri in settings.hosts.values())
-    return 0 if left and not squeezed and not silent else 1
-
-
-def _stop_on_signals() -> threading.Event:
-    """Ctrl-C and SIGTERM set the event; a second one ends the process at once."""
-    stop = threading.Event()
-
-    def ask(sent: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(sent, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return stop
-
-
-def _keepers(
-    settings: BallooningSettings, journal: Journal, metrics: UsageCache, counts: BallooningCounts, *, dry_run: bool
-) -> list[HostController]:
-    """A keeper of each host: those of the settings, and those where something is still squeezed."""
-    pace = Pace(min(settings.sleep_s, settings.rules.stats_age_s / 3), settings.check_s, settings.sleep_s)
-    controllers: list[HostController] = []
-    lock = threading.Lock()
-
-    def report(host: str, actions: Sequence[Action]) -> None:
-        with lock:
-            sys.stdout.writelines(f"{line}\n" for line in plan_lines(host, actions))
-            sys.stdout.flush()
-
-    def keep(uri: str, of_node: Callable[[float], Mapping[str, GuestUsage] | None]) -> None:
-        controllers.append(
-            HostController(
-                uri,
-                Hypervisor(uri, settings.timeout_s),
-                journal,
-                of_node,
-                settings.rules,
-                pace,
-                counts,
-                lambda uuid, since: find_guest(controllers, uri, uuid, since),
-                report if dry_run else None,
+        cache = UsageCache(store, settings.rules.scope_s)
+        opened.enter_context(_reading(store, cache, settings))
+        metrics_url = "off"
+        if settings.metrics_port and not options.once:
+            metrics_url = _serve_metrics(settings, counts, journal, opened)
+        if not options.once:
+            LOG.info(
+                "started version=%s store=%s hosts=%d journal=%s metrics=%s",
+                *(__version__, store_name(settings.store).removeprefix("store "), len(settings.hosts)),
+                *(journal.path, metrics_url),
+                extra=EVENT,
             )
+        controllers = _build_controllers(options, settings, counts, journal, cache, output)
+        ended = run_controllers(controllers, request.event, once=options.once)
+        squeezed = [] if options.dry_run else list(journal.sessions().values())
+    for session in squeezed:
+        LOG.error("%s: still squeezed, the next start restores it: vm=%s", session.host, session.name)
+    if output is not None and output.failure is not None:
+        return _report_lost_output(output.failure)
+    unavailable = options.once and not all(counts.up.get(uri) for uri in settings.hosts.values())
+    return 0 if ended and not squeezed and not unavailable else 1
+
+
+def _serve_metrics(
+    settings: BallooningSettings, counts: BallooningCounts, journal: Journal, opened: contextlib.ExitStack
+) -> str:
+    """Serve the metrics until the stack is closed; their URL."""
+    registry = CollectorRegistry()
+    registry.register(BallooningMetrics(counts, journal))
+    address = settings.metrics_address
+    server = serve_metrics("BALLOONING_METRICS_PORT", settings.metrics_port, address, registry)
+    opened.callback(server.close)
+    return f"http://{f'[{address}]' if ':' in address else address}:{settings.metrics_port}/metrics"
+
+
+@contextlib.contextmanager
+def _reading(store: Store, cache: UsageCache, settings: BallooningSettings) -> Iterator[None]:
+    """Refresh the cache in a thread; the store is closed at the end unless a read hangs."""
+    stop = threading.Event()
+    nodes = list(settings.hosts)
+    reader = start_thread(
+        "usage-reader", run_periodically, lambda: cache.refresh(nodes, time.time()), settings.sleep_s, stop
+    )
+    try:
+        yield
+    finally:
+        stop.set()
+        reader.join(_LAST_READ_S)
+        if not reader.is_alive():
+            store.close()
+
+
+def _build_controllers(
+    options: BallooningOptions,
+    settings: BallooningSettings,
+    counts: BallooningCounts,
+    journal: Journal,
+    cache: UsageCache,
+    output: PlanOutput | None,
+) -> list[HostController]:
+    """A controller for each host of the settings, and for each other host with a squeezed guest."""
+    # libvirt is a compiled library that the checks of the settings do not need.
+    from .hypervisor import Hypervisor
+
+    rules, clock, problems = settings.rules, Clock(), ProblemLog(LOG)
+    intervals = Intervals(min(settings.sleep_s, rules.stats_age_s / 3), settings.check_s, settings.sleep_s)
+    usages: dict[str, UsageOfHost] = {uri: _usage_of(cache, node) for node, uri in settings.hosts.items()}
+    for session in journal.sessions().values():
+        usages.setdefault(session.host, lambda _now_s: {})
+    locator = GuestLocator(usages)
+
+    def build(uri: str, usage: UsageOfHost) -> HostController:
+        host = Hypervisor(uri, settings.timeout_s)
+        executor: Executor
+        if output is not None:
+            executor = PlanPrinter(uri, output)
+        else:
+            executor = ActionExecutor(uri, host, journal, locator, rules.grace_s, counts, problems, clock)
+        return HostController(
+            *(uri, host, journal, usage, executor, locator, rules, intervals, counts, problems, clock),
+            dry_run=options.dry_run,
+            once=options.once,
         )
 
-    for node, uri in settings.hosts.items():
-        keep(uri, lambda now_s, node=node: metrics.of(node, now_s))  # type: ignore[misc]
-    for uri in {session.host for session in journal.sessions().values()} - set(settings.hosts.values()):
-        keep(uri, lambda _now_s: {})
-    return controllers
+    return [build(uri, usage) for uri, usage in usages.items()]
 
 
-def plan_lines(host: str, actions: Iterable[Action]) -> Iterator[str]:
-    """The plan as text, a line per VM: host, VM, action, from and to in MB, reason."""
-    for action in actions:
-        sizes = "" if math.isnan(action.to_mb) else f"  {action.from_mb:.0f} -> {action.to_mb:.0f} MB"
-        yield f"{host}  {printable(action.name)}  {action.kind}{sizes}  {action.reason}"
+def _usage_of(cache: UsageCache, node: str) -> UsageOfHost:
+    return lambda now_s: cache.usage(node, now_s)
+
+
+def _report_lost_output(error: OSError) -> int:
+    """Report that stdout cannot be written; a reader that closed the pipe is not reported."""
+    # Python flushes stdout at exit, which would fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        LOG.error("stdout cannot be written: %s", error.strerror)
+    return 1

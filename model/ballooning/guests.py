@@ -1,24 +1,24 @@
-"""Guests as their host reports them, and how they change over time."""
+"""Guests as their host reports them, and observations of them over time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class GuestUsage:
-    """What the store says of a VM in the scope.
+    """Usage of a VM in the window, from the store.
 
     Attributes
     ----------
     usage_mb : float
-        90th percentile of ``mem_usage``; NaN when there is none.
+        90th percentile of ``mem_usage``; NaN when missing.
     rss_mb : float
-        Last ``mem_rss``; NaN when there is none.
+        Last ``mem_rss``; NaN when missing.
     age_s : float
-        Of the last sample that had a ``mem_usage``.
+        Age of the last sample with a ``mem_usage``; inf when there is none.
     """
 
     usage_mb: float
@@ -31,23 +31,23 @@ NO_USAGE = GuestUsage(math.nan, math.nan, math.inf)
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What a host says of a guest that runs now.
+    """A running guest as its host reports it.
 
     Attributes
     ----------
     uuid, name : str
     memory_mb : float
-        What it may have at most.
+        Maximum memory.
     balloon_mb : float
-        What it has now.
+        Current memory: the maximum less the balloon.
     rss_mb : float
-        Resident on the host; NaN where the host does not tell.
+        Resident memory on the host; NaN when missing.
     unused_mb, available_mb : float
-        As the guest itself told: free; its total. NaN where it does not.
+        Free memory and total memory as the guest itself reports them; NaN when missing.
     reported_s : float
-        When it told them, seconds of the host's clock; 0 or NaN when never.
+        Time of the guest's report in seconds of the host's clock; 0 or NaN when there was none.
     swapped_kb, faults : float
-        Swapped in and out, page faults from disk, both since it was started; NaN where it does not tell.
+        Memory swapped in and out, and number of major page faults, since the guest was started; NaN when missing.
     """
 
     uuid: str
@@ -63,26 +63,27 @@ class Guest:
 
     @property
     def reports(self) -> bool:
-        """Whether it ever told anything of its memory: what is free, and of how much."""
+        """Whether the guest has reported its free and its total memory."""
         return self.reported_s > 0 and math.isfinite(self.available_mb - self.unused_mb)
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedGuest:
-    """A guest, and what only shows over time.
+    """A guest, with figures that need several observations.
 
     Attributes
     ----------
     guest : Guest
     seen_s : float
-        When it was looked at, seconds of our clock.
+        Time of the last observation, seconds of the local clock.
     fresh_s : float
-        When its statistics were last seen to be newer than before; -inf as long as they were not.
+        When newer statistics were last observed; -inf if never.
     period_s : float
-        Between the last two that were; inf as long as there were none.
+        Time between the last two reports of the guest; inf when there were fewer.
     swapped_at_s : float
-        When it was last seen to have swapped; -inf if never.
+        When the guest was last observed to have swapped; -inf if never.
     faults_per_s : float
+        Rate of major page faults.
     """
 
     guest: Guest
@@ -93,31 +94,59 @@ class ObservedGuest:
     faults_per_s: float = 0.0
 
 
-def observe(before: ObservedGuest | None, guest: Guest, now_s: float) -> ObservedGuest:
-    """Look at a guest once more.
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """The guests of a host at one moment.
 
-    Statistics are as old as the time since they were last seen to change: the clocks of guest, host and ours need
-    not agree, and a guest that told something once, at its start, is not taken for one that does. When our own
-    clock was put back, what was seen before says nothing any more: who is squeezed gets it back.
+    Attributes
+    ----------
+    requested_at : float
+        Monotonic time at which the host was queried.
+    guests : mapping of UUID to ObservedGuest
     """
-    if before is None or before.guest.uuid != guest.uuid or now_s < before.seen_s:
+
+    requested_at: float
+    guests: Mapping[str, ObservedGuest]
+
+    @property
+    def settled(self) -> bool:
+        """Whether statistics of every guest that reports were observed to change."""
+        return not any(one.guest.reports and math.isinf(one.fresh_s) for one in self.guests.values())
+
+
+def observe_all(
+    previous: HostSnapshot | None, guests: Mapping[str, Guest], now_s: float, requested_at: float
+) -> HostSnapshot:
+    """Add an observation of all guests of a host."""
+    before = previous.guests if previous is not None else {}
+    return HostSnapshot(requested_at, {uuid: observe(before.get(uuid), guest, now_s) for uuid, guest in guests.items()})
+
+
+def observe(previous: ObservedGuest | None, guest: Guest, now_s: float) -> ObservedGuest:
+    """Add an observation of a guest.
+
+    The age of statistics is the time since they were last observed to change: the clocks of guest, host and this
+    daemon may differ, and a guest that reported only once, at its start, does not count as reporting. When the local
+    clock was set back, earlier observations are dropped, and squeezed guests are restored.
+    """
+    if previous is None or previous.guest.uuid != guest.uuid or now_s < previous.seen_s:
         return ObservedGuest(guest, now_s)
-    old = before.guest
+    old = previous.guest
     if math.isnan(guest.reported_s) and old.reports:
-        # Its host was at something else with it, such as an exporter's question, and told only what it knows itself.
-        guest = _completed(guest, old)
+        # The host was busy with this guest, such as with an exporter's query, and omitted the guest's own statistics.
+        guest = _with_last_report(guest, old)
     newer = guest.reported_s > old.reported_s
-    fresh_s = now_s if newer else before.fresh_s
-    period_s = guest.reported_s - old.reported_s if newer else before.period_s
+    fresh_s = now_s if newer else previous.fresh_s
+    period_s = guest.reported_s - old.reported_s if newer else previous.period_s
     swapped = guest.swapped_kb > old.swapped_kb
-    faults_per_s = before.faults_per_s
+    faults_per_s = previous.faults_per_s
     if newer and not math.isnan(guest.faults - old.faults):
         faults_per_s = max(guest.faults - old.faults, 0.0) / period_s
-    return ObservedGuest(guest, now_s, fresh_s, period_s, now_s if swapped else before.swapped_at_s, faults_per_s)
+    return ObservedGuest(guest, now_s, fresh_s, period_s, now_s if swapped else previous.swapped_at_s, faults_per_s)
 
 
-def _completed(guest: Guest, old: Guest) -> Guest:
-    """A guest with what it told last; that does not become fresh by it."""
+def _with_last_report(guest: Guest, old: Guest) -> Guest:
+    """The guest with its last report, which does not become fresh by that."""
     return replace(
         guest,
         rss_mb=old.rss_mb if math.isnan(guest.rss_mb) else guest.rss_mb,
@@ -130,42 +159,42 @@ def _completed(guest: Guest, old: Guest) -> Guest:
 
 
 def stored_name(name: str) -> str:
-    """How vmprobe writes a domain's name: without hyphens."""
+    """The name of a domain as vmprobe writes it: without hyphens."""
     return name.replace("-", "")
 
 
-def matched(guests: Sequence[str], stored: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Which stored name is which guest's.
+def match_names(guests: Sequence[str], stored: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Match stored names to guests.
 
     Parameters
     ----------
     guests : sequence of str
-        As libvirt calls them.
+        Names in libvirt.
     stored : sequence of str
-        As they are stored: with their hyphens, or without them.
+        Names in the store, with or without hyphens.
 
     Returns
     -------
-    dict of guest to stored name, dict of stored name to the reason why it is nobody's
-        Two guests whose names differ by hyphens alone can't be told apart: neither of them is touched.
+    dict of guest to stored name, dict of unmatched stored name to reason
+        Guests whose names differ only by hyphens are ambiguous: none of them is matched.
     """
     by_name: dict[str, list[str]] = {}
     for guest in guests:
         by_name.setdefault(stored_name(guest), []).append(guest)
-    found: dict[str, str] = {}
-    nobodys: dict[str, str] = {}
+    matched: dict[str, str] = {}
+    unmatched: dict[str, str] = {}
     for name in stored:
         candidates = by_name.get(stored_name(name), [])
         if len(candidates) > 1:
-            nobodys[name] = f"{' and '.join(sorted(candidates))} can't be told apart without hyphens"
+            unmatched[name] = f"the names {' and '.join(sorted(candidates))} differ only by hyphens"
         elif not candidates:
-            nobodys[name] = "its host does not know it, or it does not run"
-        elif candidates[0] in found:
-            nobodys[name] = f"{candidates[0]} is stored as {found[candidates[0]]} too"
+            unmatched[name] = "its host does not list it, or it is shut off"
+        elif candidates[0] in matched:
+            unmatched[name] = f"{candidates[0]} is stored as {matched[candidates[0]]} too"
         else:
-            found[candidates[0]] = name
-    for guest, name in list(found.items()):
+            matched[candidates[0]] = name
+    for guest, name in list(matched.items()):
         if any(other != name and stored_name(other) == stored_name(name) for other in stored):
-            nobodys[name] = f"{guest} is stored under several names"
-            del found[guest]
-    return found, nobodys
+            unmatched[name] = f"{guest} is stored under several names"
+            del matched[guest]
+    return matched, unmatched

@@ -1,85 +1,77 @@
-"""Ballooning at work: a thread per host, which looks, plans and acts, whatever becomes of the other hosts."""
+"""The controller of one host: observe the guests, plan, apply the plan."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..common.logs import ProblemLog
-from .guests import Guest, GuestUsage, ObservedGuest, observe
-from .hypervisor import GuestGone, GuestRefused, HostUnavailable
+from .clock import Clock
+from .counts import BallooningCounts
+from .guest_locator import GuestLocator
+from .guests import GuestUsage, HostSnapshot, ObservedGuest, observe_all
+from .host import Host, HostUnavailable
 from .journal import Journal
-from .plan import Action, Session, Situation, plan, restore
+from .plan import Situation, plan
 from .rules import Rules
+from .sessions import Action, restore_action
 
 LOG = logging.getLogger("scroogevm.ballooning")
 
-#: How long the end waits for guests to have their memory back.
-_END_S = 10.0
-#: How long a single plan waits for the store.
-_UNREAD_S = 30.0
-#: A guest that its host does not show for so long is not there any more; one that moves may be nowhere for a moment.
-_MISSING_S = 5.0
+#: Time limit for restoring all guests when the daemon stops.
+END_S = 10.0
+#: Time limit for the first read of the store when a single plan is made.
+_FIRST_READ_S = 30.0
 
 
-class Host(Protocol):
-    """What is asked of a hypervisor."""
+class Executor(Protocol):
+    """Applies or prints the actions of a plan."""
 
-    def guests(self) -> dict[str, Guest]:
-        """The guests that run, by UUID."""
+    def apply(self, actions: Sequence[Action], guests: Mapping[str, ObservedGuest]) -> None:
+        """Apply actions in order.
 
-    def set_memory(self, uuid: str, memory_mb: float) -> None:
-        """Tell a guest how much memory it may have."""
+        Raises
+        ------
+        HostUnavailable
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How often a host is looked at, seconds: between sessions, in one, and how often sessions are begun."""
+class Intervals:
+    """Seconds between two steps of a controller, without and with a running session, and between two plans."""
 
     idle_s: float
     session_s: float
     plan_s: float
 
 
-@dataclass(slots=True)
-class BallooningCounts:
-    """What happened so far."""
-
-    sessions: int = 0
-    reclaimed_mb: float = 0.0
-    restores: int = 0
-    gave_up: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    """By host: calls that failed."""
-    up: dict[str, bool] = field(default_factory=dict)
-    """By host: whether it answered last time."""
-
-
 class HostController:
-    """One host and its guests.
+    """Balloons the guests of one host; all methods are called by one thread.
 
     Parameters
     ----------
     name : str
-        The libvirt URI: under this name the journal knows the host.
+        The libvirt URI, which identifies the host in the journal.
     host : Host
     journal : Journal
-    metrics : callable
-        What the store says of the host's VMs, at a time in Unix seconds; None as long as it was not read.
+    usage : callable
+        Returns the usage of the host's VMs at a Unix time; None until the store was read.
+    executor : Executor
+    locator : GuestLocator
+        Receives each snapshot.
     rules : Rules
-    pace : Pace
+    intervals : Intervals
     counts : BallooningCounts
-    elsewhere : callable
-        Where a guest runs that is not here since a moment of the monotonic clock: the name of its host; empty when no
-        host has it; None when some host has not been seen since.
-    report : callable, optional
-        Takes the plan; nothing is done then.
+    problems : ProblemLog
+    clock : Clock
+    dry_run : bool
+        Nothing is changed; the executor prints each plan.
+    once : bool
+        A single plan is made.
     """
 
     def __init__(
@@ -87,316 +79,136 @@ class HostController:
         name: str,
         host: Host,
         journal: Journal,
-        metrics: Callable[[float], Mapping[str, GuestUsage] | None],
+        usage: Callable[[float], Mapping[str, GuestUsage] | None],
+        executor: Executor,
+        locator: GuestLocator,
         rules: Rules,
-        pace: Pace,
+        intervals: Intervals,
         counts: BallooningCounts,
-        elsewhere: Callable[[str, float], str | None],
-        report: Callable[[str, Sequence[Action]], None] | None = None,
+        problems: ProblemLog,
+        clock: Clock,
+        *,
+        dry_run: bool = False,
+        once: bool = False,
     ) -> None:
         self.name = name
-        self.observed: dict[str, ObservedGuest] | None = None
-        self.asked_at = -math.inf
         self._host = host
         self._journal = journal
-        self._metrics = metrics
+        self._usage = usage
+        self._executor = executor
+        self._locator = locator
         self._rules = rules
-        self._pace = pace
+        self._intervals = intervals
         self._counts = counts
-        self._elsewhere = elsewhere
-        self._report = report
-        self._watched_since = time.monotonic()
-        self._plan_at = 0.0
-        self._missing_since: dict[str, float] = {}
-        self._problems = ProblemLog(LOG)
+        self._problems = problems
+        self._clock = clock
+        self._dry_run = dry_run
+        self._once = once
+        self._snapshot: HostSnapshot | None = None
+        self._watched_since = clock.monotonic()
+        self._first_plan_until = self._watched_since + rules.stats_age_s + _FIRST_READ_S
+        self._plan_at = -math.inf
+        self._planned = False
+        self._expired = False
 
-    def run(self, stop: threading.Event, *, once: bool = False) -> None:
-        """Look, plan and act until told to stop, or, once, until the sessions of one plan are over."""
-        patience_at = time.monotonic() + self._rules.stats_age_s + _UNREAD_S
-        planned = False
-        while not stop.is_set():
-            planned = self.tick() or planned
-            if once and planned:
-                # No second one.
-                self._plan_at = math.inf
-            if once and not planned and self._plan_at == 0.0 and time.monotonic() > patience_at:
-                self._problems.report(self.name, "nothing could be read from the store, there is no plan")
-                self._counts.up[self.name] = False
-                break
-            if once and planned and (self._report or self.observed is None or not self._journal.sessions(self.name)):
-                break
-            stop.wait(self._pause_s())
-        if self._report is None:
-            self.end()
-
-    def _pause_s(self) -> float:
-        if self._journal.sessions(self.name) or not self._is_known():
-            return self._pace.session_s
-        return min(self._pace.idle_s, max(0.05, self._plan_at - time.monotonic()))
-
-    def tick(self) -> bool:
-        """Look at the host once and do what the plan says; whether sessions might have begun."""
-        started = False
+    def step(self) -> None:
+        """Observe the host, plan, and apply the plan; failures are logged and counted."""
         try:
-            self._look()
-            now_s = time.time()
-            metrics = self._metrics(now_s) if self._is_known() and time.monotonic() >= self._plan_at else None
-            started = metrics is not None
-            self._act(now_s, metrics)
+            completed = self._observe_and_apply()
         except HostUnavailable as error:
-            self.observed, self._watched_since = None, time.monotonic()
+            self._snapshot, self._watched_since = None, self._clock.monotonic()
+            self._locator.publish(self.name, None)
             self._counts.up[self.name] = False
             self._counts.errors[self.name] += 1
             self._problems.report(self.name, str(error))
-            return self._plan_is_over()
+            completed = True
         except Exception:
-            # A fault of ours: told with all that is known, and nobody stays squeezed for it.
-            LOG.exception("%s: this look at the host failed", self.name)
+            LOG.exception("%s: step failed", self.name)
             self._counts.errors[self.name] += 1
-            self._give_all_back("something went wrong here")
-            return self._plan_is_over()
-        return started and self._plan_is_over()
+            self._restore_all("an internal error")
+            completed = True
+        if completed:
+            self._planned = True
+            self._plan_at = math.inf if self._once else self._clock.monotonic() + self._intervals.plan_s
+        elif self._once and not self._planned and self._clock.monotonic() > self._first_plan_until:
+            self._expired = True
+            self._counts.up[self.name] = False
+            self._problems.report(self.name, "no plan: the store could not be read")
 
-    def _plan_is_over(self) -> bool:
-        self._plan_at = time.monotonic() + self._pace.plan_s
-        return True
+    def pause_s(self) -> float:
+        """Seconds until the next step."""
+        if self._journal.sessions(self.name) or not self._is_settled():
+            return self._intervals.session_s
+        return min(self._intervals.idle_s, max(0.05, self._plan_at - self._clock.monotonic()))
 
-    def _is_known(self) -> bool:
-        """Whether every guest has been watched for long enough to know whether it goes on telling of its memory."""
-        if self.observed is None:
-            return False
-        waits = any(one.guest.reports and math.isinf(one.fresh_s) for one in self.observed.values())
-        return not waits or time.monotonic() - self._watched_since > self._rules.stats_age_s
+    def is_done(self) -> bool:
+        """Whether a single plan was made and its sessions are closed, or no plan could be made."""
+        if self._expired:
+            return True
+        return self._planned and (self._dry_run or self._snapshot is None or not self._journal.sessions(self.name))
 
-    def _look(self) -> None:
-        asked_at = time.monotonic()
+    def end(self) -> None:
+        """Restore all guests, wait a few seconds until they have their memory, and release the host."""
+        deadline = self._clock.monotonic() + END_S
+        while not self._dry_run and self._journal.sessions(self.name) and self._clock.monotonic() < deadline:
+            self._restore_all("the daemon stops")
+            try:
+                self._apply(self._observe(), None)
+            except HostUnavailable as error:
+                self._problems.report(self.name, str(error))
+            except Exception:
+                LOG.exception("%s: restoring failed", self.name)
+            if self._journal.sessions(self.name):
+                time.sleep(0.2)
+        self._host.close()
+
+    def _observe_and_apply(self) -> bool:
+        """One step; whether new sessions were considered."""
+        snapshot = self._observe()
+        may_plan = self._is_settled() and self._clock.monotonic() >= self._plan_at
+        usage = self._usage(self._clock.wall()) if may_plan else None
+        if usage is not None or not self._dry_run:
+            self._apply(snapshot, usage)
+        return usage is not None
+
+    def _observe(self) -> HostSnapshot:
+        requested_at = self._clock.monotonic()
         guests = self._host.guests()
-        before = self.observed or {}
-        now_s = time.time()
-        self.observed = {uuid: observe(before.get(uuid), guest, now_s) for uuid, guest in guests.items()}
-        # In this order: who reads both from another thread may take new guests for old ones, never old for new.
-        self.asked_at = asked_at
-        self._missing_since = {uuid: since for uuid, since in self._missing_since.items() if uuid not in guests}
+        self._snapshot = snapshot = observe_all(self._snapshot, guests, self._clock.wall(), requested_at)
+        self._locator.publish(self.name, snapshot)
         self._counts.up[self.name] = True
         self._problems.resolve(self.name)
+        return snapshot
 
-    def _act(self, now_s: float, metrics: Mapping[str, GuestUsage] | None) -> None:
-        """Go on with what runs, and begin what the metrics suggest, if there are any."""
+    def _is_settled(self) -> bool:
+        """Whether each guest was observed long enough to detect whether its statistics change."""
+        if self._snapshot is None:
+            return False
+        return self._snapshot.settled or self._clock.monotonic() - self._watched_since > self._rules.stats_age_s
+
+    def _apply(self, snapshot: HostSnapshot, usage: Mapping[str, GuestUsage] | None) -> None:
+        """Continue running sessions; start new ones when usage is given."""
         situation = Situation(
             host=self.name,
-            now_s=now_s,
-            guests=self.observed or {},
-            metrics=metrics or {},
+            now_s=self._clock.wall(),
+            guests=snapshot.guests,
+            metrics=usage or {},
             sessions=self._journal.sessions(self.name),
             grace=self._journal.grace(),
         )
-        actions = plan(situation, self._rules, may_start=metrics is not None)
-        if self._report is not None:
-            if metrics is not None:
-                self._report(self.name, actions)
+        self._executor.apply(plan(situation, self._rules, may_start=usage is not None), snapshot.guests)
+
+    def _restore_all(self, reason: str) -> None:
+        """Request the memory of all squeezed guests back, whatever fails on the way."""
+        if self._dry_run:
             return
-        silent: HostUnavailable | None = None
-        for action in actions:
-            if silent is not None and action.kind == "squeeze":
-                continue
-            try:
-                self._perform(action)
-            except HostUnavailable as error:
-                # It may be this guest alone that hangs: the others get their memory back, and nobody loses any.
-                silent = error
-        if silent is not None:
-            raise silent
-
-    # --- one action ---------------------------------------------------------------------------------
-
-    def _perform(self, action: Action) -> None:
-        session = action.session
-        if session is None:
-            LOG.info("%s: %s is left alone: %s", self.name, action.name, action.reason)
-        elif action.kind == "hold":
-            self._hold(session)
-        elif action.kind == "squeeze":
-            self._squeeze(action, session)
-        elif action.kind == "done":
-            self._close(session, action.from_mb)
-        else:
-            self._restore(action, session)
-
-    def _squeeze(self, action: Action, session: Session) -> None:
-        begins = session.uuid not in self._journal.sessions()
-        try:
-            self._journal.put(session)
-        except OSError as error:
-            self._problems.report("journal", f"can't be written: {error.strerror}; nobody is squeezed")
-            if begins:
-                self._forget(session, 0.0)
-            else:
-                self._perform(restore(session, action.from_mb, "the journal can't be written", gave_up=True))
-            return
-        self._problems.resolve("journal")
-        self._counts.sessions += begins
-        LOG.info("%s: squeeze %s from %.0f to %.0f MB: %s", self.name, *_figures(action))
-        try:
-            self._host.set_memory(session.uuid, action.to_mb)
-        except (GuestGone, GuestRefused) as error:
-            self._counts.errors[self.name] += 1
-            self._perform(restore(session, action.from_mb, f"it can't be squeezed: {error}", gave_up=True))
-
-    def _restore(self, action: Action, session: Session) -> None:
-        before = self._journal.sessions().get(session.uuid)
-        if before is None or before.giving_back != session.giving_back:
-            self._counts.restores += 1
-            self._counts.gave_up += session.gave_up
-            level = logging.WARNING if session.gave_up else logging.INFO
-            LOG.log(level, "%s: give back to %s from %.0f to %.0f MB: %s", self.name, *_figures(action))
-        try:
-            self._journal.put(session)
-            self._problems.resolve("journal")
-        except OSError as error:
-            # To give back needs no leave: at worst it is done once more after a restart.
-            self._problems.report("journal", f"can't be written: {error.strerror}; nobody is squeezed")
-        try:
-            self._host.set_memory(session.uuid, session.from_mb)
-            self._problems.resolve(f"{self.name} {session.name}")
-        except GuestGone:
-            self._look_elsewhere(session)
-        except GuestRefused as error:
-            self._counts.errors[self.name] += 1
-            self._problems.report(f"{self.name} {session.name}", f"does not take its memory back: {error}")
-
-    def _hold(self, session: Session) -> None:
-        if self.observed is None or session.uuid in self.observed:
-            self._journal.note(session)
-        elif time.monotonic() - self._missing_since.setdefault(session.uuid, time.monotonic()) > _MISSING_S:
-            self._look_elsewhere(session)
-
-    def _look_elsewhere(self, session: Session) -> None:
-        """A squeezed guest that is not here any more: it was shut off, or it runs on another host, squeezed."""
-        where = self._elsewhere(session.uuid, self._missing_since.setdefault(session.uuid, time.monotonic()))
-        if where:
-            LOG.warning("%s: %s has moved to %s, it gets its memory back there", self.name, session.name, where)
-            moved = replace(session, host=where, giving_back="it has moved")
-            try:
-                self._journal.put(moved)
-            except OSError as error:
-                self._problems.report("journal", f"can't be written: {error.strerror}")
-        elif where == "":
-            LOG.info("%s: %s does not run any more, its session is over", self.name, session.name)
-            self._forget(session, 0.0)
-
-    def _close(self, session: Session, balloon_mb: float) -> None:
-        observed = (self.observed or {}).get(session.uuid)
-        reclaimed_mb = max(session.rss_mb - observed.guest.rss_mb, 0.0) if observed else 0.0
-        # Not known is not gained.
-        self._counts.reclaimed_mb += reclaimed_mb if reclaimed_mb > 0 else 0.0
-        LOG.info(
-            "%s: %s has its %.0f MB back, %.0f fewer are resident: %s",
-            *(self.name, session.name, balloon_mb, reclaimed_mb, session.giving_back),
-        )
-        self._forget(session, self._rules.grace_s)
-
-    def _forget(self, session: Session, grace_s: float) -> None:
-        self._missing_since.pop(session.uuid, None)
-        now_s = time.time()
-        try:
-            self._journal.end(session.uuid, now_s + grace_s, now_s)
-        except OSError as error:
-            self._problems.report("journal", f"can't be written: {error.strerror}")
-
-    # --- the end ------------------------------------------------------------------------------------
-
-    def _give_all_back(self, reason: str) -> None:
+        guests = self._snapshot.guests if self._snapshot is not None else {}
         for session in self._journal.sessions(self.name).values():
+            action = restore_action(session, session.to_mb, session.restore_reason or reason, gave_up=session.gave_up)
             try:
-                self._perform(restore(session, session.to_mb, session.giving_back or reason))
+                self._executor.apply([action], guests)
             except HostUnavailable as error:
                 self._problems.report(self.name, str(error))
             except Exception:
-                # The thread must live on: nobody else gives anything back on this host.
-                LOG.exception("%s: giving back to %s failed", self.name, session.name)
-
-    def end(self) -> None:
-        """Give everything back, and wait a little until the guests have it."""
-        deadline = time.monotonic() + _END_S
-        while self._journal.sessions(self.name) and time.monotonic() < deadline:
-            try:
-                self._give_all_back("the daemon ends")
-                self._look()
-                self._act(time.time(), None)
-            except HostUnavailable as error:
-                self._problems.report(self.name, str(error))
-            except Exception:
-                LOG.exception("%s: giving back failed", self.name)
-            if self._journal.sessions(self.name):
-                time.sleep(0.2)
-
-
-def _figures(action: Action) -> tuple[str, float, float, str]:
-    return action.name, action.from_mb, action.to_mb, action.reason
-
-
-def run_controllers(
-    controllers: Sequence[HostController],
-    refresh: Callable[[], None],
-    every_s: float,
-    stop: threading.Event,
-    *,
-    once: bool,
-) -> bool:
-    """All hosts, each in a thread of its own, until told to stop, or once.
-
-    Parameters
-    ----------
-    controllers : sequence of HostController
-    refresh : callable
-        Reads what is new in the store.
-    every_s : float
-        How often.
-
-    Returns
-    -------
-    bool
-        False when a host could not be left in time.
-    """
-    ended = threading.Event()
-    threading.Thread(target=_read, args=(refresh, every_s, ended), daemon=True).start()
-    threads = [
-        threading.Thread(target=controller.run, args=(stop,), kwargs={"once": once}, daemon=True)
-        for controller in controllers
-    ]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads) and not stop.wait(0.1):
-        pass
-    deadline = time.monotonic() + 2 * _END_S
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    ended.set()
-    return not any(thread.is_alive() for thread in threads)
-
-
-def _read(refresh: Callable[[], None], every_s: float, ended: threading.Event) -> None:
-    while True:
-        try:
-            refresh()
-        except Exception:
-            LOG.exception("the store could not be read")
-        if ended.wait(every_s):
-            return
-
-
-def find_guest(controllers: Sequence[HostController], here: str, uuid: str, since: float) -> str | None:
-    """On which other host a guest runs; empty when on none, None when a host has not been seen since.
-
-    A host without sessions is looked at now and then only: what it showed before a guest left here says nothing.
-    """
-    unseen = False
-    for controller in controllers:
-        if controller.name == here:
-            continue
-        asked_at, observed = controller.asked_at, controller.observed
-        if observed is not None and uuid in observed:
-            return controller.name
-        if observed is None or asked_at < since:
-            unseen = True
-    return None if unseen else ""
+                # The thread must survive: no other one restores the guests of this host.
+                LOG.exception("%s: restore failed vm=%s", self.name, session.name)

@@ -1,28 +1,30 @@
-"""The journal of ballooning: what is squeezed, from what to what, until when; on disk before it happens."""
+"""The journal of ballooning: sessions and grace periods, on disk before a guest is squeezed."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from ..common.atomic_files import write_atomically
-from .plan import Session
+from .sessions import Session
 
 _FORMAT = 1
 
 
 class JournalRefused(Exception):
-    """A journal that can't be used; the message is one line."""
+    """The journal cannot be used; the message is one line."""
 
 
-class _Text(msgspec.Struct):
+class _Content(msgspec.Struct):
     format: int
     sessions: dict[str, Session]
     grace: dict[str, float]
@@ -31,45 +33,68 @@ class _Text(msgspec.Struct):
 class Journal:
     """Sessions and grace periods of all hosts, by the UUID of the VM.
 
+    Use it as a context manager, or call :meth:`open` and :meth:`close`. Its methods may be called by any thread.
+
     Parameters
     ----------
     path : Path
     locked : bool
-        Whether it is ours alone; who only looks needs no lock, and must not write.
-
-    Raises
-    ------
-    JournalRefused
-        When it makes no sense, can't be opened, or is another daemon's.
+        Whether to lock the journal for this process. Without a lock it must not be written.
     """
 
     def __init__(self, path: Path, *, locked: bool = True) -> None:
         self.path = path.expanduser().absolute()
+        self._locked = locked
         self._lock = threading.Lock()
         self._handle = -1
+        self._closed = True
+        self._sessions: dict[str, Session] = {}
+        self._grace: dict[str, float] = {}
+
+    def open(self) -> Journal:
+        """Lock and read the journal.
+
+        Raises
+        ------
+        JournalRefused
+            When it cannot be read or parsed, or another daemon has locked it.
+        """
         try:
-            if locked:
-                self._take()
-            text = self._read()
+            if self._locked:
+                self._lock_file()
+            content = _parse(self.path, self._read())
         except OSError as error:
             self.close()
             raise JournalRefused(f"{error.filename or self.path}: {error.strerror}") from None
-        try:
-            read = self._parse(text) if text else _Text(_FORMAT, {}, {})
         except JournalRefused:
             self.close()
             raise
-        self._sessions, self._grace = read.sessions, read.grace
+        self._sessions, self._grace = content.sessions, content.grace
+        self._closed = False
+        return self
 
-    def _take(self) -> None:
+    def close(self) -> None:
+        """Unlock the journal; later changes are refused."""
+        with self._lock:
+            self._closed = True
+            if self._handle >= 0:
+                os.close(self._handle)
+                self._handle = -1
+
+    def __enter__(self) -> Journal:
+        return self.open()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _lock_file(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the journal, which is replaced at each change.
+        # A file of its own, because each change replaces the journal.
         self._handle = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.close()
-            raise JournalRefused(f"{self.path}: another vmballooning.py is at work with it") from None
+            raise JournalRefused(f"{self.path}: in use by another vmballooning.py") from None
 
     def _read(self) -> bytes:
         try:
@@ -77,51 +102,41 @@ class Journal:
         except FileNotFoundError:
             return b""
 
-    def _parse(self, text: bytes) -> _Text:
-        try:
-            read = msgspec.json.decode(text, type=_Text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            words = "look for squeezed VMs with 'virsh dommemstat', then move it away"
-            raise JournalRefused(f"{self.path}: not a journal ({error}); {words}") from None
-        if read.format != _FORMAT:
-            raise JournalRefused(f"{self.path}: of another version")
-        return read
-
     def sessions(self, host: str | None = None) -> dict[str, Session]:
-        """The sessions of a host, or of all."""
+        """The sessions of a host, or of all hosts."""
         with self._lock:
             return {uuid: one for uuid, one in self._sessions.items() if host is None or one.host == host}
 
     def grace(self) -> Mapping[str, float]:
-        """Until when each VM is left alone, Unix seconds."""
+        """End of the grace period of each VM, Unix seconds."""
         with self._lock:
             return dict(self._grace)
 
     def put(self, session: Session) -> None:
-        """Write a session down; it is on disk when this returns.
+        """Add or replace a session; it is on disk when this returns.
 
         Raises
         ------
         OSError
-            When it is not; it is remembered all the same.
+            When it could not be written; it is kept in RAM all the same.
         """
         with self._lock:
             self._sessions[session.uuid] = session
             self._write()
 
     def note(self, session: Session) -> None:
-        """Remember how a session goes on, without what a restart would need."""
+        """Update a session in RAM; it is written with the next change."""
         with self._lock:
             if session.uuid in self._sessions:
                 self._sessions[session.uuid] = session
 
     def end(self, uuid: str, grace_until_s: float, now_s: float) -> None:
-        """Take a session out, and begin the grace period of its VM.
+        """Remove a session and start the grace period of its VM.
 
         Raises
         ------
         OSError
-            When that can't be written; a restart would restore what is restored already.
+            When this could not be written; after a restart the guest would be restored once more.
         """
         with self._lock:
             self._sessions.pop(uuid, None)
@@ -130,23 +145,33 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
-        sessions = {uuid: _finite(msgspec.to_builtins(one)) for uuid, one in self._sessions.items()}
+        if self._closed:
+            # A thread that outlives its run must not overwrite the journal of the next one.
+            raise OSError(errno.EBADF, "the journal is closed")
+        sessions = {uuid: _without_unknown(msgspec.to_builtins(one)) for uuid, one in self._sessions.items()}
         text = msgspec.json.encode({"format": _FORMAT, "sessions": sessions, "grace": self._grace})
         write_atomically(self.path, msgspec.json.format(text, indent=1), mode=0o600)
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            # A name is on disk when its folder is.
+            # The new directory entry is on disk only after this.
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    def close(self) -> None:
-        """Let another daemon have it."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+
+def _parse(path: Path, text: bytes) -> _Content:
+    if not text:
+        return _Content(_FORMAT, {}, {})
+    try:
+        content = msgspec.json.decode(text, type=_Content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        remedy = "look for squeezed VMs with 'virsh dommemstat', then move the file away"
+        raise JournalRefused(f"{path}: not a journal ({error}); {remedy}") from None
+    if content.format != _FORMAT:
+        raise JournalRefused(f"{path}: written by another version (format {content.format})")
+    return content
 
 
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for a figure that is not known; without it the default counts."""
+def _without_unknown(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without NaN and infinity, which JSON lacks; a missing field is read as its default."""
     return {name: value for name, value in fields.items() if not isinstance(value, float) or math.isfinite(value)}

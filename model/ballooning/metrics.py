@@ -7,33 +7,43 @@ from collections.abc import Iterable
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .host_controller import BallooningCounts
+from .counts import BallooningCounts
 from .journal import Journal
 
 
 class BallooningMetrics(Collector):
-    """What the daemon tells of itself to a Prometheus server."""
+    """Collects the metrics of the daemon at each scrape.
+
+    Parameters
+    ----------
+    counts : BallooningCounts
+    journal : Journal
+    """
 
     def __init__(self, counts: BallooningCounts, journal: Journal) -> None:
         self._counts = counts
         self._journal = journal
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics, as they are now."""
+        """All metrics with their current values."""
         counts = self._counts
-        for name, words, value in (
-            ("balloon_sessions", "Pressure sessions that were begun.", counts.sessions),
-            ("balloon_reclaimed_bytes", "Fewer resident at the end of sessions.", counts.reclaimed_mb * 2**20),
-            ("balloon_restores", "Times that memory was given back.", counts.restores),
-            ("balloon_give_ups", "Those of them because something was wrong.", counts.gave_up),
+        for name, description, value in (
+            ("balloon_sessions", "Pressure sessions started.", counts.sessions),
+            (
+                "balloon_reclaimed_bytes",
+                "Decrease of resident memory at the end of sessions.",
+                counts.reclaimed_mb * 2**20,
+            ),
+            ("balloon_restores", "Guests restored.", counts.restores),
+            ("balloon_give_ups", "Guests restored because their session failed.", counts.gave_up),
         ):
-            yield CounterMetricFamily(f"scroogevm_{name}", words, value=value)
+            yield CounterMetricFamily(f"scroogevm_{name}", description, value=value)
         squeezed = len(self._journal.sessions())
-        yield GaugeMetricFamily("scroogevm_balloon_squeezed_vms", "VMs that are squeezed now.", value=squeezed)
-        errors = CounterMetricFamily("scroogevm_balloon_errors", "Calls to a host that failed.", labels=["host"])
+        yield GaugeMetricFamily("scroogevm_balloon_squeezed_vms", "VMs squeezed now.", value=squeezed)
+        errors = CounterMetricFamily("scroogevm_balloon_errors", "Failed calls to a host.", labels=["host"])
         for host, number in dict(counts.errors).items():
             errors.add_metric([host], number)
-        up = GaugeMetricFamily("scroogevm_balloon_host_up", "1 if the host answered last time.", labels=["host"])
-        for host, answers in dict(counts.up).items():
-            up.add_metric([host], float(answers))
+        up = GaugeMetricFamily("scroogevm_balloon_host_up", "1 if the host answered the last call.", labels=["host"])
+        for host, answered in dict(counts.up).items():
+            up.add_metric([host], float(answered))
         yield from (errors, up)

@@ -1,4 +1,4 @@
-"""The limits that the ballooning plan keeps."""
+"""Limits of the ballooning plan."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How ballooning goes about it.
+    """Limits of the ballooning plan.
 
     Attributes
     ----------
     scope_s : float
-        Over which a VM's usage is looked at.
+        Length of the window over which the usage of a VM is computed.
     grace_s : float
-        From the end of a session until a VM may have another.
+        From the end of a session until the VM may have the next one.
     threshold_gain_mb : float
-        What there must be to gain, at least.
+        A session starts only when the gain exceeds this.
     min_config_mb : float
-        Below which no VM is squeezed.
+        No VM is squeezed below this.
     headroom_share, headroom_mb : float
-        What a guest keeps beside what it uses: a share of that, and at least so much.
+        Memory that a guest keeps in addition to its usage: the larger of a share of the usage and an amount.
     step_share, step_mb : float
-        What one step takes, at most: a share of the VM's memory, or so much where that is less.
+        Maximum size of a step: the larger of a share of the VM's memory and an amount.
     session_s : float
-        How long a session lasts, at most.
+        Maximum length of a session.
     stuck_s : float
-        How long a guest may take to give anything back.
+        A session is given up when the balloon makes no progress for this long.
     stats_age_s : float
-        How old the guest's own statistics may be.
+        Maximum age of the guest's own statistics.
     quiet_s : float
-        How long a guest must not have swapped.
+        A session starts only when the guest has not swapped for this long.
     sessions_per_host : int
+        Maximum number of sessions at the same time.
     excluded : tuple of str
-        Patterns of names that are left alone, such as ``db-*``.
+        Patterns of VM names that are never squeezed, such as ``db-*``.
     """
 
     scope_s: float = 3600.0
@@ -53,15 +54,15 @@ class Rules:
     excluded: tuple[str, ...] = ()
 
     def headroom(self, usage_mb: float) -> float:
-        """What a guest keeps beside what it uses."""
+        """Memory in MB that a guest keeps in addition to its usage."""
         return max(self.headroom_share * usage_mb, self.headroom_mb)
 
     def goal(self, usage_mb: float) -> float:
-        """Down to what a VM may be squeezed, whole MB; of a usage that is not known, inf."""
-        wanted_mb = usage_mb + self.headroom(usage_mb)
-        # A usage beyond all measure overflows here, and is no more of a goal than one that is not known.
-        return float(math.ceil(max(wanted_mb, self.min_config_mb))) if math.isfinite(wanted_mb) else math.inf
+        """The size in whole MB down to which a VM may be squeezed; inf when the usage is unknown."""
+        goal_mb = usage_mb + self.headroom(usage_mb)
+        # The sum of a huge usage overflows to inf, which is unknown too.
+        return float(math.ceil(max(goal_mb, self.min_config_mb))) if math.isfinite(goal_mb) else math.inf
 
     def step(self, memory_mb: float) -> float:
-        """How much one step takes from a VM of that size."""
+        """Maximum size in MB of a step of a VM with so much memory."""
         return max(self.step_mb, self.step_share * memory_mb)

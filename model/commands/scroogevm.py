@@ -7,7 +7,6 @@ a JSON trace instead and compares the strategies.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -187,10 +186,24 @@ def _check_config(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from ..cli.model_options import ModelOptions, given_model_options, strategies_of
+    from ..common.logs import set_up_logging
     from ..replay import command
+    from ..replay.options import ReplayOptions
 
-    logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
-    return command.run(args)
+    set_up_logging(args.debug > 0)
+    model = ModelOptions(**given_model_options(args))
+    options = ReplayOptions(
+        trace=args.load,
+        strategies=strategies_of(model, "all"),
+        node_name=None if args.url is None else command.node_of(args.url),
+        output=None if args.output is None else command.output_folder(args.output),
+        report=args.report,
+        debug=args.debug,
+        json=args.json,
+        model=model,
+    )
+    return command.run(options)
 
 
 def _interrupted(args: argparse.Namespace) -> int:

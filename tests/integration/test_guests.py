@@ -1,4 +1,4 @@
-"""The real guests that other tests build on, and what ballooning does to them."""
+"""Real guests as other tests use them, and the effect of ballooning on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from tests.support.guests import Guest, Host, Sshd, build_guest, children, frozen, missing, mute, send
 from tests.support.servers import wait_for
 
-EMULATION_MB = 130  # what QEMU itself needs on top of what the guest has touched, at most
+EMULATION_MB = 130  # upper limit of QEMU's own memory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +29,7 @@ def _needs_guests() -> None:
 
 @pytest.fixture(scope="module")
 def guests(host: Host) -> dict[str, Guest]:
-    """Guests of all kinds, booted side by side."""
+    """Guests of all kinds, booted in parallel."""
     booting = {
         "plain": host.boot("plain", 512, ready=False),
         "swapping": host.boot("swapping", 256, swap_mb=256, ready=False),
@@ -43,7 +43,7 @@ def guests(host: Host) -> dict[str, Guest]:
 
 @pytest.fixture
 def plain(guests: dict[str, Guest]) -> Iterator[Guest]:
-    """The guest of 512 MB; afterwards it is empty and has all of it again."""
+    """The guest of 512 MB; afterwards it is emptied and restored."""
     yield guests["plain"]
     guests["plain"].run("unfill")
     guests["plain"].set_memory(512)
@@ -51,15 +51,15 @@ def plain(guests: dict[str, Guest]) -> Iterator[Guest]:
 
 
 def used_mb(guest: Guest) -> float:
-    """What the guest itself calls used, told after now."""
-    asked = time.time()
-    stats = wait_for(lambda: (s := guest.stats())["last_update"] > asked and s)
+    """Used memory as the guest reports it after now."""
+    called = time.time()
+    stats = wait_for(lambda: (s := guest.stats())["last_update"] > called and s)
     return (stats["available"] - stats["unused"]) / 1024
 
 
 @contextlib.contextmanager
 def connected(uri: str) -> Iterator[Any]:
-    """A libvirt connection that is really closed: nothing holds it any more."""
+    """A libvirt connection without references after close."""
     import libvirt
 
     connection = libvirt.open(uri)
@@ -70,7 +70,7 @@ def connected(uri: str) -> Iterator[Any]:
     assert left == 0
 
 
-def squeeze_and_give_back(connection: Any, guest: Guest) -> None:
+def squeeze_and_restore(connection: Any, guest: Guest) -> None:
     domain = connection.lookupByName(guest.name)
     guest.run("fill 300")
     guest.run("unfill")
@@ -88,25 +88,25 @@ def squeeze_and_give_back(connection: Any, guest: Guest) -> None:
 
     domain.setMemoryFlags(512 * 1024, 1)
     wait_for(lambda: domain.memoryStats()["actual"] == 512 * 1024)
-    assert guest.rss_mb() == pytest.approx(squeezed, abs=8)  # what it was given back it does not hold yet
+    assert guest.rss_mb() == pytest.approx(squeezed, abs=8)  # restored memory is not resident yet
     guest.run("fill 300")
     assert guest.rss_mb() > 300
 
 
-def test_memory_that_was_used_stays_with_qemu_until_it_is_squeezed(host: Host, plain: Guest) -> None:
+def test_used_memory_stays_resident_until_the_guest_is_squeezed(host: Host, plain: Guest) -> None:
     with connected(host.uri) as connection:
-        squeeze_and_give_back(connection, plain)
+        squeeze_and_restore(connection, plain)
 
 
-def test_the_same_over_ssh(sshd: Sshd, plain: Guest) -> None:
-    mine = Path("~/.ssh/known_hosts").expanduser()
-    before = mine.read_bytes() if mine.exists() else None
+def test_squeeze_over_ssh_does_not_change_known_hosts(sshd: Sshd, plain: Guest) -> None:
+    known_hosts = Path("~/.ssh/known_hosts").expanduser()
+    before = known_hosts.read_bytes() if known_hosts.exists() else None
     with connected(sshd.uri()) as connection:
-        squeeze_and_give_back(connection, plain)
-    assert (mine.read_bytes() if mine.exists() else None) == before
+        squeeze_and_restore(connection, plain)
+    assert (known_hosts.read_bytes() if known_hosts.exists() else None) == before
 
 
-def test_shell_prints_fails_and_is_not_waited_for_for_ever(plain: Guest) -> None:
+def test_shell_returns_output_failure_and_timeout(plain: Guest) -> None:
     assert plain.run("echo one; echo two >&2") == "one\ntwo"
     assert plain.run("free -m").splitlines()[1].split()[0] == "Mem:"
     with pytest.raises(AssertionError, match="ended with 3"):
@@ -116,7 +116,7 @@ def test_shell_prints_fails_and_is_not_waited_for_for_ever(plain: Guest) -> None
     assert plain.run("echo after") == "after"
 
 
-def test_anonymous_memory_and_cpu_can_be_used(plain: Guest) -> None:
+def test_guest_uses_anonymous_memory_and_cpu(plain: Guest) -> None:
     before = used_mb(plain)
     plain.run("hold 100")
     assert used_mb(plain) == pytest.approx(before + 100, abs=10)
@@ -128,7 +128,7 @@ def test_anonymous_memory_and_cpu_can_be_used(plain: Guest) -> None:
         assert connection.lookupByName("plain").info()[4] - spent_ns > 3e8
 
 
-def test_guest_that_is_squeezed_below_its_use_swaps(guests: dict[str, Guest]) -> None:
+def test_guest_squeezed_below_its_usage_swaps(guests: dict[str, Guest]) -> None:
     guest = guests["swapping"]
     assert guest.stats()["swap_out"] == 0
     guest.run("churn 120")
@@ -139,7 +139,7 @@ def test_guest_that_is_squeezed_below_its_use_swaps(guests: dict[str, Guest]) ->
     wait_for(lambda: guest.balloon_mb() == 256)
 
 
-def test_guests_that_cannot_balloon_say_so_by_what_they_lack(guests: dict[str, Guest]) -> None:
+def test_guests_without_balloon_lack_statistics(guests: dict[str, Guest]) -> None:
     import libvirt
 
     driverless, bare = guests["driverless"].stats(), guests["bare"].stats()
@@ -153,7 +153,7 @@ def test_guests_that_cannot_balloon_say_so_by_what_they_lack(guests: dict[str, G
     assert refused.value.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
 
 
-def test_guests_outlive_their_libvirtd(host: Host, guests: dict[str, Guest]) -> None:
+def test_guests_keep_running_without_libvirtd(host: Host, guests: dict[str, Guest]) -> None:
     import libvirt
 
     pid = guests["plain"].qemu_pid
@@ -166,21 +166,21 @@ def test_guests_outlive_their_libvirtd(host: Host, guests: dict[str, Guest]) -> 
     assert guests["plain"].qemu_pid == pid
 
 
-def hangs(question: Callable[[], Any], until: Callable[[], Any]) -> None:
-    """The question is not answered, and is once ``until`` was called."""
-    asking = threading.Thread(target=question)
-    asking.start()
-    asking.join(0.5)
-    hung = asking.is_alive()
+def assert_hangs(query: Callable[[], Any], until: Callable[[], Any]) -> None:
+    """The query does not return before ``until`` is called, and returns afterwards."""
+    thread = threading.Thread(target=query)
+    thread.start()
+    thread.join(0.5)
+    hung = thread.is_alive()
     until()
-    asking.join(10)
+    thread.join(10)
     assert hung
-    assert not asking.is_alive()
+    assert not thread.is_alive()
 
 
 def test_frozen_libvirtd_hangs_until_it_thaws(host: Host, plain: Guest) -> None:
     host.freeze()
-    hangs(plain.stats, host.thaw)
+    assert_hangs(plain.stats, host.thaw)
 
 
 def test_frozen_sessions_hang_until_they_thaw(sshd: Sshd) -> None:
@@ -188,7 +188,7 @@ def test_frozen_sessions_hang_until_they_thaw(sshd: Sshd) -> None:
         sshd.freeze_sessions()
         with connected(sshd.uri()) as new:
             assert new.isAlive()
-        hangs(connection.listAllDomains, sshd.thaw_sessions)
+        assert_hangs(connection.listAllDomains, sshd.thaw_sessions)
 
 
 def test_frozen_client_hangs_until_it_thaws(sshd: Sshd) -> None:
@@ -197,7 +197,7 @@ def test_frozen_client_hangs_until_it_thaws(sshd: Sshd) -> None:
         clients = [pid for pid in children(os.getpid(), "ssh") if pid not in others]
         assert len(clients) == 1
         stack.enter_context(frozen(clients))
-        hangs(connection.listAllDomains, stack.close)
+        assert_hangs(connection.listAllDomains, stack.close)
 
 
 def test_mute_port_hangs_until_its_ssh_is_ended(sshd: Sshd) -> None:
@@ -205,34 +205,34 @@ def test_mute_port_hangs_until_its_ssh_is_ended(sshd: Sshd) -> None:
 
     raised: list[libvirt.libvirtError] = []
 
-    def ask(port: int) -> None:
+    def connect(port: int) -> None:
         try:
             libvirt.open(sshd.uri(port=port))
         except libvirt.libvirtError as error:
             raised.append(error)
 
     with mute() as port:
-        asking = threading.Thread(target=ask, args=(port,))
-        asking.start()
-        asking.join(0.7)
-        assert asking.is_alive()
+        thread = threading.Thread(target=connect, args=(port,))
+        thread.start()
+        thread.join(0.7)
+        assert thread.is_alive()
         send(children(os.getpid(), "ssh"), signal.SIGTERM)
-        asking.join(10)
+        thread.join(10)
     assert raised[0].get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR
 
 
-def test_hosts_do_not_see_each_other(host: Host, guests: dict[str, Guest]) -> None:
+def test_hosts_are_isolated(host: Host, guests: dict[str, Guest]) -> None:
     with Host() as other:
         guest = other.boot("plain", 160, 128, ready=False)
-        with other.connection() as there, host.connection() as here:
-            assert len(there.listAllDomains()) == 1
-            assert len(here.listAllDomains()) == len(guests)
-            assert there.getCapabilities() != here.getCapabilities()  # another UUID
+        with other.connection() as foreign, host.connection() as own:
+            assert len(foreign.listAllDomains()) == 1
+            assert len(own.listAllDomains()) == len(guests)
+            assert foreign.getCapabilities() != own.getCapabilities()  # another UUID
         pid = guest.qemu_pid
         assert pid != guests["plain"].qemu_pid
         other.define("off", 128)
-        with other.connection() as there:
-            assert not there.lookupByName("off").isActive()
+        with other.connection() as foreign:
+            assert not foreign.lookupByName("off").isActive()
         guest.wait()
         assert wait_for(lambda: guest.balloon_mb() == 128)
         guest.destroy()
@@ -242,7 +242,7 @@ def test_hosts_do_not_see_each_other(host: Host, guests: dict[str, Guest]) -> No
     assert not other.folder.exists()
 
 
-def test_nothing_outlives_a_test_run_that_is_killed() -> None:
+def test_killed_test_run_leaves_no_process() -> None:
     program = (
         "import time\nfrom tests.support.guests import Host\nhost = Host()\nhost.start()\nguest = host.boot('g', 128, ready=False)\n"
         "print(guest.qemu_pid, host.libvirtd_pid, host.folder, flush=True)\ntime.sleep(60)\n"

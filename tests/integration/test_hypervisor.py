@@ -1,4 +1,4 @@
-"""Hosts through libvirt: its own test driver, and real ones that fall silent."""
+"""Hosts through libvirt: its test driver, and real hosts that hang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("libvirt", reason="libvirt-python could not be built here")
 
-from model.ballooning.hypervisor import GuestGone, GuestRefused, HostUnavailable, Hypervisor, uri_with_timeouts
+from model.ballooning.host import GuestGone, GuestRefused, HostUnavailable
+from model.ballooning.hypervisor import Hypervisor
+from model.ballooning.libvirt_connection import uri_with_timeouts
 from tests.support.guests import Host, Sshd, children, frozen, mute
 from tests.support.servers import wait_for
 
@@ -35,7 +37,7 @@ def host(host: Host) -> Host:
 # --- the test driver -----------------------------------------------------------------------------------
 
 
-def test_guests_are_told_in_megabytes(driver: Hypervisor) -> None:
+def test_guest_sizes_are_in_megabytes(driver: Hypervisor) -> None:
     (guest,) = driver.guests().values()
     assert (guest.name, guest.memory_mb, guest.balloon_mb) == ("test", 8192, 2048)
     assert (guest.unused_mb, guest.available_mb, guest.rss_mb) == (1024, 2048, 1024)
@@ -48,33 +50,73 @@ def test_memory_is_set(driver: Hypervisor) -> None:
     assert driver.guests()[uuid].balloon_mb == 1500
 
 
-def test_errors_have_names(driver: Hypervisor) -> None:
+def test_errors_of_a_guest_are_distinct_and_keep_the_connection(driver: Hypervisor) -> None:
     (uuid,) = driver.guests()
     with pytest.raises(GuestGone):
         driver.set_memory("00000000-0000-0000-0000-000000000001", 512)
     with pytest.raises(GuestRefused):
         driver.set_memory(uuid, 10**6)
-    # What is wrong with a guest does not cost the connection.
     assert driver.guests()
+
+
+def test_call_that_is_refused_because_others_hang_does_not_block_its_guest(driver: Hypervisor) -> None:
+    (uuid,) = driver.guests()
+    host, returned = Hypervisor("test:///default", 0.3), threading.Event()
+    for _ in range(4):
+        with pytest.raises(HostUnavailable, match=r"no response within 0\.3 s"):
+            host._call(returned.wait, lambda: None)
+    start = time.monotonic()
+    with pytest.raises(HostUnavailable, match=r"no response within 0\.3 s"):
+        host.set_memory(uuid, 1500.0)
+    assert time.monotonic() - start < 0.3  # refused, not tried
+    returned.set()
+
+    def succeeds() -> bool:
+        try:
+            host.set_memory(uuid, 1500.0)
+        except HostUnavailable:
+            return False
+        return True
+
+    assert wait_for(succeeds)
+
+
+def test_second_call_to_a_guest_is_refused_while_the_first_hangs(
+    driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = driver.guests()
+    host, returned = Hypervisor("test:///default", 0.3), threading.Event()
+    monkeypatch.setattr(host, "_set_memory", lambda *_: returned.wait())
+    with pytest.raises(HostUnavailable):
+        host.set_memory(uuid, 1500.0)
+    with pytest.raises(GuestRefused, match="an earlier call to it has not returned"):
+        host.set_memory(uuid, 1500.0)
+    returned.set()
+
+
+def test_constructor_starts_no_thread_and_opens_no_connection() -> None:
+    before = threading.active_count()
+    Hypervisor("qemu+ssh://nobody@127.0.0.1:1/system", TIMEOUT_S).close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(
     "uri", ["nonsense:///", "qemu:///system?socket=/nowhere/at/all", "qemu+ssh://nobody@127.0.0.1:1/system"]
 )
-def test_host_that_cannot_be_reached_is_unavailable(uri: str) -> None:
+def test_unreachable_host_is_unavailable(uri: str) -> None:
     host = Hypervisor(uri, TIMEOUT_S)
     with pytest.raises(HostUnavailable) as caught:
         host.guests()
     assert "\n" not in str(caught.value)
 
 
-def test_ssh_that_gives_up_is_put_into_a_uri() -> None:
+def test_ssh_with_time_limits_is_added_to_a_uri() -> None:
     assert uri_with_timeouts("test:///default") == "test:///default"
     assert uri_with_timeouts("qemu+ssh://h/system?command=/own") == "qemu+ssh://h/system?command=/own"
-    patient = uri_with_timeouts("qemu+ssh://root@h:2222/system?keyfile=/a%20b")
-    assert patient.startswith("qemu+ssh://root@h:2222/system?keyfile=/a%20b&command=")
-    assert patient.endswith("&no_tty=1")
-    wrapper = Path(patient.partition("command=")[2].partition("&")[0])
+    limited = uri_with_timeouts("qemu+ssh://root@h:2222/system?keyfile=/a%20b")
+    assert limited.startswith("qemu+ssh://root@h:2222/system?keyfile=/a%20b&command=")
+    assert limited.endswith("&no_tty=1")
+    wrapper = Path(limited.partition("command=")[2].partition("&")[0])
     assert wrapper.stat().st_mode & 0o111
 
 
@@ -88,7 +130,7 @@ def seconds_of_failure(host: Hypervisor) -> float:
     return time.monotonic() - start
 
 
-def test_real_guest_tells_all_that_the_plan_needs(host: Host) -> None:
+def test_real_guest_reports_all_figures_of_the_plan(host: Host) -> None:
     (guest,) = Hypervisor(host.uri, 5).guests().values()
     assert guest.reports
     assert guest.memory_mb == 256
@@ -97,78 +139,78 @@ def test_real_guest_tells_all_that_the_plan_needs(host: Host) -> None:
     assert guest.swapped_kb == 0
 
 
-def test_frozen_host_costs_its_time_limit_and_is_there_again_afterwards(host: Host) -> None:
-    seen = Hypervisor(host.uri, TIMEOUT_S)
-    assert seen.guests()
+def test_call_to_a_frozen_host_takes_the_time_limit_and_succeeds_after_thaw(host: Host) -> None:
+    hypervisor = Hypervisor(host.uri, TIMEOUT_S)
+    assert hypervisor.guests()
     host.freeze()
     try:
         for _ in range(6):
-            # However many calls hang, the next one does not take longer.
-            assert seconds_of_failure(seen) < TIMEOUT_S + 2
+            # Hung calls do not make the next one slower.
+            assert seconds_of_failure(hypervisor) < TIMEOUT_S + 2
     finally:
         host.thaw()
-    assert wait_for(lambda: calm(seen))
+    assert wait_for(lambda: is_available(hypervisor))
 
 
-def test_host_that_is_frozen_while_it_is_connected_to_is_there_again_afterwards(host: Host) -> None:
+def test_host_that_freezes_while_connecting_is_available_after_thaw(host: Host) -> None:
     host.freeze()
-    seen = Hypervisor(host.uri, TIMEOUT_S)
+    hypervisor = Hypervisor(host.uri, TIMEOUT_S)
     try:
-        assert seconds_of_failure(seen) < TIMEOUT_S + 2
-        assert seconds_of_failure(seen) < TIMEOUT_S + 2
+        assert seconds_of_failure(hypervisor) < TIMEOUT_S + 2
+        assert seconds_of_failure(hypervisor) < TIMEOUT_S + 2
     finally:
         host.thaw()
-    assert wait_for(lambda: calm(seen))
+    assert wait_for(lambda: is_available(hypervisor))
 
 
-def calm(host: Hypervisor) -> bool:
+def is_available(host: Hypervisor) -> bool:
     try:
         return bool(host.guests())
     except HostUnavailable:
         return False
 
 
-def test_killed_libvirtd_is_noticed_and_connected_to_again(host: Host) -> None:
-    seen = Hypervisor(host.uri, TIMEOUT_S)
-    assert seen.guests()
+def test_connection_is_reopened_after_libvirtd_was_killed(host: Host) -> None:
+    hypervisor = Hypervisor(host.uri, TIMEOUT_S)
+    assert hypervisor.guests()
     host.kill()
-    assert seconds_of_failure(seen) < TIMEOUT_S + 2
+    assert seconds_of_failure(hypervisor) < TIMEOUT_S + 2
     host.start()
-    assert wait_for(lambda: calm(seen))
+    assert wait_for(lambda: is_available(hypervisor))
 
 
-def test_frozen_guest_does_not_hide_the_others(host: Host) -> None:
+def test_frozen_guest_does_not_hide_other_guests(host: Host) -> None:
     import os
     import signal
 
-    other = host.boot("b", 160)
-    seen = Hypervisor(host.uri, TIMEOUT_S)
-    assert len(seen.guests()) == 2
+    other = host.boot("b", 160, ready=False)
+    hypervisor = Hypervisor(host.uri, TIMEOUT_S)
+    assert len(hypervisor.guests()) == 2
     os.kill(other.qemu_pid, signal.SIGSTOP)
     try:
-        found = wait_for(lambda: calm(seen) and seen.guests())
-        assert any(guest.name == "a" and guest.reports for guest in found.values())
+        guests = wait_for(lambda: is_available(hypervisor) and hypervisor.guests())
+        assert any(guest.name == "a" and guest.reports for guest in guests.values())
     finally:
         os.kill(other.qemu_pid, signal.SIGCONT)
         other.destroy()
 
 
-def test_mute_port_and_frozen_ssh_cost_their_time_limit(host: Host, sshd: Sshd) -> None:
+def test_mute_port_and_frozen_ssh_take_the_time_limit(host: Host, sshd: Sshd) -> None:
     import os
 
     with mute() as port:
         assert seconds_of_failure(Hypervisor(sshd.uri(port=port), TIMEOUT_S)) < TIMEOUT_S + 2
-    seen = Hypervisor(sshd.uri(), 5)
-    assert seen.guests()
+    hypervisor = Hypervisor(sshd.uri(), 5)
+    assert hypervisor.guests()
     with frozen(children(os.getpid(), "ssh")):
-        assert seconds_of_failure(seen) < 7
-    assert wait_for(lambda: calm(seen))
+        assert seconds_of_failure(hypervisor) < 7
+    assert wait_for(lambda: is_available(hypervisor))
 
 
-def test_hosts_do_not_wait_for_each_other(host: Host) -> None:
+def test_hung_host_does_not_delay_another_host(host: Host) -> None:
     with mute() as port:
         dead = Hypervisor(f"qemu+tcp://127.0.0.1:{port}/system", 10.0)
-        threading.Thread(target=lambda: calm(dead), daemon=True).start()
+        threading.Thread(target=lambda: is_available(dead), daemon=True).start()
         time.sleep(0.2)
         start = time.monotonic()
         assert Hypervisor(host.uri, 5).guests()

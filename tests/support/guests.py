@@ -1,7 +1,7 @@
-"""Real guests for the tests: libvirtd and sshd of our own, QEMU without KVM, a Linux that obeys a serial port.
+"""Real guests for the tests: a private libvirtd and sshd, QEMU without KVM, and a Linux controlled by a serial port.
 
-Each `Host` lives in namespaces of its own: it sees private /etc, /run and /var, so that it meets neither the system's
-libvirtd nor another `Host`, and all its processes die with their first one, which dies with the test run.
+Each `Host` has its own namespaces with private /etc, /run and /var, separate from the system's libvirtd and from other
+hosts. All its processes end with the first one, which ends with the test run.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ MODULES = (
 )
 BALLOON, SWAP_DISK = "virtio_balloon", "virtio_blk"
 KERNEL_ARGUMENTS = "console=ttyS0 quiet nokaslr mitigations=off tsc=reliable cryptomgr.notests panic=-1"
-# Where hosts and the cache are: short, because paths of sockets are, and not below what a host covers, as TMPDIR may be.
+# Folder of hosts and cache: short, because socket paths are limited, and outside of what a host hides, unlike TMPDIR.
 TEMPORARY = Path("/tmp")
-READY = "the shell listens"
+READY = "shell ready"
 PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
 INIT = f"""#!/bin/busybox sh
@@ -67,18 +67,18 @@ if asked swapdisk; then
     mkswap /dev/vda >/dev/null && swapon /dev/vda
 fi
 
-# fill MB: that much of a tmpfs is held, in place of what was. It can be swapped out.
+# fill MB: fill a tmpfs to this size, replacing its content. It can be swapped out.
 fill() {{ dd if=/dev/zero of=/tmp/fill bs=1M count="$1" 2>/dev/null; }}
 unfill() {{ rm -f /tmp/fill; }}
-# What was filled is read again: what had been swapped out comes back, without a fault.
+# Read the filled memory: swapped pages return without major faults.
 reread() {{ cat /tmp/fill >/dev/null; }}
-# hold MB: a process holds that much anonymous memory.
+# hold MB: a process allocates this much anonymous memory.
 hold() {{ dd if=/dev/zero bs="$1M" count=1 2>/dev/null | sleep 1000000 & echo $! >/run.hold; usleep 200000; }}
 unhold() {{ kill "$(cat /run.hold)"; }}
-# churn MB: a process writes to that much anonymous memory over and over: major faults once it is swapped out.
+# churn MB: a process rewrites this much anonymous memory continuously: major faults once it is swapped out.
 churn() {{ dd if=/dev/zero of=/dev/null bs="$1M" 2>/dev/null & echo $! >/run.churn; }}
 unchurn() {{ kill "$(cat /run.churn)"; }}
-# burn SECONDS PERCENT: a CPU is busy for that share of each second, at most 99.
+# burn SECONDS PERCENT: use a CPU for this share of each second, at most 99.
 burn() {{
     end=$(($(date +%s) + $1))
     while [ "$(date +%s)" -lt $end ]; do
@@ -89,13 +89,13 @@ burn() {{
 
 stty -F /dev/ttyS1 -echo -onlcr
 while :; do
-    # A shell of its own, which a line that makes no sense ends.
+    # A subshell, because a syntax error ends it.
     (echo {READY} >/dev/console; while read -r line; do eval "$line" </dev/null; done) </dev/ttyS1 >/dev/ttyS1 2>&1
     usleep 100000
 done
 """
 
-# The first process of a Host's namespaces: private folders over the system's, then it only reaps.
+# The first process of a host's namespaces: mounts private folders over the system's, then reaps children.
 HOLDER = """
 import signal, subprocess, sys
 for name in ("etc", "var", "run"):
@@ -135,38 +135,38 @@ PasswordAuthentication no
 UsePAM no
 MaxStartups 100
 """
-# What is in ~/.ssh is neither read nor written.
+# Does not use ~/.ssh.
 SSH_WRAPPER = """#!/bin/sh
 exec ssh -F none -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentityAgent=none -o IdentitiesOnly=yes "$@"
 """
 
 
 class CannotBuildError(Exception):
-    """No kernel or no busybox could be had."""
+    """No kernel or no busybox is available."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What a guest boots."""
+    """Kernel and initramfs of a guest."""
 
     kernel: Path
     initrd: Path
 
 
 def which(program: str) -> str | None:
-    """Path of a program, looked for where root's programs are too."""
+    """Path of a program; root's folders are searched too."""
     return shutil.which(program, path=PATH)
 
 
 def missing_ssh() -> str | None:
-    """Why no guest can be reached by ssh here, or None."""
+    """Why guests cannot be reached by ssh here, or None."""
     absent = [program for program in SSH_PROGRAMS if which(program) is None]
     return missing() or (f"not installed: {', '.join(absent)}" if absent else None)
 
 
 @functools.lru_cache(maxsize=1)
 def missing() -> str | None:
-    """Why no real guest can run here, or None. Builds the guest's image if that was not done yet."""
+    """Why real guests cannot run here, or None. Builds the image of the guests when it is missing."""
     if os.geteuid() != 0:
         return "real guests need root"
     absent = [program for program in PROGRAMS if which(program) is None]
@@ -176,11 +176,11 @@ def missing() -> str | None:
         import libvirt  # noqa: F401
     except ImportError:
         return "libvirt-python is not installed"
-    may = subprocess.run(
+    probe = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True, check=False
     )
-    if may.returncode:
-        return f"namespaces are forbidden here: {may.stderr.strip()}"
+    if probe.returncode:
+        return f"namespaces are forbidden here: {probe.stderr.strip()}"
     try:
         build_guest()
     except CannotBuildError as reason:
@@ -189,27 +189,27 @@ def missing() -> str | None:
 
 
 def cache_folder() -> Path:
-    """A folder of this user alone that outlives the tests."""
+    """A private folder that is kept between test runs."""
     folder = TEMPORARY / f"scroogevm-guests-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.geteuid() or folder.is_symlink():
-        raise CannotBuildError(f"{folder} belongs to somebody else")
+        raise CannotBuildError(f"{folder} belongs to another user")
     return folder
 
 
 def build_guest(folder: Path | None = None) -> Image:
-    """Kernel and initramfs; built once and kept in ``folder`` (default: `cache_folder`).
+    """Build kernel and initramfs once and keep them in ``folder`` (default: `cache_folder`).
 
     Raises
     ------
     CannotBuildError
-        When there is neither an installed kernel nor one to be downloaded, or no static busybox.
+        When no kernel is installed or can be downloaded, or there is no static busybox.
     """
     folder = folder or cache_folder()
     recipe = hashlib.sha256(repr((INIT, MODULES)).encode()).hexdigest()[:12]
-    done = folder / f"image-{recipe}"
-    image = Image(done / "vmlinuz", done / "initrd.gz")
+    target = folder / f"image-{recipe}"
+    image = Image(target / "vmlinuz", target / "initrd.gz")
     if image.kernel.is_file() and image.initrd.is_file():
         return image
     with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -220,26 +220,26 @@ def build_guest(folder: Path | None = None) -> Image:
         new.mkdir()
         shutil.copyfile(kernel, new / "vmlinuz")
         (new / "initrd.gz").write_bytes(gzip.compress(initramfs(busybox, modules), 1))
-        with contextlib.suppress(OSError):  # another run was quicker
-            new.rename(done)
+        with contextlib.suppress(OSError):  # another run was faster
+            new.rename(target)
     return image
 
 
 def find_kernel(folder: Path, scratch: Path, root: Path = Path("/")) -> tuple[Path, Path]:
-    """Kernel and folder of its modules: an installed cloud kernel, a package, or else any installed kernel."""
-    here = installed_kernel(root, "vmlinuz-*cloud-amd64")
-    if here is not None:
-        return here
+    """Kernel and folder of its modules: an installed cloud kernel, a package, or any installed kernel."""
+    installed = installed_kernel(root, "vmlinuz-*cloud-amd64")
+    if installed is not None:
+        return installed
     try:
         unpack(package(KERNEL_PACKAGE, "linux-image-*cloud-amd64_*.deb", folder), scratch / "kernel")
-        found = installed_kernel(scratch / "kernel", "vmlinuz-*")
+        kernel = installed_kernel(scratch / "kernel", "vmlinuz-*")
     except CannotBuildError:
-        found = installed_kernel(root, "vmlinuz-*")
-        if found is None:
+        kernel = installed_kernel(root, "vmlinuz-*")
+        if kernel is None:
             raise
-    if found is None:
+    if kernel is None:
         raise CannotBuildError(f"no kernel with a balloon driver in {KERNEL_PACKAGE}")
-    return found
+    return kernel
 
 
 def installed_kernel(root: Path, pattern: str) -> tuple[Path, Path] | None:
@@ -261,20 +261,20 @@ def find_busybox(folder: Path, scratch: Path) -> bytes:
 
 
 def is_static(program: bytes) -> bool:
-    """Whether a 64-bit ELF program names no interpreter that loads libraries."""
+    """Whether a 64-bit ELF program has no interpreter, and thus no dynamic libraries."""
     start, (size, count) = struct.unpack_from("<Q", program, 32)[0], struct.unpack_from("<HH", program, 54)
     return all(struct.unpack_from("<I", program, start + size * k)[0] != 3 for k in range(count))
 
 
 def package(name: str, pattern: str, folder: Path) -> Path:
-    """A Debian package, from apt's cache, ours, or downloaded into ours."""
+    """A Debian package from the tests' cache or apt's, downloaded when it is in neither."""
     for place in (folder, Path("/var/cache/apt/archives")):
         for found in sorted(place.glob(pattern), reverse=True):
             return found
-    listed = subprocess.run(["apt-cache", "depends", name], capture_output=True, text=True, check=False).stdout
-    real = [word for word in listed.split() if word.startswith("linux-image-") and word != name]
+    depends = subprocess.run(["apt-cache", "depends", name], capture_output=True, text=True, check=False).stdout
+    real = [word for word in depends.split() if word.startswith("linux-image-") and word != name]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        tried = subprocess.run(
+        download = subprocess.run(
             ["apt-get", "download", "-q", *(real[:1] or [name])],
             cwd=scratch,
             capture_output=True,
@@ -284,8 +284,8 @@ def package(name: str, pattern: str, folder: Path) -> Path:
         )
         for found in Path(scratch).glob("*.deb"):
             return found.rename(folder / found.name)
-    told = tried.stderr.strip().splitlines()
-    raise CannotBuildError(f"{name} can't be downloaded: {told[-1] if told else 'apt-get said nothing'}")
+    errors = download.stderr.strip().splitlines()
+    raise CannotBuildError(f"{name} cannot be downloaded: {errors[-1] if errors else 'no message from apt-get'}")
 
 
 def unpack(deb: Path, target: Path) -> None:
@@ -301,7 +301,7 @@ def module_bytes(path: Path) -> bytes:
 
 
 def initramfs(busybox: bytes, modules: Path) -> bytes:
-    """A cpio archive with busybox, our init and the kernel's modules for virtio."""
+    """A cpio archive with busybox, the init script and the kernel's virtio modules."""
     files: dict[str, tuple[int, bytes]] = dict.fromkeys(
         ("bin", "proc", "sys", "dev", "tmp", "modules"), (0o040755, b"")
     )
@@ -322,25 +322,25 @@ def initramfs(busybox: bytes, modules: Path) -> bytes:
 
 
 def children(parent: int, program: str) -> list[int]:
-    """Processes of that name that ``parent`` started, such as the ssh clients of a libvirt connection."""
-    found = []
+    """Child processes of ``parent`` with this name, such as the ssh clients of libvirt connections."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
             if name == program and int(rest.split()[1]) == parent:
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids
 
 
-def send(pids: list[int], what: signal.Signals) -> None:
+def send(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, what)
+            os.kill(pid, number)
 
 
 @contextlib.contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    """Processes that stand still meanwhile."""
+    """Stop processes for the duration of the context."""
     send(pids, signal.SIGSTOP)
     try:
         yield
@@ -350,7 +350,7 @@ def frozen(pids: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mute() -> Iterator[int]:
-    """A port that accepts connections and says nothing."""
+    """A port that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield int(listening.getsockname()[1])
 
@@ -358,7 +358,7 @@ def mute() -> Iterator[int]:
 class Host:
     """A machine with a libvirtd; ``with Host() as host`` starts and stops it.
 
-    It dies with the thread that started it: start it from one that lasts.
+    It ends with the thread that started it.
     """
 
     def __init__(self) -> None:
@@ -379,16 +379,16 @@ class Host:
 
     @property
     def uri(self) -> str:
-        """For libvirt on this machine, without ssh."""
+        """libvirt URI without ssh."""
         return f"qemu:///system?socket={self.folder}/run/libvirt/libvirt-sock"
 
     @property
     def libvirtd_pid(self) -> int:
-        """Pid of libvirtd as this machine sees it."""
+        """Pid of libvirtd, outside of its namespace."""
         return self.outer_pid(self.folder / "run/libvirtd.pid")
 
     def start(self) -> None:
-        """Start libvirtd; again after `kill`, and it finds the guests that are there."""
+        """Start libvirtd, also after `kill`; running guests are found again."""
         if self._holder is None:
             self._lay_out()
             self._hold()
@@ -397,7 +397,7 @@ class Host:
         wait_for((self.folder / "run/libvirt/libvirt-sock").is_socket)
 
     def inside(self, *command: str | Path) -> None:
-        """Run a command in this host; one that turns itself into a daemon stays there."""
+        """Run a command in the namespaces of this host; daemons that it starts stay there."""
         environ = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": str(self.folder / "home")}
         with (self.folder / "log/commands").open("a") as log:
             done = subprocess.run(
@@ -413,27 +413,27 @@ class Host:
             raise AssertionError(f"{command[0]}: {self.log()}")
 
     def log(self) -> str:
-        """What libvirtd and other programs of this host said last."""
+        """The last output of libvirtd and other programs of this host."""
         return "".join(path.read_text(errors="replace")[-4000:] for path in (self.folder / "log").iterdir())
 
     def kill(self) -> None:
-        """End libvirtd as kill -9 does; the guests stay."""
+        """Kill libvirtd with SIGKILL; the guests keep running."""
         pid = self.libvirtd_pid
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
     def freeze(self) -> None:
-        """Let libvirtd stand still: connections are accepted and hang."""
+        """Stop libvirtd with SIGSTOP: connections are accepted and hang."""
         os.kill(self.libvirtd_pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let libvirtd go on."""
+        """Continue libvirtd."""
         os.kill(self.libvirtd_pid, signal.SIGCONT)
 
     def stop(self) -> None:
-        """End everything that runs in this host, and remove its folder."""
+        """End all processes of this host and remove its folder."""
         if self._holder is not None:
-            # With its first process a pid namespace ends, and with the child its parent, unshare.
+            # A pid namespace ends with its first process, and unshare with its child.
             send([self._first_pid] if self._first_pid else [], signal.SIGKILL)
             if not self._first_pid:
                 self._holder.kill()
@@ -445,7 +445,7 @@ class Host:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[libvirt.virConnect]:
-        """A libvirt connection of its own."""
+        """A new libvirt connection."""
         import libvirt
 
         opened = libvirt.open(self.uri)
@@ -455,9 +455,9 @@ class Host:
             opened.close()
 
     def boot(self, name: str, max_mb: int, current_mb: int | None = None, *, ready: bool = True, **more: Any) -> Guest:
-        """Start a guest, which is gone when it ends; by default wait until its shell answers.
+        """Start a transient guest; by default wait until its shell answers.
 
-        Guests boot side by side with ``ready=False`` and `Guest.wait` later. Further settings are those of `domain_xml`.
+        Guests boot in parallel with ``ready=False`` and a later `Guest.wait`. Further settings are those of `domain_xml`.
         """
         with self.connection() as connection:
             connection.createXML(self.domain_xml(name, max_mb, current_mb, **more))
@@ -467,7 +467,7 @@ class Host:
         return guest
 
     def define(self, name: str, max_mb: int, current_mb: int | None = None, **more: Any) -> Guest:
-        """Make a guest known without starting it."""
+        """Define a guest without starting it."""
         with self.connection() as connection:
             connection.defineXML(self.domain_xml(name, max_mb, current_mb, **more))
         return Guest(self, name)
@@ -485,7 +485,7 @@ class Host:
         swap_mb: int = 0,
         vcpus: int = 1,
     ) -> str:
-        """XML of a guest; ``balloon`` is the device, ``driver`` whether its kernel knows it."""
+        """XML of a guest; ``balloon`` is the device, ``driver`` whether the guest loads its driver."""
         image = build_guest()
         arguments = [KERNEL_ARGUMENTS, *(["noballoon"] if not driver else []), *(["swapdisk"] if swap_mb else [])]
         disk = ""
@@ -518,7 +518,7 @@ class Host:
         </domain>"""
 
     def outer_pid(self, pid_file: Path) -> int:
-        """Pid on this machine of the process whose pid inside the host stands in a file."""
+        """Pid outside of the namespace of a process whose pid inside is in a file."""
         inner = pid_file.read_text().strip()
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -529,17 +529,20 @@ class Host:
         raise ProcessLookupError(f"{pid_file.name} names {inner}, which does not run")
 
     def processes(self, program: str = "") -> list[int]:
-        """Pids on this machine of what runs in this host."""
-        here = Path(f"/proc/{self._first_pid}/ns/pid").readlink()
-        found = []
+        """Pids of the processes of this host, outside of its namespace."""
+        namespace = Path(f"/proc/{self._first_pid}/ns/pid").readlink()
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (folder / "ns/pid").readlink() == here and program in ("", (folder / "comm").read_text().strip()):
-                    found.append(int(folder.name))
-        return sorted(found)
+                if (folder / "ns/pid").readlink() == namespace and program in (
+                    "",
+                    (folder / "comm").read_text().strip(),
+                ):
+                    pids.append(int(folder.name))
+        return sorted(pids)
 
     def _lay_out(self) -> None:
-        """The files that libvirtd and sshd find in this host."""
+        """Write the files of libvirtd and sshd."""
         cached = cache_folder() / "capabilities"
         cached.mkdir(exist_ok=True)
         for name in (
@@ -554,7 +557,7 @@ class Host:
             (self.folder / name).mkdir(parents=True)
         (self.folder / "log").mkdir()
         (self.folder / "var/run").symlink_to("/run")
-        # What QEMU can do takes seconds to find out: hosts share it.
+        # Detecting the capabilities of QEMU takes seconds: hosts share them.
         (self.folder / "var/cache/libvirt/qemu/capabilities").symlink_to(cached)
         etc = self.folder / "etc"
         for name in ("ld.so.cache", "nsswitch.conf"):
@@ -571,7 +574,7 @@ class Host:
         (self.folder / "libvirtd.conf").write_text(conf)
 
     def _hold(self) -> None:
-        """Make the namespaces; they last as long as their first process."""
+        """Create the namespaces, which last as long as their first process."""
         with (self.folder / "log/holder").open("w") as log:
             self._holder = subprocess.Popen(
                 [
@@ -585,8 +588,8 @@ class Host:
                 text=True,
             )
         assert self._holder.stdout is not None
-        said = self._holder.stdout.readline()
-        assert said == "ready\n", self.log()
+        line = self._holder.stdout.readline()
+        assert line == "ready\n", self.log()
         self._first_pid = int(Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text().split()[0])
 
 
@@ -599,7 +602,7 @@ class Guest:
 
     @property
     def qemu_pid(self) -> int:
-        """Pid of its QEMU as this machine sees it."""
+        """Pid of its QEMU, outside of the namespace."""
         return self.host.outer_pid(self.host.folder / f"run/libvirt/qemu/{self.name}.pid")
 
     def wait(self, seconds: float = 60.0) -> None:
@@ -612,59 +615,59 @@ class Guest:
         self.run("true")
 
     def run(self, command: str, timeout_s: float = 30.0) -> str:
-        """Run a command in the guest's shell; what it printed.
+        """Run a command in the guest's shell; its output.
 
         Raises
         ------
         TimeoutError
-            When it takes longer; it runs on, and the next command waits for it.
+            When it takes longer; it continues, and the next command waits for it.
         AssertionError
             When the command fails.
         """
         tag = uuid.uuid4().hex
-        heard = b""
+        received = b""
         deadline = time.monotonic() + timeout_s
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(timeout_s)
             line.connect(str(self.host.folder / f"guests/{self.name}.sock"))
-            # The empty line ends what an earlier command may have left; the marks differ from their own echo.
+            # The empty line ends an incomplete earlier command; the marks differ from their echo.
             line.sendall(f"\nprintf '%s<' {tag}; {{ {command}; }}; printf '%s>%s\\n' {tag} $?\n".encode())
-            while not (f"{tag}>".encode() in heard and heard.endswith(b"\n")):
+            while not (f"{tag}>".encode() in received and received.endswith(b"\n")):
                 line.settimeout(max(0.01, deadline - time.monotonic()))
                 part = line.recv(65536)
                 if not part:
-                    raise ConnectionError(f"guest {self.name} has gone: {heard!r}")
-                heard += part
-        if f"{tag}<".encode() not in heard:
-            raise ConnectionError(f"guest {self.name} did not get the whole command: {heard!r}")
-        output, _, code = heard.decode(errors="replace").partition(f"{tag}<")[2].partition(f"{tag}>")
+                    raise ConnectionError(f"guest {self.name} has ended: {received!r}")
+                received += part
+        if f"{tag}<".encode() not in received:
+            raise ConnectionError(f"guest {self.name} did not receive the whole command: {received!r}")
+        output, _, code = received.decode(errors="replace").partition(f"{tag}<")[2].partition(f"{tag}>")
         assert code.strip() == "0", f"{command!r} ended with {code.strip()} in guest {self.name}: {output}"
         return output.strip()
 
     def rss_mb(self) -> float:
-        """Memory of this machine that its QEMU holds."""
+        """Resident memory of its QEMU."""
         status = Path(f"/proc/{self.qemu_pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) / 1024
 
     def stats(self) -> dict[str, int]:
-        """libvirt's memoryStats as they are, in kB."""
+        """memoryStats of libvirt, in kB."""
         with self.host.connection() as connection:
             return dict(connection.lookupByName(self.name).memoryStats())
 
     def balloon_mb(self) -> float:
-        """Memory that the balloon leaves it."""
+        """Memory that the balloon leaves to the guest."""
         return self.stats()["actual"] / 1024
 
     def set_memory(self, mb: int) -> None:
-        """Move the balloon; returns before the guest has followed."""
+        """Request a balloon size; returns before the guest has followed."""
         import libvirt
 
         with self.host.connection() as connection:
             connection.lookupByName(self.name).setMemoryFlags(mb * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def destroy(self) -> None:
-        """End it as pulling its plug does; one that has ended stays so."""
+        """End the guest immediately; no error when it has ended."""
         import libvirt
 
         with self.host.connection() as connection:
@@ -676,7 +679,7 @@ class Guest:
 
 
 class Sshd:
-    """A host's sshd, on a port of the loopback, with keys of its own; ``with Sshd(host) as sshd``."""
+    """The sshd of a host on a loopback port, with new keys; ``with Sshd(host) as sshd``."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -691,7 +694,7 @@ class Sshd:
         self.stop()
 
     def start(self) -> None:
-        """Start it; again after `stop`, on the same port and with the same keys."""
+        """Start it, also after `stop`, with the same port and keys."""
         if not self.folder.is_dir():
             self.folder.mkdir()
             for key in ("host_key", "user_key"):
@@ -705,11 +708,11 @@ class Sshd:
 
     @property
     def ssh(self) -> Path:
-        """An ssh that leaves ~/.ssh alone."""
+        """An ssh command that does not use ~/.ssh."""
         return self.folder / "ssh"
 
     def uri(self, *, port: int | None = None, keyfile: Path | None = None, ssh: Path | None = None) -> str:
-        """For libvirt over ssh; other ports, keys or ssh commands are for faults."""
+        """libvirt URI over ssh; other ports, keys or ssh commands cause faults."""
         key = keyfile or self.folder / "user_key"
         return (
             f"qemu+ssh://root@127.0.0.1:{port or self.port}/system"
@@ -717,21 +720,21 @@ class Sshd:
         )
 
     def sessions(self) -> list[int]:
-        """Processes of the sessions that are open."""
+        """Pids of the open sessions."""
         listening = self.host.outer_pid(self.folder / "sshd.pid")
         helpers = self.host.processes("virt-ssh-helper")
         return [pid for pid in self.host.processes("sshd") if pid != listening] + helpers
 
     def freeze_sessions(self) -> None:
-        """Let open sessions stand still, as when a machine or its network hangs; new ones work."""
+        """Stop open sessions, as when a machine or its network hangs; new ones work."""
         send(self.sessions(), signal.SIGSTOP)
 
     def thaw_sessions(self) -> None:
-        """Let them go on."""
+        """Continue them."""
         send(self.sessions(), signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it and its sessions."""
+        """End the sshd and its sessions."""
         with contextlib.suppress(OSError):
             pids = [*self.sessions(), self.host.outer_pid(self.folder / "sshd.pid")]
             send(pids, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The journal of ballooning: on disk before anything is squeezed, whole whatever happens, of one daemon."""
+"""The journal of ballooning: on disk before a guest is squeezed, never damaged, used by one daemon."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.ballooning import journal as module
 from model.ballooning.journal import Journal, JournalRefused
-from model.ballooning.plan import Session
+from model.ballooning.sessions import Session
 from tests.conftest import ROOT, strict_json
 
 SESSION = Session("u1", "a", "qemu:///system", 4096.0, 3892.0, 1e9, 1200.0)
@@ -32,42 +32,42 @@ def path(tmp_path: Path) -> Path:
 
 
 def reread(path: Path) -> Journal:
-    return Journal(path, locked=False)
+    return Journal(path, locked=False).open()
 
 
 FIGURE = st.floats()
-WHOLE = st.floats(allow_nan=False, allow_infinity=False)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
-    least=FIGURE, swapped=FIGURE, rss=FIGURE, to=WHOLE, until=WHOLE, name=st.text(max_size=9), why=st.text(max_size=9)
+    least=FIGURE, swapped=FIGURE, rss=FIGURE, to=FINITE, until=FINITE, name=st.text(max_size=9), why=st.text(max_size=9)
 )
-def test_what_is_written_is_read_again_and_what_is_not_known_stays_unknown(
+def test_written_session_is_read_back_and_unknown_figures_stay_unknown(
     tmp_path_factory: Any, least: float, swapped: float, rss: float, to: float, until: float, name: str, why: str
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "j"
     session = Session(
-        "u", name, "h", 1.0, to, until, 2.0, 3.0, 4.0, least, 5.0, swapped, rss, giving_back=why, gave_up=True
+        "u", name, "h", 1.0, to, until, 2.0, 3.0, 4.0, least, 5.0, swapped, rss, restore_reason=why, gave_up=True
     )
-    journal = Journal(path)
+    journal = Journal(path).open()
     journal.put(session)
     journal.close()
     read = reread(path).sessions()["u"]
 
-    def known(value: float, otherwise: float) -> float:
-        return value if math.isfinite(value) else otherwise
+    def finite_or(value: float, default: float) -> float:
+        return value if math.isfinite(value) else default
 
     expected = replace(
         session,
-        least_mb=known(least, math.inf),
-        swapped_kb=known(swapped, math.nan),
-        rss_mb=known(rss, math.nan),
+        least_mb=finite_or(least, math.inf),
+        swapped_kb=finite_or(swapped, math.nan),
+        rss_mb=finite_or(rss, math.nan),
     )
     assert repr(read) == repr(expected)
 
 
-def test_a_session_is_on_disk_when_put_returns(path: Path) -> None:
-    journal = Journal(path)
+def test_session_is_on_disk_when_put_returns(path: Path) -> None:
+    journal = Journal(path).open()
     for to_mb in (3892.0, 3688.0):
         journal.put(replace(SESSION, to_mb=to_mb))
         assert strict_json(path.read_text())["sessions"]["u1"]["to_mb"] == to_mb
@@ -76,25 +76,25 @@ def test_a_session_is_on_disk_when_put_returns(path: Path) -> None:
     journal.close()
 
 
-def test_file_and_folder_are_told_to_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only the system's memory has is lost when the power is."""
+def test_file_and_folder_are_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut loses what is only in the page cache."""
     synced: list[str] = []
     real = os.fsync
     monkeypatch.setattr(
         os, "fsync", lambda handle: (synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())), real(handle))
     )
-    journal = Journal(path)
+    journal = Journal(path).open()
     journal.put(SESSION)
     journal.close()
     assert synced[0].endswith(".tmp")
     assert synced[1] == str(path.parent)
 
 
-def test_a_note_is_remembered_and_written_with_the_next_session(path: Path) -> None:
-    journal = Journal(path)
+def test_note_is_kept_in_ram_and_written_with_the_next_session(path: Path) -> None:
+    journal = Journal(path).open()
     journal.put(SESSION)
     journal.note(replace(SESSION, least_mb=3900.0))
-    journal.note(replace(SESSION, uuid="nobody's"))
+    journal.note(replace(SESSION, uuid="unknown"))
     assert journal.sessions() == {"u1": replace(SESSION, least_mb=3900.0)}
     assert reread(path).sessions() == {"u1": SESSION}
     journal.put(replace(SESSION, uuid="u2"))
@@ -102,8 +102,8 @@ def test_a_note_is_remembered_and_written_with_the_next_session(path: Path) -> N
     journal.close()
 
 
-def test_sessions_are_told_by_host(path: Path) -> None:
-    journal = Journal(path)
+def test_sessions_are_selected_by_host(path: Path) -> None:
+    journal = Journal(path).open()
     journal.put(SESSION)
     journal.put(replace(SESSION, uuid="u2", host="test:///default"))
     assert list(journal.sessions("test:///default")) == ["u2"]
@@ -113,8 +113,8 @@ def test_sessions_are_told_by_host(path: Path) -> None:
     journal.close()
 
 
-def test_grace_that_is_over_is_forgotten(path: Path) -> None:
-    journal = Journal(path)
+def test_expired_grace_period_is_removed(path: Path) -> None:
+    journal = Journal(path).open()
     journal.end("u1", 100.0, 50.0)
     journal.end("u2", 200.0, 99.0)
     assert journal.grace() == {"u1": 100.0, "u2": 200.0}
@@ -123,10 +123,10 @@ def test_grace_that_is_over_is_forgotten(path: Path) -> None:
     journal.close()
 
 
-def test_only_the_owner_may_read_it(path: Path) -> None:
+def test_only_the_owner_may_read_the_files(path: Path) -> None:
     umask = os.umask(0)
     try:
-        journal = Journal(path)
+        journal = Journal(path).open()
         journal.put(SESSION)
         journal.close()
     finally:
@@ -137,15 +137,14 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     }
 
 
-# --- whole, whatever happens ------------------------------------------------------------------------
+# --- never damaged ----------------------------------------------------------------------------------
 
 WRITER = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 from model.ballooning.journal import Journal
-from model.ballooning.plan import Session
-journal = Journal(Path(sys.argv[1]))
+from model.ballooning.sessions import Session
+journal = Journal(Path(sys.argv[1])).open()
 print("locked", flush=True)
 i = 0
 while True:
@@ -155,7 +154,7 @@ while True:
 """
 
 
-def a_writer(path: Path) -> subprocess.Popen[str]:
+def start_writer(path: Path) -> subprocess.Popen[str]:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "locked\n"
@@ -169,39 +168,38 @@ def kill(writer: subprocess.Popen[str]) -> None:
     writer.stdout.close()
 
 
-def test_a_writer_that_is_killed_leaves_a_whole_journal_and_no_lock(path: Path) -> None:
+def test_killed_writer_leaves_a_readable_journal_and_no_lock(path: Path) -> None:
     written = 0
     for k in range(6):
-        writer = a_writer(path)
+        writer = start_writer(path)
         try:
             deadline = time.monotonic() + 10
             while not path.exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.02 + 0.013 * k)
-            # Who only looks sees a whole one meanwhile.
+            # A reader without the lock finds a complete journal meanwhile.
             written += len(reread(path).sessions())
-            with pytest.raises(JournalRefused, match=r"another vmballooning\.py is at work with it$"):
-                Journal(path)
+            with pytest.raises(JournalRefused, match=r"in use by another vmballooning\.py$"):
+                Journal(path).open()
         finally:
             kill(writer)
-        next_one = Journal(path)
-        assert len(next_one.sessions()) == len(json.loads(path.read_bytes())["sessions"]) > 0
-        next_one.close()
+        with Journal(path) as successor:
+            assert len(successor.sessions()) == len(json.loads(path.read_bytes())["sessions"]) > 0
     assert written > 0
 
 
-def test_a_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: Path) -> None:
-    first = Journal(path)
+def test_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: Path) -> None:
+    first = Journal(path).open()
     with pytest.raises(JournalRefused) as refused:
-        Journal(path)
+        Journal(path).open()
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
     first.close()
     first.close()
-    Journal(path).close()
+    Journal(path).open().close()
 
 
-# --- what is no journal -----------------------------------------------------------------------------
+# --- invalid journals -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,40 +219,40 @@ def test_a_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path:
     ids=lambda text: repr(text[:20]),
 )
 @pytest.mark.parametrize("locked", [True, False])
-def test_what_is_no_journal_is_refused_in_one_line_and_left_as_it_was(path: Path, text: bytes, locked: bool) -> None:
+def test_invalid_journal_is_refused_in_one_line_and_not_changed(path: Path, text: bytes, locked: bool) -> None:
     path.write_bytes(text)
     with pytest.raises(JournalRefused) as refused:
-        Journal(path, locked=locked)
+        Journal(path, locked=locked).open()
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
     assert path.read_bytes() == text
-    # Nor is it kept locked: moved away, it is in nobody's way.
+    # The lock was released.
     path.unlink()
-    Journal(path).close()
+    Journal(path).open().close()
 
 
-def test_a_journal_that_was_never_written_and_an_empty_one_are_empty(path: Path) -> None:
+def test_missing_file_and_empty_file_are_an_empty_journal(path: Path) -> None:
     assert reread(path).sessions() == {}
     path.touch()
     assert reread(path).sessions() == {}
 
 
-def test_a_folder_in_its_place_is_refused(path: Path) -> None:
+def test_folder_in_place_of_the_journal_is_refused(path: Path) -> None:
     path.mkdir()
     with pytest.raises(JournalRefused, match="Is a directory"):
-        Journal(path)
+        Journal(path).open()
 
 
-def test_who_only_looks_makes_no_files(path: Path) -> None:
+def test_reading_without_a_lock_creates_no_files(path: Path) -> None:
     assert reread(path.parent / "none" / "j").grace() == {}
     assert list(path.parent.iterdir()) == []
 
 
-# --- what can't be written --------------------------------------------------------------------------
+# --- failed writes ----------------------------------------------------------------------------------
 
 
-def test_a_session_that_can_not_be_written_is_told_and_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(path)
+def test_session_that_cannot_be_written_raises_and_is_kept_in_ram(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path).open()
     journal.put(SESSION)
     before = path.read_bytes()
 
@@ -272,16 +270,16 @@ def test_a_session_that_can_not_be_written_is_told_and_remembered(path: Path, mo
     journal.close()
 
 
-def test_a_full_disk_leaves_the_old_journal_and_no_rubbish(path: Path) -> None:
-    """A limit on the size of files, which works for root too."""
+def test_full_disk_leaves_the_old_journal_and_no_temporary_file(path: Path) -> None:
+    """Simulated by a limit on file sizes, which applies to root too."""
     script = """
 import resource, signal, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from model.ballooning.journal import Journal
-from model.ballooning.plan import Session
+from model.ballooning.sessions import Session
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-journal = Journal(Path(sys.argv[1]))
+journal = Journal(Path(sys.argv[1])).open()
 session = Session("u1", "a", "h", 4096.0, 3892.0, 1e9, 1200.0)
 journal.put(session)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -298,6 +296,38 @@ except OSError as error:
     assert sorted(file.name for file in path.parent.iterdir()) == ["ballooning.json", "ballooning.json.lock"]
 
 
-def test_a_folder_that_can_not_be_made_is_refused_in_one_line() -> None:
+def test_folder_that_cannot_be_created_is_refused_in_one_line() -> None:
     with pytest.raises(JournalRefused, match=r"^/proc/scroogevm: "):
-        Journal(Path("/proc/scroogevm/ballooning.json"))
+        Journal(Path("/proc/scroogevm/ballooning.json")).open()
+
+
+def test_constructor_does_no_io(path: Path) -> None:
+    folder = path.parent / "missing"
+    Journal(folder / "j").close()
+    assert not folder.exists()
+
+
+def test_closed_journal_is_not_written(path: Path) -> None:
+    """A thread that outlives its run must not overwrite the journal of the next run."""
+    late = Journal(path).open()
+    late.put(SESSION)
+    late.close()
+    with Journal(path) as successor:
+        successor.end("u1", 2e9, 1e9)
+        with pytest.raises(OSError, match="the journal is closed"):
+            late.put(SESSION)
+        assert reread(path).sessions() == {}
+
+
+def test_journal_of_the_first_release_is_read(path: Path) -> None:
+    """The names of the fields are part of the format."""
+    session = {
+        **{"uuid": "u1", "name": "a", "host": "h", "from_mb": 4096, "to_mb": 3892, "until_s": 1e9, "goal_mb": 1200},
+        **{"overhead_mb": 42, "asked_s": 1, "least_mb": 3900, "moved_s": 2, "swapped_kb": 3, "rss_mb": 4000},
+        **{"counts_balloon": True, "giving_back": "enough", "gave_up": True},
+    }
+    path.write_text(json.dumps({"format": 1, "sessions": {"u1": session}, "grace": {}}))
+    with Journal(path) as journal:
+        assert journal.sessions()["u1"].restore_reason == "enough"
+        journal.put(journal.sessions()["u1"])
+    assert strict_json(path.read_text())["sessions"]["u1"] == session

@@ -1,0 +1,77 @@
+"""``vmballooning.py --check``: one query to the store and to each host."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+from ..cli.tables import print_checks
+from ..common.threads import map_until
+from ..store.base import StoreRefused
+from ..store.factory import ask_store, open_store, store_name
+from ..store.settings import StoreSettings
+from .host import HostUnavailable
+from .settings import BallooningSettings
+
+#: Hosts that are queried at the same time.
+_AT_ONCE = 16
+
+Row = tuple[str, bool, str]
+
+
+def run_check(settings: BallooningSettings, *, as_json: bool) -> int:
+    """Query store and hosts and print the results; the exit code is 1 when one fails. No file is created."""
+    rows = [_check_store(settings.store), *_check_hosts(settings)]
+    if not as_json:
+        return 0 if print_checks(rows) else 1
+    for target, ok, message in rows:
+        print(json.dumps({"target": target, "ok": ok, "message": message}))
+    return 0 if all(ok for _, ok, _ in rows) else 1
+
+
+def _check_store(settings: StoreSettings) -> Row:
+    name = store_name(settings)
+    if settings.influx is None and not settings.path.expanduser().exists():
+        # Opening the store would create the file.
+        return name, False, "no such file; vmaggreg.py creates it"
+    try:
+        store = open_store(settings)
+    except StoreRefused as error:
+        return name, False, str(error)
+    try:
+        return (name, *ask_store(store))
+    finally:
+        store.close()
+
+
+def _check_hosts(settings: BallooningSettings) -> Sequence[Row]:
+    uris = list(settings.hosts.values())
+    rounds = -(-len(uris) // _AT_ONCE)
+    deadline = time.monotonic() + rounds * settings.timeout_s + 1
+    results = dict(map_until(uris, _host_check(settings.timeout_s), _AT_ONCE, _seconds_to(deadline), "check"))
+    return [(f"host {uri}", *results.get(uri, (False, "no response"))) for uri in uris]
+
+
+def _seconds_to(deadline: float) -> Callable[[], float]:
+    return lambda: max(0.0, deadline - time.monotonic())
+
+
+def _host_check(timeout_s: float) -> Callable[[str], tuple[bool, str]]:
+    # libvirt is a compiled library that only the host checks need.
+    from .hypervisor import Hypervisor
+
+    def check(uri: str) -> tuple[bool, str]:
+        host = Hypervisor(uri, timeout_s)
+        try:
+            guests = host.guests().values()
+        except HostUnavailable as error:
+            return False, str(error)
+        except Exception as error:
+            return False, f"{type(error).__name__}: {error}"
+        finally:
+            host.close()
+        reporting = sum(guest.reports for guest in guests)
+        return True, f"guests running: {len(guests)}, with balloon statistics: {reporting}"
+
+    return check
