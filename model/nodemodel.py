@@ -1,4 +1,4 @@
-"""One node: slices in, in time order; estimates out. Live and offline are one and the same here."""
+"""The model of one node: takes slices in time order and returns estimates, live and in a replay alike."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .stability import StabilityDetector, is_stable, mean_predictor
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one strategy says of one resource at the end of a slice, cores or MB.
+    """The estimate of one strategy for one resource at the end of a slice, cores or MB.
 
     Attributes
     ----------
     threshold : float
-        The strategy's own figure, unrounded.
+        The result of the strategy, unrounded.
     tier0, tier1, tier2 : float
-        Used for sure, between the two thresholds (always 0 so far), free.
+        Used, between the two thresholds (always 0 so far), free.
     published : float
-        What a scheduler is told: the least that is free at any position seen so far.
+        The published free: the minimum of the free resources over all positions so far.
     risk, violation_rate : float
-        The share of its promises that the strategy means to have broken, and that of the last ones that was; NaN
-        where there is no such aim, or no promise that was put to the test.
+        The target risk of the strategy, and the share of recent slices that were violated; NaN for a strategy
+        without a target risk, and before the first slice that a forecast can be compared with.
     """
 
     threshold: float
@@ -42,17 +42,17 @@ class Estimate:
 
     @property
     def free(self) -> float:
-        """What is left of the config: tier2."""
+        """The free resources, an alias of tier2."""
         return self.tier2
 
 
-#: The answer to a slice in which the node gave no data: nothing is known, so nothing is promised.
+#: The estimate for a slice without samples of the node: nothing is published as free.
 UNKNOWN = Estimate(threshold=math.nan, tier0=math.nan, tier1=math.nan, tier2=math.nan, published=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceEstimate:
-    """What is said of one resource at the end of a slice: its stability, and each strategy's estimate."""
+    """Stability of one resource at the end of a slice, and the estimate of each strategy."""
 
     stable: bool
     by_strategy: Mapping[str, Estimate]
@@ -60,7 +60,7 @@ class ResourceEstimate:
 
 @dataclass(frozen=True, slots=True)
 class NodeEstimate:
-    """What is said of a node at the end of a slice."""
+    """The estimates for a node at the end of a slice."""
 
     cpu: ResourceEstimate
     mem: ResourceEstimate
@@ -72,18 +72,18 @@ class NodeEstimate:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How a node is modelled.
+    """Parameters of the model of a node.
 
     Attributes
     ----------
     historical : int
-        h: how many predecessors at the same position the window holds beside the current slice.
+        h, the number of earlier slices at the same position in the window, beside the current slice.
     strategies : tuple of str
         Names in :data:`~model.oversubscriptioncomputation.STRATEGIES`.
     cpu, mem : StrategySettings
-        What the strategies are given, by resource.
+        Parameters of the strategies, by resource.
     positions : int
-        S: slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
+        S, the slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
     """
 
     historical: int
@@ -94,27 +94,27 @@ class ModelSettings:
 
     @property
     def uses_vm_samples(self) -> bool:
-        """Whether any of the strategies looks at what single VMs used."""
+        """Whether any strategy uses the samples of single VMs."""
         return any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
 
     @property
     def keeps_vm_samples(self) -> bool:
-        """Whether any of them does so in earlier slices, too."""
+        """Whether any strategy uses the samples of single VMs in earlier slices too."""
         return any(STRATEGIES[name].keeps_vm_samples for name in self.strategies)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What a node's model carries from slice to slice, but for the slices themselves.
+    """The state of a model between two slices, without the slices of its windows.
 
-    Nested dicts whose leaves are numbers, texts and None, so that it can be written down.
+    Nested dicts with numbers, texts and None as leaves, which any serializer can write.
 
     Attributes
     ----------
     node : dict
-        By resource name, what is common to all positions.
+        By resource name, the state that is common to all positions.
     position : dict
-        By resource name, what belongs to one position.
+        By resource name, the state of one position.
     """
 
     node: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class ModelState:
 
 
 class _Position:
-    """The slices of one resource at one position, and the strategies that live there."""
+    """The slices of one resource at one position, and the instances of the strategies."""
 
     def __init__(self, historical: int, strategies: Mapping[str, Strategy]) -> None:
         # One slice more than the window: stability compares the new one with h + 1 older ones.
@@ -131,7 +131,7 @@ class _Position:
         self.strategies = strategies
 
     def stable(self, detector: StabilityDetector) -> bool:
-        """Whether the newest slice resembles the h + 1 older ones; not before there are that many."""
+        """Whether the latest slice resembles the h + 1 slices before it; False as long as there are fewer."""
         *older, new = self.slices
         if len(older) < self.window_length:
             return False
@@ -152,13 +152,13 @@ class _ResourceModel:
         self.positions: dict[int, _Position] = {}
         self.free: dict[str, dict[int, float]] = {name: {} for name in settings.strategies}
         self.shared = self._instances(per_position=False)
-        self.begun_s = math.inf  # the end of the first slice in which the node told anything
-        self.measured = False  # whether it did in the slice before
+        self.begun_s = math.inf  # end of the first slice with samples
+        self.measured = False  # whether the slice before has samples
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
-        chosen = self.settings.cpu if self.resource is CPU else self.settings.mem
+        parameters = self.settings.cpu if self.resource is CPU else self.settings.mem
         return {
-            name: STRATEGIES[name](self.resource, chosen)
+            name: STRATEGIES[name](self.resource, parameters)
             for name in self.settings.strategies
             if STRATEGIES[name].per_position is per_position
         }
@@ -170,7 +170,7 @@ class _ResourceModel:
         return self.positions[position]
 
     def state(self, position: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is common to all positions, and what belongs to this one."""
+        """The state that is common to all positions, and the state of this position."""
         own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
         shared = {name: strategy.state() for name, strategy in self.shared.items()}
         common = {"begun_s": self.begun_s, "measured": self.measured, "free": self.free, "shared": shared}
@@ -180,13 +180,13 @@ class _ResourceModel:
         self.begun_s = float(common["begun_s"])
         self.measured = bool(common["measured"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
-        place = self._at(position)
-        for name, strategy in place.strategies.items():
+        at_position = self._at(position)
+        for name, strategy in at_position.strategies.items():
             if name in self.shared:
                 strategy.restore(common["shared"][name])
             elif name in own:
                 strategy.restore(own[name])
-        place.slices.extend(
+        at_position.slices.extend(
             PresentUsage(finished.vms, finished.usage(self.resource))
             for finished in past
             if finished.end_s >= self.begun_s
@@ -198,7 +198,7 @@ class _ResourceModel:
         if usage.measured:
             self.begun_s = min(self.begun_s, finished.end_s)
         if finished.end_s < self.begun_s:
-            # Slices from before a node's first word are not gaps in what is known of it.
+            # Slices before the first sample of a node are not gaps.
             return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
         position = self._at(finished.position)
         position.slices.append(PresentUsage(finished.vms, usage))
@@ -214,7 +214,7 @@ class _ResourceModel:
     def _estimate(self, name: str, strategy: Strategy, observed: Observation) -> Estimate:
         threshold = strategy.update(observed)
         tier0 = self.resource.tier0(threshold)
-        # Six digits keep what a node is configured with and drop what binary fractions add to it.
+        # Six digits keep any configuration and remove the error of binary fractions.
         free = round(max(0.0, observed.config - tier0), 6)
         if name in self.shared:
             published = free
@@ -233,13 +233,13 @@ class _ResourceModel:
 
 
 class NodeModel:
-    """Computes what is free on one node.
+    """Estimates the free resources of one node.
 
     Parameters
     ----------
     settings : ModelSettings
     detectors : mapping of resource name to StabilityDetector, optional
-        Who decides that a slice is stable; by default the mean predictor for both resources.
+        Decide whether a slice is stable; by default the mean predictor for both resources.
     """
 
     def __init__(self, settings: ModelSettings, detectors: Mapping[str, StabilityDetector] | None = None) -> None:
@@ -249,28 +249,28 @@ class NodeModel:
         ]
 
     def state(self, position: int) -> ModelState:
-        """What has to be kept beside the slices of this position so that :meth:`restore` can go on from here."""
-        found = {model.resource.name: model.state(position) for model in self._resources}
+        """The state that :meth:`restore` needs, beside the slices at this position."""
+        states = {model.resource.name: model.state(position) for model in self._resources}
         return ModelState(
-            node={name: common for name, (common, _) in found.items()},
-            position={name: own for name, (_, own) in found.items()},
+            node={name: common for name, (common, _) in states.items()},
+            position={name: own for name, (_, own) in states.items()},
         )
 
     def restore(self, state: ModelState, position: int, past: Iterable[Slice]) -> None:
-        """Go on at one position from where another model's memory was taken.
+        """Continue at one position from the state of another model.
 
         Parameters
         ----------
         state : ModelState
-            Empty parts are those of a model that has seen nothing.
+            Empty for a model without slices.
         position : int
         past : iterable of Slice
-            The last h + 1 slices at that position, or as many as there were, oldest first.
+            The last h + 1 slices at that position, or fewer at the beginning, oldest first.
 
         Raises
         ------
         KeyError, TypeError
-            When the memory is not that of a model with these settings.
+            When the state belongs to a model with other settings.
         """
         past = tuple(past)
         for model in self._resources:
@@ -279,6 +279,12 @@ class NodeModel:
                 model.restore(state.node[name], state.position.get(name, {}), position, past)
 
     def update(self, finished: Slice) -> NodeEstimate:
-        """Learn from the slice that ended, and estimate what is free. Slices come in time order."""
+        """Update the strategies with the slice that ended, and estimate the free resources.
+
+        Parameters
+        ----------
+        finished : Slice
+            Later than all slices before.
+        """
         cpu, mem = (model.update(finished) for model in self._resources)
         return NodeEstimate(cpu=cpu, mem=mem)

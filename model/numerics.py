@@ -11,35 +11,35 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-#: The percentiles of a dump: every fifth up to 85, every one from 90 on.
+#: The percentiles in a dump: in steps of 5 from 10 to 85, in steps of 1 from 90 to 99.
 PERCENTILES: tuple[int, ...] = (*range(10, 90, 5), *range(90, 100))
 
 
 def round_up(amount: float, step: float) -> float:
-    """The next multiple of ``step``, 1 or a fraction of it, or ``amount`` itself if it is one already.
+    """Round up to a multiple of ``step``, which is 1 or a unit fraction.
 
     >>> round_up(1.11, 0.1), round_up(1.1, 0.1)
     (1.2, 1.1)
     """
     steps = round(1 / step)
-    # Nine digits: 1.1 * 10 is 11.000000000000002, which is no reason to answer 1.2.
+    # Nine digits: 1.1 * 10 is 11.000000000000002, which must not become 1.2.
     return math.ceil(round(amount * steps, 9)) / steps
 
 
 def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:
-    """Percentiles (linear between the two nearest ranks) of rows of unequal length.
+    """Percentiles of rows of unequal length, linear between the two nearest ranks.
 
     Parameters
     ----------
     rows : (v, m) float64
-        Sorted along the second axis, so that the NaN of a short row stand at its end.
+        Sorted along the second axis, with the NaN of short rows at their ends.
     percentiles : sequence of p floats
         0 to 100.
 
     Returns
     -------
     (p, v) float64
-        NaN for a row without samples. The same figures as ``numpy.percentile`` row by row.
+        NaN for a row without samples. Equal to ``numpy.percentile`` of each row.
     """
     counts = rows.shape[1] - np.isnan(rows).sum(axis=1)
     if rows.shape[1] == 0:
@@ -51,20 +51,20 @@ def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArra
     index = np.arange(rows.shape[0])
     low, high, weight = rows[index, below], rows[index, above], rank - below
     step = high - low
-    # From the nearer end, as numpy does: exact at both ends and monotonous in between.
+    # From the nearer end, as in numpy: exact at both ends and monotonic in between.
     return np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight))
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The summary figures of v rows of samples.
+    """Summary figures of v rows of samples.
 
     Attributes
     ----------
     average, deviation, maximum : (v,) float64
         Mean, population standard deviation and maximum; NaN for a row without samples.
     percentiles : (26, v) float64
-        One line per entry of :data:`PERCENTILES`.
+        One row per entry of :data:`PERCENTILES`.
     count : (v,) int
         Number of samples.
     """
@@ -77,12 +77,12 @@ class Summary:
 
 
 def summarise(rows: FloatArray) -> Summary:
-    """The figures that a dump holds of every node and VM, for all rows at once.
+    """Compute the figures that a dump holds of every node and VM, for all rows at once.
 
     Parameters
     ----------
     rows : (v, m) float64
-        Samples, a row padded with NaN.
+        Samples; short rows are padded with NaN.
     """
     ordered = np.sort(rows, axis=1)
     missing = np.isnan(ordered)
@@ -106,9 +106,12 @@ def summarise(rows: FloatArray) -> Summary:
 
 
 def aggregate(samples: FloatArray, size: int) -> FloatArray:
-    """The means of each ``size`` successive samples.
+    """Average each ``size`` successive samples.
 
-    A rest shorter than ``size`` is dropped, unless it is all there is.
+    An incomplete last group is dropped, unless it is the only one.
+
+    >>> aggregate(np.array([1.0, 3.0, 5.0]), 2)
+    array([2.])
     """
     if size <= 1 or samples.size == 0:
         return samples

@@ -1,7 +1,7 @@
-"""The carriers: one period of a node and its VMs, and the window of such periods that a strategy sees.
+"""One slice of a node and its VMs, and the window of slices that a strategy uses.
 
-Missing data is settled before a carrier is built: a sample that is not there is NaN in a VM's row and
-absent from the node's array, an unknown configuration is NaN. Inner code never meets ``None``.
+Missing data is resolved before a slice is built: a missing sample is NaN in the row of a VM and absent from the array
+of the node; an unknown configuration is NaN. The models never see ``None``.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ import numpy as np
 
 from .numerics import FloatArray, aggregate, row_percentiles
 
-#: Beyond any machine, and far from where sums of squares overflow.
+#: Larger than any machine, and small enough that sums of squares do not overflow.
 LARGEST = 1e15
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What tells CPU and memory apart, so that one function serves both."""
+    """The properties in which CPU and memory differ, so that one function computes both."""
 
     name: str
     unit: str
     resolution: float
-    """The step in which thresholds are counted: 0.1 core, 1 MB."""
+    """The step of thresholds: 0.1 core, 1 MB."""
     vm_peak_percentile: float
-    """The percentile that stands for a VM's peak: memory can't be queued for, so its maximum."""
+    """The percentile that is used as the peak of a VM: for memory, which cannot be queued for, the maximum."""
     vm_peak_capped: bool
-    """Whether a VM's peak is capped at its configuration (CPU readings overshoot, memory does not)."""
+    """Whether the peak of a VM is capped at its configuration (CPU readings overshoot, memory does not)."""
     title: str
-    """In headings and sentences."""
+    """The name in headings and sentences."""
     display_unit: str
     display_scale: float
     """Units of the models in one display unit: memory is computed in MB and shown in GB of 2^30 bytes."""
 
     def tier0(self, threshold: float) -> float:
-        """The threshold as it is published: CPU to one decimal, memory truncated to an integer."""
+        """Round a threshold as it is published: CPU to one decimal, memory truncated to an integer."""
         return round(threshold, 1) if self.resolution < 1 else float(math.trunc(threshold))
 
 
@@ -55,13 +55,13 @@ class Usage:
     Attributes
     ----------
     config : float
-        What the node has, cores or MB; NaN when it was never told.
+        The capacity of the node, cores or MB; NaN if unknown.
     node : (n,) float64
-        Usage samples of the node, without gaps; empty when the node gave none.
+        Usage samples of the node, without NaN; empty if there are none.
     vm_config : (v,) float64
-        What each VM was promised; NaN where unknown.
+        The allocation of each VM; NaN if unknown.
     vm_usage : (v, m) float64
-        Usage samples of each VM, a row padded with NaN.
+        Usage samples of each VM; short rows are padded with NaN.
     """
 
     config: float
@@ -71,23 +71,23 @@ class Usage:
 
     @property
     def booked(self) -> float:
-        """The sum of what the VMs were promised; an unknown promise counts as none."""
+        """The sum of the allocations of the VMs; unknown ones count as 0."""
         return float(np.nansum(self.vm_config))
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to compute free resources from."""
+        """Whether free resources can be computed: there are samples and a capacity."""
         return self.node.size > 0 and not math.isnan(self.config)
 
 
 def usage_of(config: float, node: FloatArray, vm_config: Sequence[float], vm_usage: Sequence[FloatArray]) -> Usage:
-    """One resource of a slice, from samples that may miss some.
+    """Build one resource of a slice from samples with gaps.
 
     Parameters
     ----------
     config : float
     node : (n,) float64
-        NaN where a sample is missing.
+        NaN for a missing sample.
     vm_config : sequence of v floats
     vm_usage : sequence of v arrays
         Of any lengths.
@@ -107,7 +107,7 @@ class Slice:
     end_s : float
         Its end, Unix seconds.
     position : int
-        Its index within its scope.
+        The index of the slice within its scope.
     vms : tuple of str
         The VMs present, sorted, in the order of the rows of ``cpu`` and ``mem``.
     """
@@ -124,9 +124,9 @@ class Slice:
 
 
 class PresentUsage:
-    """One resource of a slice beside the names of the VMs whose rows it holds.
+    """One resource of a slice, with the names of the VMs in the order of its rows.
 
-    It stays in as many windows as a window has slices; what they ask of it is computed once.
+    A slice is part of several windows; figures that are used repeatedly are computed once.
     """
 
     __slots__ = ("_peaks", "_rows", "usage", "vms")
@@ -138,7 +138,7 @@ class PresentUsage:
         self._rows: dict[str, int] | None = None
 
     def peak(self, percentile: float, aggregation: int) -> float:
-        """A percentile of the node's samples, averaged in groups; NaN when there are none."""
+        """A percentile of the samples of the node, averaged in groups; NaN if there are none."""
         key = (percentile, aggregation)
         if key not in self._peaks:
             samples = aggregate(self.usage.node, aggregation)
@@ -147,7 +147,7 @@ class PresentUsage:
 
     @property
     def rows(self) -> Mapping[str, int]:
-        """The row of each VM that has samples."""
+        """The index of the row of each VM that has samples."""
         if self._rows is None:
             sampled = np.flatnonzero(~np.isnan(self.usage.vm_usage).all(axis=1))
             self._rows = {self.vms[i]: i for i in sampled.tolist()}
@@ -155,9 +155,9 @@ class PresentUsage:
 
 
 class Window:
-    """The current slice of one resource and its predecessors at the same position, oldest first.
+    """The current slice of one resource and the slices before it at the same position, oldest first.
 
-    What several strategies ask for is computed once: at the first question.
+    Figures that several strategies use are computed once, on first use.
     """
 
     def __init__(self, slices: Sequence[PresentUsage], full_length: int) -> None:
@@ -191,8 +191,8 @@ class Window:
         Returns
         -------
         (v,) float64
-            NaN for a VM whose window is not full: that has no sample of this resource in one of the
-            slices, or that was not there in one of them.
+            NaN for a VM whose window is incomplete: it is absent from one of the slices, or has no sample of this
+            resource in one of them.
         """
         if percentile not in self._vm_percentiles:
             self._vm_percentiles[percentile] = self._vm_percentile(percentile)

@@ -1,4 +1,4 @@
-"""What is published of a node: fresh figures, or the plain statement that there are none."""
+"""The status of a node as it is published: its figures, or the state that explains why there are none."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Figures:
     Attributes
     ----------
     config, booked : float
-        What the node has, what its VMs were promised.
+        The capacity of the node, and the sum of the allocations of its VMs.
     tier0, tier1, tier2 : float
-        Used for sure, between, free, by the slice's own position.
+        Used, between, free, at the position of the slice.
     free : float
-        What was published: the least that is free at any position.
+        The published free: the minimum over all positions.
     slice_end_s : float
         Unix seconds.
     risk, violation_rate : float or None
-        The share of its promises that the strategy means to have broken, and that of the last ones that was. None
-        where there is nothing to tell: unlike NaN, that equals itself when it has been written down and read.
+        The target risk of the strategy, and the share of recent slices that were violated. None if there is no such
+        figure: unlike NaN, None equals itself after it was written and read.
     """
 
     config: float
@@ -50,11 +50,11 @@ class ResourceStatus:
     Attributes
     ----------
     state : str
-        ``ok``; ``stale``: nothing was heard in the last whole slice; ``unknown``: nothing ever was.
+        ``ok``; ``stale``: no samples in the last slice; ``unknown``: no samples yet.
     last : Figures or None
-        The last ones that there were; those of this slice when the state is ``ok``.
+        The latest figures; those of this slice when the state is ``ok``.
     others : mapping of strategy to float
-        What each strategy would have published at the end of this slice, cores or MB.
+        The free resources that each strategy would have published at the end of this slice, cores or MB.
     """
 
     state: State = "unknown"
@@ -63,30 +63,31 @@ class ResourceStatus:
 
     @property
     def free(self) -> float:
-        """What may be placed on the node: nothing, when nothing is known."""
+        """The published free: 0 unless the state is ``ok``."""
         return self.last.free if self.last is not None and self.state == "ok" else 0.0
 
     @property
     def ratio(self) -> float:
-        """(booked + free) / config; NaN when that is not known."""
-        known = self.last is not None and self.last.config > 0
-        return (self.last.booked + self.free) / self.last.config if self.last is not None and known else math.nan
+        """(booked + free) / config; NaN if the configuration is unknown."""
+        if self.last is None or not self.last.config > 0:
+            return math.nan
+        return (self.last.booked + self.free) / self.last.config
 
     def aged(self) -> ResourceStatus:
-        """The same once its slice is no longer the last one."""
-        others = dict.fromkeys(self.others, 0.0)
-        return replace(self, state="unknown" if self.last is None else "stale", others=others)
+        """The status after a later slice without samples."""
+        state: State = "unknown" if self.last is None else "stale"
+        return replace(self, state=state, others=dict.fromkeys(self.others, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node.
+    """The status of a node.
 
     Attributes
     ----------
     node, strategy : str
     slice_end_s : float
-        The end of the slice of which this is said, Unix seconds; NaN before the first.
+        The end of the slice that the status describes, Unix seconds; NaN before the first one.
     cpu, mem : ResourceStatus
     """
 
@@ -98,20 +99,20 @@ class NodeStatus:
 
     @property
     def state(self) -> State:
-        """The better one of its resources: the other one has its own beside it, and publishes 0."""
+        """The better state of the two resources. The other resource has its own state, and publishes 0."""
         states = (self.cpu.state, self.mem.state)
         return "ok" if "ok" in states else "stale" if "stale" in states else "unknown"
 
     def of(self, resource: Resource) -> ResourceStatus:
-        """One resource."""
+        """The status of one resource."""
         return self.cpu if resource is CPU else self.mem
 
     def aged(self, slice_end_s: float) -> NodeStatus:
-        """What is said when a later slice has ended and nothing is known of it."""
+        """The status after a later slice without samples."""
         return replace(self, slice_end_s=slice_end_s, cpu=self.cpu.aged(), mem=self.mem.aged())
 
     def after(self, finished: Slice, estimate: NodeEstimate) -> NodeStatus:
-        """What is said at the end of the next slice."""
+        """The status after the next slice."""
         return replace(
             self,
             slice_end_s=finished.end_s,
@@ -120,20 +121,26 @@ class NodeStatus:
         )
 
     def _resource_after(self, resource: Resource, finished: Slice, estimate: NodeEstimate) -> ResourceStatus:
-        usage, said = finished.usage(resource), estimate.of(resource).by_strategy
+        usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
             return self.of(resource).aged()
-        last = _figures(said[self.strategy], usage.config, usage.booked, finished.end_s)
-        return ResourceStatus("ok", last, {name: answer.published for name, answer in said.items()})
+        last = _figures(estimates[self.strategy], usage.config, usage.booked, finished.end_s)
+        return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
 
-def _figures(said: Estimate, config: float, booked: float, slice_end_s: float) -> Figures:
+def _figures(estimate: Estimate, config: float, booked: float, slice_end_s: float) -> Figures:
     return Figures(
-        *(config, booked, said.tier0, said.tier1, said.tier2, said.published, slice_end_s),
-        risk=_known(said.risk),
-        violation_rate=_known(said.violation_rate),
+        config=config,
+        booked=booked,
+        tier0=estimate.tier0,
+        tier1=estimate.tier1,
+        tier2=estimate.tier2,
+        free=estimate.published,
+        slice_end_s=slice_end_s,
+        risk=_none_if_nan(estimate.risk),
+        violation_rate=_none_if_nan(estimate.violation_rate),
     )
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value

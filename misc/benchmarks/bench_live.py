@@ -28,7 +28,7 @@ with require_libraries("live"):
     from prometheus_client import CollectorRegistry, generate_latest
 
     from model.estimator.checkpoints import CheckpointFile
-    from model.estimator.scheduler import Estimator
+    from model.estimator.scheduler import Scheduler, build_scheduler
     from model.estimator.settings import EstimatorSettings
     from model.estimator.slicing import Calendar
     from model.nodemodel import ModelSettings
@@ -179,7 +179,7 @@ class _Generated:
 
 def _estimator(
     folder: Path, nodes: int, strategies: str, store: object, clock: Iterator[float]
-) -> tuple[Estimator, CheckpointFile, CollectorRegistry]:
+) -> tuple[Scheduler, CheckpointFile, CollectorRegistry]:
     settings = EstimatorSettings(
         nodes=tuple(_node(i) for i in range(nodes)),
         calendar=Calendar(_SLICE_S, 1),
@@ -194,11 +194,11 @@ def _estimator(
         store=StoreSettings(None, folder / "store.sqlite", 86400),
     )
     model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies])
-    checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1)
+    checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1).open()
     registry = CollectorRegistry()
     detectors = {"cpu": mean_predictor, "mem": mean_predictor}
     publishers = {"status file": StatusFile(settings.status, 3600)}
-    estimator = Estimator(
+    estimator = build_scheduler(
         *(settings, model, detectors, store, checkpoints, publishers),  # type: ignore[arg-type]
         clock=lambda: next(clock),
     )
@@ -222,7 +222,7 @@ def _measure(folder: Path, nodes: int, strategies: str, _vms: int) -> int:
     return _timed(estimator, checkpoints, registry)
 
 
-def _timed(estimator: Estimator, checkpoints: CheckpointFile, registry: CollectorRegistry | None) -> int:
+def _timed(estimator: Scheduler, checkpoints: CheckpointFile, registry: CollectorRegistry | None) -> int:
     start, cpu = time.monotonic(), time.process_time()
     missing = asyncio.run(estimator.once())
     if registry is not None:

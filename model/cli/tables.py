@@ -48,12 +48,12 @@ def print_checks(checks: Sequence[tuple[str, bool, str]], *, json: bool = False)
 
     Parameters
     ----------
-    checks : sequence of (target, succeeded, details)
+    checks : sequence of (target, ok, message)
     json : bool
         Print a JSON list of objects with these three keys instead of a table.
     """
     if json:
-        keys = ("target", "ok", "details")
+        keys = ("target", "ok", "message")
         print_json([dict(zip(keys, check, strict=True)) for check in checks])
     else:
         _print_checks_table(checks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version, number, timestamp, whole_number
@@ -148,15 +149,30 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from ..estimator import commands, daemon
+    from ..estimator import options
 
     if args.check_config:
         return _check_config(args)
     if args.status:
-        return commands.run_status(args)
+        from ..estimator.status_command import run_status
+
+        return run_status(options.StatusOptions(watch=args.watch, json=args.json))
+    from ..cli.model_options import given_model_options
+    from ..estimator.settings import nodes_of_option
+
+    nodes = nodes_of_option(args.url)
     if args.check:
-        return commands.run_check(args)
-    return daemon.run(args) if args.export is None else commands.run_export(args)
+        from ..estimator.check_command import run_check
+
+        return run_check(options.CheckOptions(nodes, args.debug, args.json))
+    if args.export is not None:
+        from ..estimator.export_command import run_export
+
+        return run_export(options.ExportOptions(Path(args.export), nodes, args.since, args.until, args.debug))
+    from ..estimator.daemon import run
+
+    output = None if args.output is None else Path(args.output)
+    return run(options.EstimatorOptions(nodes, output, args.debug, args.once, given_model_options(args)))
 
 
 def _check_config(args: argparse.Namespace) -> int:

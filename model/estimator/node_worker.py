@@ -1,40 +1,303 @@
-"""One node: read its slices from the store and compute them, in order."""
+"""One node: reads the slices that its model lacks, computes them in order, and saves a checkpoint after each."""
 
 from __future__ import annotations
 
+import logging
 import math
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 import numpy as np
 
+from ..nodemodel import ModelSettings, ModelState, NodeEstimate, NodeModel
+from ..publishers.prometheus import EstimatorCounts
+from ..replay.dump import slice_figures
 from ..slices import Slice, Usage
+from ..stability import StabilityDetector
 from ..status import NodeStatus
+from ..store.base import StoreRefused, StoreUnavailable
+from .checkpoint_format import CheckpointCorrupt, NodeCheckpoint, PositionCheckpoint
+from .checkpoints import CheckpointFile
+from .slicing import LastConfigs, SliceClock, SliceReader
 
-#: The aggregator tries again after 30 s at most when its store was away.
-CATCH_UP_S = 40.0
+LOG = logging.getLogger("scroogevm.estimator")
+
+#: After an outage of its store the aggregator writes its queue within this time: it retries every 30 s.
+BACKLOG_S = 40.0
+
+OnSlice = Callable[[str, int, Slice, NodeEstimate], object]
 
 
 class StoreBehind(Exception):
-    """The store does not have yet what it is going to have."""
+    """The store lacks samples that the aggregator still has in its queue."""
 
 
-@dataclass(slots=True)
-class NodeProgress:
-    """A node and how far it has come."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a node is.
 
-    done: tuple[int | None, NodeStatus]
-    """The number of its last slice, and what was said at its end: always exchanged together."""
-    busy: bool = False
-    error: str = ""
-    retry_at: float = 0.0
-    waits_until: float = -math.inf
-    """Until when it is waited for what the aggregator kept while the store was away; inf as long as it is."""
+    Attributes
+    ----------
+    number : int or None
+        The last slice that was read; None before the first one.
+    status : NodeStatus
+        The status at its end.
+    """
+
+    number: int | None
+    status: NodeStatus
+
+
+class BacklogWait:
+    """Waits for the aggregator's backlog after an outage of the store.
+
+    The backlog is written in order. A sample that is newer than a slice shows that the slice is complete.
+
+    Parameters
+    ----------
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = -math.inf
+
+    def start(self) -> None:
+        """Note that the store is unavailable."""
+        self._until = math.inf
+
+    def check(self, has_newer_samples: Callable[[], bool]) -> None:
+        """Return once the store has the samples of a slice, or :data:`BACKLOG_S` after the end of the outage.
+
+        Parameters
+        ----------
+        has_newer_samples : callable
+            Whether the store has samples that are newer than the slice.
+
+        Raises
+        ------
+        StoreBehind
+        """
+        if self._until < self._clock():
+            return
+        newer = has_newer_samples()
+        self._until = min(self._until, self._clock() + BACKLOG_S)
+        if not newer:
+            raise StoreBehind("the store is available again, waiting for the backlog of vmaggreg.py")
+        self._until = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """Computes one slice of any node from its checkpoint.
+
+    Attributes
+    ----------
+    settings : ModelSettings
+    detectors : mapping of resource name to StabilityDetector
+    """
+
+    settings: ModelSettings
+    detectors: Mapping[str, StabilityDetector]
+
+    def restore(self, before: NodeCheckpoint | None, state: PositionCheckpoint, position: int) -> NodeModel:
+        """The model of a node at a position; a new one without a checkpoint.
+
+        Raises
+        ------
+        CheckpointCorrupt
+        """
+        model = NodeModel(self.settings, self.detectors)
+        if before is not None:
+            past = [state.past[number] for number in sorted(state.past)]
+            try:
+                model.restore(ModelState(before.model, state.own), position, past)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise CheckpointCorrupt(repr(error)) from None
+        return model
+
+    def kept(self, finished: Slice) -> Slice:
+        """The part of a slice that later slices need."""
+        return finished if self.settings.keeps_vm_samples else without_vm_samples(finished)
+
+
+class NodeWorker:
+    """Brings one node up to date; each call runs in a thread of the scheduler.
+
+    Parameters
+    ----------
+    node : str
+    slice_clock : SliceClock
+    reader : SliceReader
+    runner : ModelRunner
+    checkpoints : CheckpointFile
+    counts : EstimatorCounts
+    previous_scopes : int
+        Scopes before the current one that are read for a node without a checkpoint.
+    recorded : bool
+        Whether the figures of every slice are kept for dumps.
+    on_slice : callable
+        Called with node, number, slice and estimate after the checkpoint is saved.
+    monotonic : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        slice_clock: SliceClock,
+        reader: SliceReader,
+        runner: ModelRunner,
+        checkpoints: CheckpointFile,
+        counts: EstimatorCounts,
+        *,
+        previous_scopes: int = 0,
+        recorded: bool = False,
+        on_slice: OnSlice = lambda *_: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.node = node
+        self.error = ""
+        self._unknown = NodeStatus(node, runner.settings.strategies[0])
+        self.progress = Progress(None, self._unknown)
+        self._slice_clock = slice_clock
+        self._calendar = slice_clock.calendar
+        self._reader = reader
+        self._runner = runner
+        self._checkpoints = checkpoints
+        self._counts = counts
+        self._previous_scopes = previous_scopes
+        self._recorded = recorded
+        self._on_slice = on_slice
+        self._backlog = BacklogWait(monotonic)
+
+    def load(self) -> None:
+        """Take the progress from the checkpoint; a corrupt one is reported by :meth:`catch_up`."""
+        try:
+            checkpoint = self._checkpoints.node(self.node)
+        except (CheckpointCorrupt, sqlite3.Error):
+            return
+        if checkpoint is not None:
+            self.progress = Progress(checkpoint.number, checkpoint.status)
+
+    def is_behind(self, due: int) -> bool:
+        """Whether there is something to compute or to correct."""
+        number = self.progress.number
+        return number is None or number < due or _is_ahead(number, due)
+
+    def catch_up(self, due: int, is_stopping: Callable[[], bool] = lambda: False) -> NodeStatus:
+        """Compute all slices up to the due one; returns the status at the end of the last one that could be read.
+
+        Never raises: ``error`` is the reason why the due slice could not be computed, or empty.
+        """
+        try:
+            self._backlog.check(lambda: self._has_samples_after(due))
+            self._advance(due, is_stopping)
+            self.error = ""
+        except StoreUnavailable as error:
+            self.error = str(error)
+            self._backlog.start()
+        except (StoreRefused, StoreBehind) as error:
+            self.error = str(error)
+        except sqlite3.Error as error:
+            self.error = f"the checkpoint file cannot be read: {error}"
+        except Exception as error:
+            # A defect, or unexpected data of this node, must not stop the other nodes.
+            if not self.error:
+                LOG.exception("%s: slice failed", self.node)
+            self.error = f"internal error: {error!r}"
+        if self.error:
+            self._counts.failures += 1
+        return self.progress.status
+
+    def _has_samples_after(self, due: int) -> bool:
+        return self._reader.has_samples_from(self.node, self._calendar.bounds_ms(due)[1], self._slice_clock.now_s())
+
+    def _advance(self, due: int, is_stopping: Callable[[], bool]) -> None:
+        try:
+            self._compute_missing(due, is_stopping)
+        except CheckpointCorrupt as error:
+            LOG.warning("%s: checkpoint discarded, the node starts from the stored samples: %s", self.node, error)
+            self._checkpoints.delete(self.node)
+            self.progress = Progress(None, self._unknown)
+            self._compute_missing(due, is_stopping)
+
+    def _compute_missing(self, due: int, is_stopping: Callable[[], bool]) -> None:
+        checkpoint = self._checkpoints.node(self.node)
+        if checkpoint is not None and _is_ahead(checkpoint.number, due):
+            end = format_utc(self._calendar.end_s(checkpoint.number))
+            raise CheckpointCorrupt(f"its last slice ends in the future, at {end}")
+        if checkpoint is not None:
+            # Also when a slice was saved and a later step of it failed.
+            self.progress = Progress(checkpoint.number, checkpoint.status)
+        for number in range(self._first(checkpoint, due), due + 1):
+            # The clock may have been corrected meanwhile.
+            if is_stopping() or number > self._slice_clock.due():
+                return
+            configs = checkpoint.configs.copy() if checkpoint else LastConfigs()
+            finished = self._reader.read(self.node, number, configs)
+            if is_stopping():
+                return
+            if checkpoint is not None or _has_data(finished):
+                checkpoint = self._compute(number, finished, checkpoint, configs)
+                self.progress = Progress(number, checkpoint.status)
+            else:
+                self.progress = Progress(number, self.progress.status.aged(self._calendar.end_s(number)))
+            self._counts.slices += 1
+
+    def _first(self, checkpoint: NodeCheckpoint | None, due: int) -> int:
+        """The first slice to compute."""
+        if checkpoint is not None:
+            return checkpoint.number + 1
+        number = self.progress.number
+        if number is not None and not _is_ahead(number, due):
+            return number + 1  # the slices before were read and had no data
+        return self._calendar.scope_start(due) - self._previous_scopes * self._calendar.positions
+
+    def _compute(
+        self, number: int, finished: Slice, before: NodeCheckpoint | None, configs: LastConfigs
+    ) -> NodeCheckpoint:
+        """Update the model with a slice, and save the checkpoint."""
+        position = finished.position
+        state = self._checkpoints.position(self.node, position)
+        model = self._runner.restore(before, state, position)
+        # Impossible samples may overflow; the results are infinite, as in a replay.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            estimate = model.update(finished)
+        status = (before.status if before else self._unknown).after(finished, estimate)
+        after = model.state(position)
+        checkpoint = NodeCheckpoint(number, after.node, configs, status)
+        state.own = after.position
+        state.past[number] = self._runner.kept(finished)
+        figures = slice_figures(finished, estimate) if self._recorded else None
+        self._checkpoints.save(self.node, checkpoint, position, state, figures)
+        self._on_slice(self.node, number, finished, estimate)
+        return checkpoint
+
+
+def _is_ahead(number: int, due: int) -> bool:
+    """Whether a slice is so far in the future that the clock must have been wrong; one slice ahead is waited for."""
+    return number - due > 1
+
+
+def _has_data(finished: Slice) -> bool:
+    """Whether anything is known of the node in a slice."""
+    return bool(finished.vms) or not (math.isnan(finished.cpu.config) and math.isnan(finished.mem.config))
 
 
 def without_vm_samples(finished: Slice) -> Slice:
-    """What is kept of a slice when no strategy will ask again what single VMs used."""
-    return replace(finished, cpu=_node_alone(finished.cpu), mem=_node_alone(finished.mem))
+    """A slice without the samples of its VMs, which are by far the largest part."""
+    return replace(finished, cpu=_node_only(finished.cpu), mem=_node_only(finished.mem))
 
 
-def _node_alone(usage: Usage) -> Usage:
+def _node_only(usage: Usage) -> Usage:
     return replace(usage, vm_usage=np.empty((usage.vm_config.size, 0)))
+
+
+def format_utc(seconds: float) -> str:
+    """A time as log lines show it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,13 +1,14 @@
-"""Stored samples to slices.
+"""Builds slices from stored samples.
 
-A trace of the same samples gives the same slices: what a store knows is cleaned here as a trace's reader
-would refuse it, and what one slice did not tell of a configuration is taken from the one before.
+A trace exported from the same samples gives the same slices: values that the trace reader refuses are dropped here,
+and a configuration that is missing in a slice is taken from the slice before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,50 +17,54 @@ import numpy as np
 from ..numerics import FloatArray
 from ..samples import Samples
 from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
+from ..store.base import Store
 
-#: What is asked of a store, of the node and of its domains.
+#: Fields that are read from the store, of the node and of its domains.
 FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage")
 CONFIG_FIELDS = ("cpu", "mem")
 
-_NOTHING: FloatArray = np.empty(0)
+#: Nodes that are not read yet keep the figures of the slice before for at most this long after the slice's end.
+_LONGEST_GRACE_S = 120.0
+
+_NO_SAMPLES: FloatArray = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """How time is divided: slice number k goes from k times its length to before the next, Unix seconds.
+    """Divides time into slices: slice ``k`` lasts from ``k * slice_s`` to before ``(k + 1) * slice_s``, Unix seconds.
 
     Attributes
     ----------
     slice_s : float
     positions : int
-        S: slices of a scope.
+        S, the slices of a scope.
     """
 
     slice_s: float
     positions: int
 
     def last_ended(self, now_s: float) -> int:
-        """The number of the slice that ended last."""
+        """The number of the last slice that has ended."""
         return math.floor(now_s / self.slice_s) - 1
 
     def end_s(self, number: int) -> float:
-        """When a slice ends."""
+        """The end of a slice."""
         return (number + 1) * self.slice_s
 
     def bounds_ms(self, number: int) -> tuple[int, int]:
-        """The first millisecond of a slice, and the first of the next."""
+        """The first millisecond of a slice, and the first of the next one."""
         return math.ceil(number * self.slice_s * 1000), math.ceil((number + 1) * self.slice_s * 1000)
 
     def position(self, number: int) -> int:
-        """Which slice of its scope it is."""
+        """The index of a slice within its scope."""
         return number % self.positions
 
     def scope_start(self, number: int) -> int:
-        """The first slice of the scope in which a slice is."""
+        """The first slice of the scope that holds a slice."""
         return number - self.position(number)
 
     def trace_config(self, node_name: str, historical: int) -> dict[str, Any]:
-        """What stands in the ``config`` of a trace of a node, whose window is ``historical`` scopes beside the last."""
+        """The ``config`` of a trace of a node whose window holds ``historical`` scopes beside the current one."""
         return {
             "node_name": node_name,
             "node_scope": self.slice_s * self.positions,
@@ -68,25 +73,112 @@ class Calendar:
         }
 
 
+class SliceClock:
+    """The calendar at the present time.
+
+    Parameters
+    ----------
+    calendar : Calendar
+    settle_s : float
+        From the end of a slice until it is due: its last samples have to reach the store.
+    clock : callable
+        Unix seconds.
+    """
+
+    def __init__(self, calendar: Calendar, settle_s: float, clock: Callable[[], float] = time.time) -> None:
+        self.calendar = calendar
+        self._settle_s = settle_s
+        self._clock = clock
+
+    def now_s(self) -> float:
+        """Unix seconds."""
+        return self._clock()
+
+    def due(self) -> int:
+        """The last slice that has ended and settled."""
+        return self.calendar.last_ended(self._clock() - self._settle_s)
+
+    def late_s(self, number: int) -> float:
+        """Seconds since the end of a slice; negative before it."""
+        return self._clock() - self.calendar.end_s(number)
+
+    def until_due_s(self, number: int) -> float:
+        """Seconds until a slice is due; negative afterwards."""
+        return self._settle_s - self.late_s(number)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds after the end of a slice during which the figures of the slice before are still published."""
+        return self._settle_s + min(_LONGEST_GRACE_S, self.calendar.slice_s / 4)
+
+
 @dataclass(slots=True)
 class LastConfigs:
-    """The configurations that were told last: cores or vCPUs, and MB; NaN where they never were.
+    """The last known configurations: cores or vCPUs, and MB; NaN where none is known.
 
     Attributes
     ----------
     node : tuple of two floats
     vms : dict of name to tuple of two floats
-        Of the VMs of the slice before: one that comes back may be another one.
+        Only of the VMs of the slice before: a VM that returns later may be a different one.
     """
 
     node: tuple[float, float] = (math.nan, math.nan)
     vms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    def copy(self) -> LastConfigs:
+        """An independent copy."""
+        return LastConfigs(self.node, dict(self.vms))
+
+
+class SliceReader:
+    """Reads the slices of nodes from a store.
+
+    Parameters
+    ----------
+    store : Store
+    calendar : Calendar
+    with_vm_samples : bool
+        Whether the samples of the VMs are needed. Their configurations alone are a much smaller query.
+    """
+
+    def __init__(self, store: Store, calendar: Calendar, *, with_vm_samples: bool) -> None:
+        self._store = store
+        self._calendar = calendar
+        self._with_vm_samples = with_vm_samples
+
+    def read(self, node: str, number: int, known: LastConfigs) -> Slice:
+        """Read one slice of a node; ``known`` is updated.
+
+        Raises
+        ------
+        StoreUnavailable, StoreRefused
+        """
+        start_ms, end_ms = self._calendar.bounds_ms(number)
+        if self._with_vm_samples:
+            period = self._store.read(node, start_ms, end_ms, FIELDS)
+            configs, vm_samples = last_configs(period.domains), period.domains
+            return build_slice(number, self._calendar, known, period.node, configs, vm_samples)
+        period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)
+        configs = self._store.last_configs(node, start_ms, end_ms)
+        return build_slice(number, self._calendar, known, period.node, configs)
+
+    def has_samples_from(self, node: str, start_ms: int, now_s: float) -> bool:
+        """Whether the store has a sample of a node between a time and the present.
+
+        Raises
+        ------
+        StoreUnavailable, StoreRefused
+        """
+        period = self._store.read(node, start_ms, int(now_s * 1000) + 1, ("cpu",), domains=False)
+        return period.node.time_ms.size > 0
+
 
 def last_configs(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
     """The last value of ``cpu`` and ``mem`` of each domain."""
     return {
-        name: {field: _last_told(samples.fields[field]) for field in CONFIG_FIELDS} for name, samples in domains.items()
+        name: {field: _last_value(samples.fields[field]) for field in CONFIG_FIELDS}
+        for name, samples in domains.items()
     }
 
 
@@ -98,35 +190,36 @@ def build_slice(
     vms: Mapping[str, Mapping[str, float]],
     vm_samples: Mapping[str, Samples] | None = None,
 ) -> Slice:
-    """The slice that ended.
+    """Build a slice that has ended.
 
     Parameters
     ----------
     number : int
     calendar : Calendar
     known : LastConfigs
-        Is brought up to date.
+        Updated in place.
     node : Samples
-        With :data:`FIELDS`.
+        With the fields :data:`FIELDS`.
     vms : mapping of name to the last ``cpu`` and ``mem``
-        A VM that told neither was not there.
+        A VM without either was absent.
     vm_samples : mapping of name to Samples, optional
-        With the usage of the VMs, where that is wanted.
+        Usage of the VMs, if it is needed.
     """
-    known.node = _merged(known.node, [_last_told(configured(node.fields[field])) for field in CONFIG_FIELDS])
-    told = {
-        name: [_sane(values.get(field, math.nan)) for field in CONFIG_FIELDS] for name, values in sorted(vms.items())
+    known.node = _merge(known.node, [_last_value(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
+    reported = {
+        name: [_valid_vm_config(values.get(field, math.nan)) for field in CONFIG_FIELDS]
+        for name, values in sorted(vms.items())
     }
     known.vms = {
-        name: _merged(known.vms.get(name, (math.nan, math.nan)), values)
-        for name, values in told.items()
+        name: _merge(known.vms.get(name, (math.nan, math.nan)), values)
+        for name, values in reported.items()
         if not all(math.isnan(value) for value in values)
     }
     names = tuple(known.vms)
     usages = [
         usage_of(
             known.node[i],
-            clean(node.fields[f"{resource.name}_usage"]),
+            valid_samples(node.fields[f"{resource.name}_usage"]),
             [known.vms[name][i] for name in names],
             [_vm_usage(vm_samples, name, resource) for name in names],
         )
@@ -135,34 +228,34 @@ def build_slice(
     return Slice(calendar.end_s(number), calendar.position(number), names, *usages)
 
 
-def clean(values: FloatArray) -> FloatArray:
-    """Samples, NaN where one can't be of a machine."""
+def valid_samples(values: FloatArray) -> FloatArray:
+    """Samples, with NaN in place of values beyond any machine."""
     return np.where(np.abs(values) <= LARGEST, values, np.nan)
+
+
+def valid_node_config(values: FloatArray) -> FloatArray:
+    """Configurations of a node, with NaN in place of impossible values: every node has cores and memory."""
+    return np.where((values > 0) & (values <= LARGEST), values, np.nan)
 
 
 def _vm_usage(vm_samples: Mapping[str, Samples] | None, name: str, resource: Resource) -> FloatArray:
     if vm_samples is None or name not in vm_samples:
-        return _NOTHING
-    return clean(vm_samples[name].fields[f"{resource.name}_usage"])
+        return _NO_SAMPLES
+    return valid_samples(vm_samples[name].fields[f"{resource.name}_usage"])
 
 
-def configured(values: FloatArray) -> FloatArray:
-    """What a node says it has, NaN where that can't be: a node without cores or memory is none."""
-    return np.where((values > 0) & (values <= LARGEST), values, np.nan)
+def _last_value(values: FloatArray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present[-1]) if present.size else math.nan
 
 
-def _last_told(values: FloatArray) -> float:
-    told = values[~np.isnan(values)]
-    return float(told[-1]) if told.size else math.nan
-
-
-def _sane(value: float) -> float:
+def _valid_vm_config(value: float) -> float:
     return value if 0 <= value <= LARGEST else math.nan
 
 
-def _merged(before: tuple[float, float], told: Sequence[float]) -> tuple[float, float]:
-    cpu, mem = (old if math.isnan(new) else new for old, new in zip(before, told, strict=True))
+def _merge(before: tuple[float, float], new: Sequence[float]) -> tuple[float, float]:
+    cpu, mem = (old if math.isnan(value) else value for old, value in zip(before, new, strict=True))
     return cpu, mem
 
 
-assert RESOURCES[0] is CPU  # noqa: S101  # CONFIG_FIELDS and LastConfigs are in this order
+assert RESOURCES[0] is CPU  # noqa: S101  # CONFIG_FIELDS and LastConfigs have this order

@@ -1,4 +1,4 @@
-"""A stored period of a node as a trace: what ran live can be replayed."""
+"""A stored period of a node as a trace, which a replay reads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..numerics import FloatArray
 from ..samples import Samples
 from ..store.base import Store
 from .settings import EstimatorSettings
-from .slicing import CONFIG_FIELDS, FIELDS, LastConfigs, build_slice, clean, configured, last_configs
+from .slicing import CONFIG_FIELDS, FIELDS, LastConfigs, build_slice, last_configs, valid_node_config, valid_samples
 
 _DOMAIN_FIELDS = (*FIELDS, "mem_rss")
 
 
 class NothingStored(Exception):
-    """There is not one sample in the period."""
+    """The period holds no sample of the node."""
 
 
 def export(
@@ -31,13 +30,12 @@ def export(
 ) -> Iterator[bytes]:
     """The trace of a node from slice ``first`` to slice ``last``, as pieces of JSON.
 
-    It begins with the first slice of which something is stored. From there on every slice is there, ``{}`` where there
-    is nothing: positions are counted.
+    A slice without samples is ``{}``: the replay derives positions from the index of a slice.
 
     Raises
     ------
     NothingStored
-    StoreUnavailable
+    StoreUnavailable, StoreRefused
     """
     calendar, known = settings.calendar, LastConfigs()
     node_slices: list[bytes] = []
@@ -45,12 +43,12 @@ def export(
     samples = 0
     for number in range(first, last + 1):
         period = store.read(node, *calendar.bounds_ms(number), _DOMAIN_FIELDS)
-        # Who was there is decided by the code that decides it live.
-        found = build_slice(number, calendar, known, period.node, last_configs(period.domains))
-        for name in found.vms:
-            vms.setdefault(name, {})[number] = _lists(period.domains[name], _DOMAIN_FIELDS)
-        more = {"vm": list(found.vms)} if period.node.time_ms.size else {}
-        node_slices.append(_lists(_with_configuration(period.node), FIELDS, more))
+        # The live code decides which VMs are present, so that a replay sees the same ones.
+        finished = build_slice(number, calendar, known, period.node, last_configs(period.domains))
+        for name in finished.vms:
+            vms.setdefault(name, {})[number] = _encode_slice(period.domains[name], _DOMAIN_FIELDS)
+        more = {"vm": list(finished.vms)} if period.node.time_ms.size else {}
+        node_slices.append(_encode_slice(_with_valid_config(period.node), FIELDS, more))
         samples += period.node.time_ms.size
         on_slice()
     if not samples:
@@ -65,18 +63,19 @@ def export(
     yield b"}}\n"
 
 
-def _with_configuration(node: Samples) -> Samples:
-    """A node without cores or memory is none: a trace refuses what the live estimator ignores."""
-    return Samples(node.time_ms, {**node.fields, **{name: configured(node.fields[name]) for name in CONFIG_FIELDS}})
+def _with_valid_config(node: Samples) -> Samples:
+    """Samples without the configurations that the trace reader refuses and the live estimator ignores."""
+    configs = {name: valid_node_config(node.fields[name]) for name in CONFIG_FIELDS}
+    return Samples(node.time_ms, {**node.fields, **configs})
 
 
-def _lists(samples: Samples, fields: tuple[str, ...], more: dict[str, Any] | None = None) -> bytes:
-    """A slice of a node or a VM; full precision, null where a sample is missing."""
+def _encode_slice(samples: Samples, fields: tuple[str, ...], more: dict[str, Any] | None = None) -> bytes:
+    """A slice of a node or a VM in full precision, with null for a missing sample."""
     if not samples.time_ms.size:
         return b"{}"
-    columns = {name: _numbers(samples.fields[name]) for name in fields if not np.isnan(samples.fields[name]).all()}
+    columns = {
+        name: valid_samples(samples.fields[name]).tolist()
+        for name in fields
+        if not np.isnan(samples.fields[name]).all()
+    }
     return msgspec.json.encode({"time": (samples.time_ms / 1000).tolist(), **columns, **(more or {})})
-
-
-def _numbers(values: FloatArray) -> list[float]:
-    return clean(values).tolist()

@@ -1,4 +1,4 @@
-"""scroogevm.py as a daemon: a real process, on a store that somebody writes to meanwhile."""
+"""scroogevm.py as a daemon: a real process, on a store that is written to meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model import __version__
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.dump import read_dumps
@@ -63,7 +65,7 @@ def env(tmp_path: Path) -> Environment:
 
 @contextlib.contextmanager
 def written(store: Store, nodes: list[str] | None = None) -> Iterator[set[str]]:
-    """Ticks of all nodes, ten a second, as long as the block lasts; nodes in the set that it gives are left out."""
+    """Write samples of all nodes ten times a second during the block; the nodes in the yielded set are left out."""
     draw = np.random.default_rng(5)
     stop, silent = threading.Event(), set[str]()
 
@@ -124,14 +126,14 @@ def end(process: subprocess.Popen[str], sent: signal.Signals = signal.SIGTERM) -
     return stderr
 
 
-def begun(store: SqliteStore) -> None:
+def wait_for_samples(store: SqliteStore) -> None:
     """Wait until the last whole slice holds samples of all nodes."""
 
-    def there() -> bool:
+    def stored() -> bool:
         end_ms = int(time.time() - 0.3) * 1000
         return all(store.read(node, end_ms - 1000, end_ms, ("cpu",), domains=False).node.time_ms.size for node in NODES)
 
-    wait_for(there)
+    wait_for(stored)
 
 
 def status(env: Environment) -> dict[str, Any]:
@@ -177,9 +179,9 @@ def test_published_figures_are_those_of_the_last_slice(env: Environment, store: 
     assert node["slice_end"] + 1 <= node["valid_until"] <= node["slice_end"] + 3
 
 
-def test_node_that_falls_silent_is_stale_alone_and_comes_back(env: Environment, store: SqliteStore) -> None:
+def test_silent_node_is_stale_and_recovers_and_the_others_stay_ok(env: Environment, store: SqliteStore) -> None:
     with written(store) as silent, contextlib.ExitStack() as started:
-        begun(store)
+        wait_for_samples(store)
         daemon = started.enter_context(running(env))
         wait_for(all_ok(env))
         silent.add(NODES[1])
@@ -187,17 +189,17 @@ def test_node_that_falls_silent_is_stale_alone_and_comes_back(env: Environment, 
         assert status(env)[NODES[1]]["free_cpu"] == 0
         silent.clear()
         wait_for(all_ok(env))
-        told = end(daemon)
-    assert told.count(f"samples of {NODES[1]}: none in the slice") == 1
-    assert told.count(f"samples of {NODES[1]}: recovered") == 1
+        log = end(daemon)
+    assert log.count(f"samples of {NODES[1]}: none in the slice that ended at ") == 1
+    assert log.count(f"samples of {NODES[1]}: recovered") == 1
     assert daemon.returncode == 0
 
 
 # --- restarts ----------------------------------------------------------------------------------------
 
 
-def test_killed_daemon_goes_on_as_if_it_had_not_been(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
-    """Killed three times at any moment; at the end every strategy says what a replay of the store says."""
+def test_killed_daemon_continues_without_losing_a_slice(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+    """Killed at three arbitrary moments; at the end all strategies have the figures of a replay of the store."""
     with written(store):
         for moment in (2.3, 1.7, 2.9):
             with running(env, "-s", "all", "-d", "1", "-o", str(tmp_path)) as daemon:
@@ -230,27 +232,29 @@ def test_killed_daemon_goes_on_as_if_it_had_not_been(env: Environment, store: Sq
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_with_zero_and_without_a_word(
+def test_signal_stops_the_daemon_with_exit_code_zero_and_no_log_line(
     sent: signal.Signals, env: Environment, store: SqliteStore
 ) -> None:
     with written(store), contextlib.ExitStack() as started:
-        begun(store)
+        wait_for_samples(store)
         daemon = started.enter_context(running(env))
         wait_for(all_ok(env))
-        assert end(daemon, sent) == ""
+        (line,) = end(daemon, sent).splitlines()
     assert daemon.returncode == 0
+    assert " started: " in line
 
 
-def test_second_daemon_on_the_same_memory_is_refused(env: Environment, store: SqliteStore) -> None:
+def test_second_daemon_on_the_same_checkpoint_file_is_refused(env: Environment, store: SqliteStore) -> None:
     with written(store), running(env):
         wait_for(all_ok(env))
         second = run(env)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-        assert "another scroogevm.py is at work with it" in second.stderr
+        path = Path(env["STATE_ENDPOINT"]).with_name("estimator.sqlite")
+        assert second.stderr == f"scroogevm.py: {path}: another scroogevm.py uses it\n"
         wait_for(all_ok(env))
 
 
-def test_leftovers_of_a_killed_writer_are_removed(env: Environment, store: SqliteStore) -> None:
+def test_temporary_files_of_a_killed_daemon_are_removed(env: Environment, store: SqliteStore) -> None:
     left = Path(env["STATE_ENDPOINT"]).parent / ".status.json.0123456789ab.tmp"
     left.parent.mkdir()
     left.write_text("{")
@@ -261,7 +265,7 @@ def test_leftovers_of_a_killed_writer_are_removed(env: Environment, store: Sqlit
 # --- InfluxDB ----------------------------------------------------------------------------------------
 
 
-def test_influxdb_that_is_killed_frozen_and_back_costs_no_slice(env: Environment, tmp_path: Path) -> None:
+def test_influxdb_that_is_killed_or_frozen_costs_no_slice(env: Environment, tmp_path: Path) -> None:
     with influx_server(tmp_path / "influxd") as (url, token, org, server):
         if server is None or server._process is None:
             pytest.skip("only a server of our own may be killed")
@@ -287,21 +291,21 @@ def test_influxdb_that_is_killed_frozen_and_back_costs_no_slice(env: Environment
             wait_for(all_ok(env))
             server._process.send_signal(signal.SIGSTOP)
             time.sleep(1)
-            # Nobody waits for a server that is mute.
+            # The end does not wait for a server that does not respond.
             start = time.monotonic()
-            told = end(daemon)
+            log = end(daemon)
             assert time.monotonic() - start < 20
             server._process.send_signal(signal.SIGCONT)
         store.close()
     assert daemon.returncode == 0
-    assert 1 <= told.count("store: InfluxDB") <= 3
+    assert 1 <= log.count("store: InfluxDB") <= 3
     (path, *_) = tmp_path.glob("dump-*.json")
     epoch = read_dumps(path)[0].epoch
     assert np.array_equal(np.diff(epoch), np.ones(len(epoch) - 1))
     assert len(epoch) > 5
 
 
-# --- what a person asks ------------------------------------------------------------------------------
+# --- status and metrics -----------------------------------------------------------------------------
 
 
 def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: SqliteStore) -> None:
@@ -314,11 +318,11 @@ def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: 
         if status(env) != before:
             before = status(env)
             text = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
-    found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
-    for node, said in before.items():
-        assert found[f'scroogevm_node_free_cpu_cores{{node="{node}"}}'] == said["free_cpu"]
-        assert found[f'scroogevm_node_free_memory_bytes{{node="{node}"}}'] == said["free_mem"] * 2**20
-        assert found[f'scroogevm_node_state{{node="{node}",state="ok"}}'] == 1
+    metrics = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+    for node, published in before.items():
+        assert metrics[f'scroogevm_node_free_cpu_cores{{node="{node}"}}'] == published["free_cpu"]
+        assert metrics[f'scroogevm_node_free_memory_bytes{{node="{node}"}}'] == published["free_mem"] * 2**20
+        assert metrics[f'scroogevm_node_state{{node="{node}",state="ok"}}'] == 1
         assert f'scroogevm_node_strategy_free_cpu_cores{{node="{node}",strategy="rclike"}}' in text
     if shutil.which("promtool") is None:
         pytest.skip("no promtool on PATH: Debian's package prometheus has it")
@@ -326,7 +330,7 @@ def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: 
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
-def test_page_shows_what_the_file_says(env: Environment, store: SqliteStore) -> None:
+def test_page_shows_the_figures_of_the_status_file(env: Environment, store: SqliteStore) -> None:
     port = free_port()
     env |= {"SCHED_METRICS_PORT": str(port), "SCHED_SCOPE_SLICE_S": "2", "SCHED_SCOPE_S": "4"}
     with written(store), running(env, "-s", "borg,doa"):
@@ -356,9 +360,25 @@ def test_status_is_shown_as_a_table(env: Environment, store: SqliteStore) -> Non
     assert "is it running?" in outdated
 
 
-def test_watched_status_goes_on_until_it_is_interrupted(env: Environment, store: SqliteStore) -> None:
+def test_watched_status_is_shown_until_interrupted(env: Environment, store: SqliteStore) -> None:
     with written(store), running(env, "-s", "borg"):
         wait_for(all_ok(env))
+        ours, terminal = os.openpty()
+        os.set_blocking(ours, False)
+        shown = b""
+
+        def shows_a_node() -> bool:
+            nonlocal shown
+            shown += os.read(ours, 65536)
+            return NODES[0].encode() in shown
+
+        with running({**env, "COLUMNS": "200", "TERM": "xterm"}, "--watch", stdout=terminal) as watcher:
+            wait_for(shows_a_node)
+            watcher.send_signal(signal.SIGINT)
+            _, stderr = watcher.communicate(timeout=10)
+        os.close(ours)
+        os.close(terminal)
+        assert (watcher.returncode, stderr) == (0, "")
         with running(env, "--watch", stdout=subprocess.PIPE) as watcher:
             assert watcher.stdout
             # Into a pipe the table is printed before the end.
@@ -374,9 +394,10 @@ def test_missing_status_is_one_line(env: Environment) -> None:
     assert "status.json: No such file or directory" in done.stderr
 
 
-def test_once_publishes_and_leaves(env: Environment, store: SqliteStore) -> None:
+def test_once_publishes_and_exits(env: Environment, store: SqliteStore) -> None:
+    env["SCHED_SCOPE_INIT_FETCH_PREVIOUS"] = "50"
     with written(store):
-        time.sleep(2.5)
+        wait_for_samples(store)
     assert run(env, "--once").returncode == 0
     assert set(states(env)) <= {"ok", "stale"}
 
@@ -386,26 +407,27 @@ def test_dumps_of_a_daemon_can_be_read_like_those_of_a_replay(
 ) -> None:
     folder = tmp_path / "dumps"
     env["SCHED_NODES"] = json.dumps(NODES[:1])
-    with written(store), running(env, "-s", "scroogevm,percentile", "-d", "2", "-o", str(folder)) as daemon:
-        wait_for(lambda: states(env) == ["ok"])
-        time.sleep(2)
-        told = end(daemon)
+    with written(store), contextlib.ExitStack() as started:
+        wait_for_samples(store)
+        daemon = started.enter_context(running(env, "-s", "scroogevm,percentile", "-d", "2", "-o", str(folder)))
+        wait_for(lambda: list(folder.glob("dump-*.png")), 60)
+        log = end(daemon)
     results = load_results(folder)
     assert results.strategies == ["scroogevm", "percentile"]
     assert results.node_name == NODES[0]
     (picture,) = folder.glob("dump-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert " scroogevm: 4 VMs, booked 8.0 cores 4096 MB, free " in told
+    assert " scroogevm: 4 VMs, booked 8.0 cores 4096 MB, free " in log
     dump = strict_json(next(folder.glob("dump-*.json")).read_bytes())
     assert dump["config"]["strategy"] == "scroogevm"
     assert set(dump["vm"]) == {f"vm-{i}" for i in range(4)}
 
 
-# --- what is told in one line ------------------------------------------------------------------------
+# --- mistakes: one line and exit code 2 ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "messages"),
     [
         ({"SCHED_NODES": ""}, ["SCHED_NODES: names no node"]),
         ({"SCHED_NODES": "[1]"}, ["SCHED_NODES: is not a list of URLs"]),
@@ -422,23 +444,30 @@ def test_dumps_of_a_daemon_can_be_read_like_those_of_a_replay(
             {"STATE_ENDPOINT": "same", "STORE_PATH": "same", "SCHED_MEMORY_PATH": "./same"},
             ["SCHED_MEMORY_PATH: is the file of STATE_ENDPOINT", "STORE_PATH: is the file of STATE_ENDPOINT"],
         ),
+        (
+            {"STATE_ENDPOINT": str(ROOT), "SCHED_MEMORY_PATH": str(ROOT / "model")},
+            [
+                f"STATE_ENDPOINT: {ROOT} is a folder, not a file",
+                f"SCHED_MEMORY_PATH: {ROOT / 'model'} is a folder, not a file",
+            ],
+        ),
         ({"STORE_PATH": "/proc/no/store"}, ["/proc/no/store"]),
         ({"SCHED_MEMORY_PATH": "/proc/no/memory"}, ["/proc/no"]),
     ],
 )
-def test_settings_that_cannot_be_used_are_told_together(
-    changes: dict[str, str], told: list[str], env: Environment
+def test_all_wrong_settings_are_reported_together(
+    changes: dict[str, str], messages: list[str], env: Environment
 ) -> None:
     done = run({**env, **changes})
     assert done.returncode == 2
     lines = done.stderr.splitlines()
-    assert len(lines) == len(told)
-    assert all(line.startswith("scroogevm.py: ") and words in line for line, words in zip(lines, told, strict=True)), (
-        lines
-    )
+    assert len(lines) == len(messages)
+    for line, message in zip(lines, messages, strict=True):
+        assert line.startswith("scroogevm.py: ")
+        assert message in line
 
 
-def test_taken_metrics_port_is_told(env: Environment) -> None:
+def test_metrics_port_in_use_is_reported(env: Environment) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"],
         stdout=subprocess.PIPE,
@@ -453,23 +482,23 @@ def test_taken_metrics_port_is_told(env: Environment) -> None:
     assert done.stderr == f"scroogevm.py: SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use\n"
 
 
-def test_short_slices_are_warned_about(env: Environment) -> None:
+def test_slices_of_few_scrapes_are_warned_about(env: Environment) -> None:
     done = run({**env, "AGGREG_FETCH_DELAY": "0.5"}, "--once")
     assert "holds fewer than four scrapes" in done.stderr
     assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--since=2000-01-01", "--until=2000-01-02"), "nothing is stored of"),
         (("--since=2999-01-01",), "no slice has ended between it and --until"),
         (("--since=0", "--until=10", "--url=[]"), "--url: is not a list of URLs"),
-        (("--since=0", "--until=10", "--url={"), "--url: is not JSON"),
+        (("--since=0", "--until=10", "--url={"), "--url: is neither a URL nor a list of URLs"),
     ],
 )
 def test_export_of_nothing_leaves_nothing(
-    arguments: tuple[str, ...], words: str, env: Environment, tmp_path: Path
+    arguments: tuple[str, ...], message: str, env: Environment, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
     done = run(
@@ -478,12 +507,12 @@ def test_export_of_nothing_leaves_nothing(
         *arguments,
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert words in done.stderr
+    assert message in done.stderr
     assert not out.exists()
 
 
-def test_export_begins_with_what_is_stored_however_early_it_may(env: Environment, tmp_path: Path) -> None:
-    """From 1970 on there are two billion slices of a second: none but the last is looked at."""
+def test_export_starts_with_the_first_stored_slice(env: Environment, tmp_path: Path) -> None:
+    """Since 1970 there have been two billion slices of a second, of which only the last ones are read."""
     first_ms = int(time.time() - 20) * 1000
     store = SqliteStore(Path(env["STORE_PATH"]), 86400)
     for k in range(5):
@@ -506,7 +535,7 @@ def test_export_needs_one_node(env: Environment, tmp_path: Path) -> None:
 # --- OpenStack Placement ------------------------------------------------------------------------------
 
 
-def test_placement_gets_the_ratios_that_are_published(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+def test_placement_receives_the_published_ratios(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
     with placement_server(tmp_path) as server:
         provider = server.provider("host-1", VCPU={"total": 16, "reserved": 2}, MEMORY_MB={"total": 32768})
         env |= {
@@ -519,7 +548,7 @@ def test_placement_gets_the_ratios_that_are_published(env: Environment, store: S
             return float(server.inventories(provider)["VCPU"]["allocation_ratio"])
 
         with written(store) as silent, contextlib.ExitStack() as started:
-            begun(store)
+            wait_for_samples(store)
             daemon = started.enter_context(running(env, "-s", "borg"))
             wait_for(all_ok(env))
             # (8 booked + 8.7 free, whole cores) / (16 - 2)
@@ -527,14 +556,14 @@ def test_placement_gets_the_ratios_that_are_published(env: Environment, store: S
             assert server.inventories(provider)["VCPU"]["reserved"] == 2
             assert "ok" in run(env, "--check").stdout
             silent.add(NODES[0])
-            # Nothing is free on a node that is silent, and no ratio falls below 1.
+            # The published free of a silent node is 0, and no ratio falls below 1.
             wait_for(lambda: ratio() == 1.0)
-            told = end(daemon)
+            log = end(daemon)
         assert daemon.returncode == 0
-        assert told.count("no resource provider is named nobody") == 1
+        assert log.count("no resource provider is named nobody") == 1
 
 
-def test_check_tells_of_store_and_nodes(env: Environment, store: SqliteStore) -> None:
+def test_check_reports_store_and_nodes(env: Environment, store: SqliteStore) -> None:
     with written(store, NODES[:2]):
         time.sleep(0.5)
     done = run(env, "--check")
@@ -542,4 +571,142 @@ def test_check_tells_of_store_and_nodes(env: Environment, store: SqliteStore) ->
     rows = [line.split(None, 2) for line in done.stdout.splitlines()[1:]]
     assert [(row[0], row[1]) for row in rows[:3]] == [(NODES[0], "ok"), (NODES[1], "ok"), (NODES[2], "FAILED")]
     assert rows[0][2].startswith("16 cores, 32 GB, 4 VMs, last sample ")
-    assert "is this the URL that vmaggreg.py has?" in rows[2][2]
+    assert rows[2][2].rstrip() == "no samples stored; does vmaggreg.py use the same URL?"
+
+
+def test_check_without_a_store_leaves_no_file(env: Environment, tmp_path: Path) -> None:
+    done = run(env, "--check", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "does not exist yet; vmaggreg.py creates it" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_url_of_a_single_node_needs_no_json(env: Environment, store: SqliteStore) -> None:
+    with written(store):
+        time.sleep(0.5)
+    done = run(env, "--check", f"--url={NODES[0]}")
+    assert done.returncode == 0
+    rows = [line.split(None, 2) for line in done.stdout.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[NODES[0], "ok"], ["store", env["STORE_PATH"]]]
+
+
+# --- reload --------------------------------------------------------------------------------------------
+
+
+class Reloadable:
+    """A daemon in a folder whose ``.env`` the test changes."""
+
+    def __init__(self, env: Environment, folder: Path) -> None:
+        self.folder = folder
+        self.env = {key: value for key, value in env.items() if key != "SCHED_NODES"}
+        self.log_file = folder / "daemon.log"
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        with self.log_file.open("wb") as log:
+            process = subprocess.Popen([*PROGRAM, *arguments], env=self.env, cwd=self.folder, stderr=log)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(30)
+
+    def write_settings(self, nodes: list[str], **more: str) -> None:
+        lines = {"SCHED_NODES": json.dumps(nodes), **more}
+        (self.folder / ".env").write_text("".join(f"{key}='{value}'\n" for key, value in lines.items()))
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.log_file.read_text().splitlines() if text in line]
+
+
+@pytest.fixture
+def daemon(env: Environment, tmp_path: Path) -> Reloadable:
+    return Reloadable(env, tmp_path)
+
+
+def test_start_line_names_version_store_nodes_strategies_status_file_and_page(
+    daemon: Reloadable, store: SqliteStore
+) -> None:
+    port = free_port()
+    daemon.write_settings(NODES[:2], SCHED_METRICS_PORT=str(port))
+    with written(store), daemon.running("-s", "borg,doa"):
+        wait_for(lambda: daemon.lines(" started: "))
+    (line,) = daemon.lines(" started: ")
+    assert line.partition(" started: ")[2] == (
+        f"version={__version__}, store {daemon.env['STORE_PATH']}, nodes=2, strategies=borg,doa, "
+        f"status_file={daemon.env['STATE_ENDPOINT']}, page=http://127.0.0.1:{port}/"
+    )
+
+
+def test_sighup_takes_over_another_list_of_nodes_and_another_port(daemon: Reloadable, store: SqliteStore) -> None:
+    first, second = free_port(), free_port()
+    daemon.write_settings(NODES[:2], SCHED_METRICS_PORT=str(first))
+    with written(store), daemon.running("-s", "borg") as process:
+        wait_for(lambda: states(daemon.env) == ["ok", "ok"])
+        assert b"nodes" in fetch(f"http://127.0.0.1:{first}/")[1]
+        daemon.write_settings(NODES[1:], SCHED_METRICS_PORT=str(second))
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: list(status(daemon.env)) == NODES[1:] and states(daemon.env) == ["ok", "ok"])
+        assert NODES[2].encode() in fetch(f"http://127.0.0.1:{second}/metrics")[1]
+        with pytest.raises(OSError, match="refused"):
+            fetch(f"http://127.0.0.1:{first}/")
+        # Once more with the same settings: all resources are free again.
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(daemon.lines(" started: ")) == 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert [line.rpartition(" page=")[2] for line in daemon.lines(" started: ")] == [
+        f"http://127.0.0.1:{port}/" for port in (first, second, second)
+    ]
+    assert len(daemon.lines("reload: settings read again")) == 2
+    assert not daemon.lines("Traceback")
+
+
+def test_sighup_takes_over_another_strategy(daemon: Reloadable, store: SqliteStore) -> None:
+    daemon.write_settings(NODES, SCHED_STRATEGY="borg")
+    with written(store), daemon.running() as process:
+        wait_for(all_ok(daemon.env))
+        daemon.write_settings(NODES, SCHED_STRATEGY="doa,percentile")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: {node["strategy"] for node in status(daemon.env).values()} == {"doa"})
+        wait_for(all_ok(daemon.env))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert len(daemon.lines("written by another version or configuration")) == 1
+
+
+def test_wrong_settings_at_a_reload_are_logged_and_the_previous_ones_kept(
+    daemon: Reloadable, store: SqliteStore
+) -> None:
+    daemon.write_settings(NODES[:1])
+    with written(store), daemon.running("-s", "borg") as process:
+        wait_for(lambda: states(daemon.env) == ["ok"])
+        daemon.write_settings(NODES[1:], SCHED_DUMP_SLICES="0", STATE_MODE="9")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: daemon.lines("continues with the previous"))
+        assert len(daemon.lines("reload: SCHED_DUMP_SLICES: ")) == len(daemon.lines("reload: STATE_MODE: ")) == 1
+        wait_for(lambda: len(daemon.lines(" started: ")) == 2)
+        slice_end = status(daemon.env)[NODES[0]]["slice_end"]
+        wait_for(lambda: status(daemon.env)[NODES[0]]["slice_end"] > slice_end and states(daemon.env) == ["ok"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_settings_that_cannot_be_opened_at_a_reload_are_logged_and_the_previous_ones_kept(
+    daemon: Reloadable, store: SqliteStore
+) -> None:
+    daemon.write_settings(NODES[:1])
+    with written(store), daemon.running("-s", "borg") as process, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        wait_for(lambda: states(daemon.env) == ["ok"])
+        daemon.write_settings(NODES[:2], SCHED_METRICS_PORT=str(port))
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(daemon.lines(" started: ")) == 2)
+        (line,) = daemon.lines("reload: SCHED_METRICS_PORT: ")
+        assert line.endswith(f"SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use")
+        assert list(status(daemon.env)) == NODES[:1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

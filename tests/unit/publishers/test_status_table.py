@@ -201,4 +201,4 @@ def test_checks_are_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["placement", "FAILED", "HTTP", "status", "403"],
     ]
     assert print_checks(checks[:1], json=True)
-    assert json.loads(capsys.readouterr().out) == [{"target": "store", "ok": True, "details": "7 nodes"}]
+    assert json.loads(capsys.readouterr().out) == [{"target": "store", "ok": True, "message": "7 nodes"}]

@@ -1,0 +1,76 @@
+"""``scroogevm.py --check``: asks the store for every node, and OpenStack Placement for every provider."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+
+from ..cli.tables import print_checks
+from ..common.environment import SettingsError, environment
+from ..common.errors import UsageError
+from ..common.logs import set_up_logging
+from ..publishers.settings import PlacementSettings
+from ..store.base import Store, StoreRefused, StoreUnavailable
+from ..store.factory import ask_store, open_store, store_name
+from .options import CheckOptions
+from .outputs import open_placement
+from .settings import EstimatorSettings, estimator_settings
+
+#: Target, whether it can be used, message.
+Check = tuple[str, bool, str]
+
+
+def run_check(options: CheckOptions) -> int:
+    """Print a row per target, as a table or as JSON; the exit code is 1 if one cannot be used. No file is created.
+
+    Raises
+    ------
+    UsageError
+        When the settings or the store cannot be used.
+    """
+    set_up_logging(options.debug > 0)
+    try:
+        settings = estimator_settings(environment(), options.nodes)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    checks = _check_store(settings)
+    if settings.placement:
+        checks.append(("placement", *_check_placement(settings.placement)))
+    return 0 if print_checks(checks, json=options.json) else 1
+
+
+def _check_store(settings: EstimatorSettings) -> list[Check]:
+    """A row per node, if the store can be read, and one for the store."""
+    name = store_name(settings.store)
+    if settings.store.influx is None and not settings.store.path.expanduser().exists():
+        return [(name, False, "does not exist yet; vmaggreg.py creates it")]
+    try:
+        store = open_store(settings.store)
+    except StoreRefused as error:
+        raise UsageError(str(error)) from None
+    with contextlib.closing(store):
+        ok, message = ask_store(store)
+        nodes = [(node, *_check_node(store, node)) for node in settings.nodes] if ok else []
+    return [*nodes, (name, ok, message)]
+
+
+def _check_node(store: Store, node: str) -> tuple[bool, str]:
+    try:
+        last = store.last(node)
+    except (StoreUnavailable, StoreRefused) as error:
+        return False, str(error)
+    if last is None:
+        return False, "no samples stored; does vmaggreg.py use the same URL?"
+    age_s = time.time() - last.time_ms / 1000
+    cores, mem_gb = last.fields.get("cpu", math.nan), last.fields.get("mem", math.nan) / 1024
+    return True, f"{cores:g} cores, {mem_gb:.0f} GB, {len(last.domains)} VMs, last sample {age_s:.0f} s ago"
+
+
+def _check_placement(settings: PlacementSettings) -> tuple[bool, str]:
+    from ..publishers.placement.client import PlacementError
+
+    try:
+        return True, open_placement(settings).check()
+    except PlacementError as error:
+        return False, str(error)

@@ -1,0 +1,128 @@
+"""The state of a node between slices, and its form in the checkpoint file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from ..numerics import FloatArray
+from ..slices import Slice, Usage
+from ..status import NodeStatus
+from .slicing import LastConfigs
+
+#: Increased when the format of the file changes.
+FORMAT = 2
+
+T = TypeVar("T")
+
+
+class CheckpointCorrupt(Exception):
+    """The checkpoint of a node cannot be decoded or restored."""
+
+
+class NodeCheckpoint(msgspec.Struct):
+    """The state of a node after its last slice.
+
+    Attributes
+    ----------
+    number : int
+        The number of that slice.
+    model : dict
+        The state of the model that is common to all positions.
+    configs : LastConfigs
+    status : NodeStatus
+        The status that was published.
+    """
+
+    number: int
+    model: dict[str, Any] = msgspec.field(name="common")
+    configs: LastConfigs = msgspec.field(name="known")
+    status: NodeStatus
+
+
+@dataclass(slots=True)
+class PositionCheckpoint:
+    """The state of one position of a node.
+
+    Attributes
+    ----------
+    own : dict
+        The state of the model that belongs to this position.
+    past : dict of slice number to Slice
+        The last slices at this position.
+    """
+
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    past: dict[int, Slice] = field(default_factory=dict)
+
+
+class _PackedUsage(msgspec.Struct, array_like=True):
+    config: float
+    node: bytes
+    vm_config: bytes
+    vm_usage: bytes
+
+
+class _PackedSlice(msgspec.Struct, array_like=True):
+    end_s: float
+    position: int
+    vms: tuple[str, ...]
+    cpu: _PackedUsage
+    mem: _PackedUsage
+
+
+def pack_slice(finished: Slice) -> bytes:
+    """Encode a slice; arrays become blocks of float64."""
+    cpu, mem = (
+        _PackedUsage(usage.config, usage.node.tobytes(), usage.vm_config.tobytes(), usage.vm_usage.tobytes())
+        for usage in (finished.cpu, finished.mem)
+    )
+    return msgspec.msgpack.encode(_PackedSlice(finished.end_s, finished.position, finished.vms, cpu, mem))
+
+
+def unpack_slice(data: bytes) -> Slice:
+    """Decode a slice.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    packed = decode(data, _PackedSlice)
+    try:
+        cpu, mem = (
+            Usage(
+                usage.config,
+                np.frombuffer(usage.node),
+                np.frombuffer(usage.vm_config),
+                _matrix(usage.vm_usage, len(packed.vms)),
+            )
+            for usage in (packed.cpu, packed.mem)
+        )
+    except ValueError as error:
+        raise CheckpointCorrupt(str(error)) from None
+    return Slice(packed.end_s, packed.position, packed.vms, cpu, mem)
+
+
+def _matrix(data: bytes, rows: int) -> FloatArray:
+    return np.frombuffer(data).reshape(rows, len(data) // 8 // rows if rows else 0)
+
+
+def encode(value: object) -> bytes:
+    """Encode a part of a checkpoint other than a slice."""
+    return msgspec.msgpack.encode(value)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Decode a part of a checkpoint.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=kind, strict=False)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CheckpointCorrupt(str(error)) from None
