@@ -53,7 +53,7 @@ class AggregatorOptions:
 
 
 def run(options: AggregatorOptions) -> int:
-    """Run the aggregator as the options ask for; the exit code.
+    """Run the mode that the options select; the exit code.
 
     Raises
     ------
@@ -164,7 +164,7 @@ class AggregatorDaemon:
         return 0
 
     def _open_metrics(self, settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
-        """Serve the metrics, if the settings ask for it.
+        """Serve the metrics, if a port is configured.
 
         Raises
         ------
