@@ -142,7 +142,7 @@ STABILITY = _SECTION.choice(
     "SCHED_STABILITY",
     "mean",
     tuple(STABILITY_DETECTORS),
-    "Detector that tells greedy and scroogevm whether a slice is stable (--stability).",
+    "Detector of stable slices for greedy and scroogevm (--stability).",
 )
 CHECKPOINT_PATH = _SECTION.text(
     "SCHED_CHECKPOINT_PATH",
