@@ -41,7 +41,6 @@ NOT_RUN = {
     ".venv/bin/jupyter notebook": "opens a browser; test_report.py runs the notebook",
     ".venv/bin/dask": "needs a fixed port; test_evaluate.py runs a cluster",
     ".venv/bin/python misc/evaluate.py traces": "needs that cluster",
-    ".venv/bin/python misc/doc_pictures.py": "writes into the docs; needs Chromium",
     "git clone": "needs the network",
     "git pull": "needs the network",
     "cd /opt/scroogevm": MASTER,
@@ -60,6 +59,7 @@ NOT_RUN = {
 #: Options that are added to commands, by their beginning, and why.
 SHORTENED = {
     ".venv/bin/python misc/benchmarks/": (" -h", "benchmarks take minutes"),
+    ".venv/bin/python misc/doc_pictures.py": (" -h", "needs Chromium"),
     ".venv/bin/python misc/evaluate.py": (" --no-pictures", "test_evaluate.py draws the pictures of a trace"),
 }
 
