@@ -40,7 +40,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, but report an unknown option before arguments that are missing."""
         words = list(sys.argv[1:] if args is None else args)
-        for word in itertools.takewhile(lambda word: word != "--", words):
+        # What follows the name of a subcommand is checked by its own parser.
+        commands = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
+        for word in itertools.takewhile(lambda word: word != "--" and word not in commands, words):
             option = word.partition("=")[0]
             if option.startswith("--") and option not in self._option_string_actions:
                 similar = difflib.get_close_matches(option, self._option_string_actions, 1)

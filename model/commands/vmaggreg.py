@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         from ..aggregator.daemon import AggregatorOptions, run
+        from . import configuration  # noqa: F401  # declares all settings: a key of another program is not misspelt
 
         return run(
             AggregatorOptions(

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         from ..ballooning.daemon import BallooningOptions, run
+        from . import configuration  # noqa: F401  # declares all settings: a key of another program is not misspelt
 
         return run(
             BallooningOptions(

@@ -19,7 +19,7 @@ import pytest
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.scoring import SUMMARY_COLUMNS
 from model.stability import STABILITY_DETECTORS
-from tests.conftest import DATA, ROOT, Run, TraceObject, strict_json
+from tests.conftest import DATA, ROOT, Run, TraceObject, bare_environment, strict_json
 
 TINY = DATA / "goldens" / "traces" / "tiny.json"
 WriteTrace = Callable[[Any], Path]
@@ -571,3 +571,17 @@ def test_trace_is_read_once_whatever_the_number_of_strategies(monkeypatch: pytes
     monkeypatch.setattr(offline, "read_trace", lambda path: reads.append(path) or real(path))
     assert scroogevm.main(["-l", str(TINY), "-o", str(tmp_path / "out")]) == 0
     assert reads == [str(TINY)]
+
+
+@pytest.mark.parametrize("program", ["scroogevm.py", "vmaggreg.py", "vmballooning.py"])
+def test_settings_of_the_other_programs_are_not_misspelt(program: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        (ROOT / "dotenv").read_text().replace("\n#AGG", "\nAGG").replace("\n#BALL", "\nBALL")
+    )
+    command = [sys.executable, ROOT / program, "--check-config"]
+    environment = {**bare_environment(), "LIBVIRT_NODES": '{"http://w1": "qemu:///system"}', "SCHED_SETLE_S": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "settings ok\n")
+    [line] = done.stderr.splitlines()
+    assert line.endswith("environment: SCHED_SETLE_S is not a setting; did you mean SCHED_SETTLE_S?")
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]
