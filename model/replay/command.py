@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,29 +56,12 @@ def run(options: ReplayOptions) -> int:
 
 
 def _print(options: ReplayOptions, results: Results) -> None:
-    with _checked_stdout():
-        if options.json:
-            print_json(results, options.target_risks)
-            return
-        print_results(results, options.target_risks)
-        if options.report and options.output is not None:
-            print(f"\n{printable(str(options.output / 'report.html'))}", flush=True)
-
-
-@contextlib.contextmanager
-def _checked_stdout() -> Iterator[None]:
-    """A closed stdout or a full disk behind it is an error of one line."""
-    if sys.stdout is None:
-        raise UsageError("stdout is closed")
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # The interpreter flushes stdout again at exit, which would fail once more.
-        with Path(os.devnull).open("w") as sink:
-            os.dup2(sink.fileno(), sys.stdout.fileno())
-        raise UsageError(f"stdout: {error.strerror}") from None
+    if options.json:
+        print_json(results, options.target_risks)
+        return
+    print_results(results, options.target_risks)
+    if options.report and options.output is not None:
+        print(f"\n{printable(str(options.output / 'report.html'))}")
 
 
 def output_folder(output: str) -> Path:
