@@ -479,7 +479,7 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 # --- what it costs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["--version"], ["-l", str(TINY)], ["-l", str(TINY), "-s", "borg"]])
+@pytest.mark.parametrize("arguments", [["-h"], ["--version"], ["-l", str(TINY)], ["-l", str(TINY), "--json"]])
 def test_output_that_cannot_be_written_is_one_line(scroogevm: Run, arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = scroogevm(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)

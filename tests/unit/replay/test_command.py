@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,30 +83,6 @@ def test_trace_without_the_key_vm_is_replayed(
     (tmp_path / "trace.json").write_text(json.dumps(trace_object))
     assert command.run(options(trace=tmp_path / "trace.json", json=True)) == 0
     assert {row["booked_ratio"] for row in strict_json(capsys.readouterr().out)["cpu"]["rows"]} == {0}
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is imitated by /dev/full")
-@pytest.mark.parametrize("as_json", [False, True])
-def test_full_disk_behind_stdout_is_one_error(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(UsageError, match=r"^stdout: No space left on device$"):
-            command.run(options(json=as_json))
-
-
-def test_closed_stdout_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(UsageError, match=r"^stdout is closed$"):
-        command.run(options())
-
-
-def test_closed_pipe_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        with pytest.raises((BrokenPipeError, SystemExit)):
-            command.run(options())
 
 
 def test_subscribers_see_every_slice_after_the_recorder() -> None:
