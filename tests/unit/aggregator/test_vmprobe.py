@@ -14,7 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.aggregator.exposition import PageError
 from model.aggregator.vmprobe import VmprobeReader
+from model.aggregator.vmprobe_completeness import CompletenessCheck
+from model.aggregator.vmprobe_layout import page_layout
 from model.aggregator.vmprobe_names import split_name
+from model.aggregator.vmprobe_page import parse_page
 from model.samples import Scrape
 from tests.conftest import SHARED
 
@@ -83,6 +86,48 @@ def test_metrics_of_a_longer_prefix_are_ignored() -> None:
     both = read(PAGE + other)
     assert both.node["cpu_total"] == 2
     assert read(PAGE + other, "vmprobe2").node["cpu_total"] == 64
+
+
+# --- parts of the reader ----------------------------------------------------------------------------
+
+
+def test_parser_separates_values_unreadable_metrics_and_bad_lines() -> None:
+    parsed = parse_page(b"p_a 1\np_b 2\np_b 3\np_c x\nq_d 4\n", "p")
+    assert parsed.values == {b"a": 1.0}
+    assert parsed.unreadable == {b"b", b"c"}
+    assert parsed.bad_lines == 1
+
+
+def test_layout_parses_only_pages_with_its_names_in_its_order() -> None:
+    names = [b"global_cpu_user", b"global_cpu_total", b"domain_a_cpu_alloc", b"domain_a_memory_alloc"]
+    layout = page_layout("p", names, map(split_name, (name.decode() for name in names)))
+    assert layout is not None
+    page = b"".join(b"p_%b %d\n" % (name, k) for k, name in enumerate(names))
+    assert layout.parse(page) == {
+        None: {"cpu_user": 0.0, "cpu_total": 1.0},
+        "a": {"cpu_alloc": 2.0, "memory_alloc": 3.0},
+    }
+    lines = page.splitlines(keepends=True)
+    for other in (b"".join(lines[:3]), b"".join(lines[::-1]), page + lines[0], page.replace(b" 3", b" NaN"), page[:-1]):
+        assert layout.parse(other) is None
+
+
+def test_machine_with_one_metric_has_no_layout() -> None:
+    assert page_layout("p", [b"global_cpu_user"], [(None, "cpu_user")]) is None
+
+
+def test_completeness_check_refuses_missing_metrics_of_a_present_machine_once() -> None:
+    check = CompletenessCheck()
+    names: dict[bytes, str | None] = {b"x": None, b"y": None, b"a": "vm"}
+    check.check(names, 1.0)
+    check.check({b"x": None, b"y": None}, 2.0)  # the VM has left
+    with pytest.raises(PageError, match="1 metrics"):
+        check.check({b"x": None}, 3.0)
+    with pytest.raises(PageError, match="1 metrics"):
+        check.check({b"x": None}, 3.0)  # the same page again
+    check.check({b"x": None}, 4.0)
+    check.check(names, 5.0)
+    check.check({b"x": None}, 6.0)  # optional from now on
 
 
 # --- vmprobe ----------------------------------------------------------------------------------------
