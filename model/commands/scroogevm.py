@@ -150,6 +150,7 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     from ..estimator import options
+    from . import configuration  # noqa: F401  # the settings of all programs, none of which is a misspelt key
 
     if args.check_config:
         return _check_config(args)
