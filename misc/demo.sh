@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# All of ScroogeVM at work on this machine, on workers that never existed; about a minute, no server, and no root once
-# python3-venv is there. The first time it makes the virtual environment, which takes some minutes.
+# Runs all of ScroogeVM on simulated workers for about a minute. Needs no server, and no root once python3-venv is
+# installed. The first run creates the virtual environment, which takes some minutes.
 #
 #   misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb]
 #
-#   --seconds N     how long the figures are watched (default 60, at least 10)
-#   --keep FOLDER   work there and leave everything; without it a temporary folder is used, and removed
-#   --influxdb      keep the samples in InfluxDB: in that of INFLUXDB_URL, _TOKEN, _ORG and _BUCKET if they are set,
-#                   else in one that is started for the demo, by influxd or else by misc/influxdb.sh
+#   --seconds N     how long the figures are shown (default 60, at least 10)
+#   --keep FOLDER   work in this new folder and keep it; the default is a temporary folder that is removed
+#   --influxdb      store the samples in InfluxDB: the one of INFLUXDB_URL, _TOKEN, _ORG and _BUCKET if these are set,
+#                   otherwise one that is started for the demo with influxd or misc/influxdb.sh
 #
-# Whatever it starts listens on the loopback alone, and is stopped at the end, on Ctrl-C and on any failure.
+# All processes listen on the loopback only. They end with this script, however it ends.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,6 +17,7 @@ PYTHON=$HERE/.venv/bin/python
 SLICE_S=3
 SECONDS_SHOWN=60 KEEP='' INFLUXDB=''
 FOLDER='' CONTAINER=''
+# The daemons that have to run until the end.
 PIDS=() NAMES=()
 
 say() { printf '%s\n' "$*"; }
@@ -41,7 +42,7 @@ read_arguments() {
             if [ "$1" = --keep ]; then KEEP=$2; else SECONDS_SHOWN=$2; fi
             shift
             ;;
-        *) usage "unknown: $1" ;;
+        *) usage "unknown option: $1" ;;
         esac
         shift
     done
@@ -53,11 +54,15 @@ read_arguments() {
 
 # --- processes ----------------------------------------------------------------------------------------
 
-# launch COMMAND...: in a session of its own, so that Ctrl-C reaches this script alone; it ends with the script whatever
-# happens to that. Its pid is in $!.
-launch() { setpriv --pdeathsig TERM -- setsid "$@" & }
+# launch COMMAND...: start a command in the background, in its own session so that Ctrl-C reaches only this script.
+# The kernel sends it SIGTERM when this script ends, even by SIGKILL. A script that ends before this is arranged has
+# been replaced as the parent by then, so the parent is compared afterwards. The process id is in $!.
+launch() {
+    # shellcheck disable=SC2016  # the inner shell expands these
+    setpriv --pdeathsig TERM -- sh -c '[ "$PPID" = "$1" ] || exit 143; shift; exec setsid "$@"' launch $$ "$@" &
+}
 
-# start NAME COMMAND...: a daemon that runs until the end; what it says is in NAME.log.
+# start NAME COMMAND...: start a daemon that runs until the end; its output goes to NAME.log.
 start() {
     local name=$1
     shift
@@ -66,24 +71,22 @@ start() {
     say "  $name runs (pid $!)"
 }
 
-# step COMMAND...: run it to its end; unlike a plain command it can be interrupted.
+# step COMMAND...: run a command to its end; unlike a plain foreground command it is interrupted by signals.
 step() {
+    local code=0
     launch "$@"
-    local pid=$! code=0
-    PIDS+=("$pid") NAMES+=("$1")
-    wait "$pid" || code=$?
-    unset 'PIDS[-1]' 'NAMES[-1]'
+    wait $! || code=$?
     return "$code"
 }
 
 python() { step "$PYTHON" "$@"; }
 
-all_run() {
+check_daemons() {
     local i
     for i in "${!PIDS[@]}"; do
         kill -0 "${PIDS[i]}" 2>/dev/null || {
             tail -n 5 "${NAMES[i]}.log" >&2
-            fail 1 "${NAMES[i]} has ended; above is what it said last"
+            fail 1 "${NAMES[i]} has ended; its last log lines are above"
         }
     done
 }
@@ -93,29 +96,33 @@ until_true() {
     local end=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        all_run
+        check_daemons
         [ $SECONDS -lt "$end" ] || fail 1 "$what: not within $1 s"
         sleep 0.2
     done
 }
 
-# Whether one of the processes of ours is left: those that we started, and what they started.
-left() {
-    local i
-    for i in "${!PIDS[@]}"; do
-        if kill -0 -- "-${PIDS[i]}" 2>/dev/null || kill -0 "${PIDS[i]}" 2>/dev/null; then return 0; fi
+# signal_process SIGNAL PID: to a launched process and all that it started, or to it alone until it has its session.
+signal_process() { kill "-$1" -- "-$2" 2>/dev/null || kill "-$1" "$2" 2>/dev/null; }
+
+any_runs() {
+    local pid
+    for pid in "$@"; do
+        ! signal_process 0 "$pid" || return 0
     done
     return 1
 }
 
 stop_all() {
-    local i end=$((SECONDS + 15))
-    # Who writes is stopped before who is written to.
-    for ((i = ${#PIDS[@]} - 1; i >= 0; i--)); do
-        kill -TERM -- "-${PIDS[i]}" 2>/dev/null || kill -TERM "${PIDS[i]}" 2>/dev/null || true
+    local i pids end=$((SECONDS + 15))
+    # The list of the shell: a signal can arrive after a start and before the pid is in PIDS.
+    read -ra pids <<<"$(jobs -p | tr '\n' ' ')"
+    # Stop writers before what they write to.
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+        signal_process TERM "${pids[i]}" || true
     done
-    while left && [ $SECONDS -lt $end ]; do sleep 0.1; done
-    for i in "${!PIDS[@]}"; do kill -KILL -- "-${PIDS[i]}" 2>/dev/null || true; done
+    while any_runs "${pids[@]}" && [ $SECONDS -lt $end ]; do sleep 0.1; done
+    for i in "${!pids[@]}"; do signal_process KILL "${pids[i]}" || true; done
     PIDS=() NAMES=()
     if [ -n "$CONTAINER" ]; then
         for engine in docker podman; do
@@ -124,7 +131,7 @@ stop_all() {
     fi
 }
 
-# On every way out, once; a second signal does not disturb it.
+# Runs once, on every way out; further signals are ignored.
 at_end() {
     local code=$?
     trap '' INT TERM HUP
@@ -138,17 +145,17 @@ at_end() {
 # --- what is started ----------------------------------------------------------------------------------
 
 set_up_python() {
-    step "$HERE/misc/setup.sh" live || fail 1 "the Python packages could not be installed; misc/setup.sh said why"
+    step "$HERE/misc/setup.sh" live || fail 1 "the Python packages could not be installed; see above"
     BALLOONING=yes
     if ! "$PYTHON" -c 'import libvirt' 2>/dev/null; then
-        say "the ballooning daemon needs libvirt-python, which is compiled; where that can't be, the demo goes on without"
+        say "compiling libvirt-python for the ballooning daemon; if that fails, the demo runs without this daemon"
         step "$HERE/misc/setup.sh" all || BALLOONING=''
     fi
 }
 
 make_folder() {
     if [ -n "$KEEP" ]; then
-        mkdir -p -- "$KEEP" 2>/dev/null || usage "--keep: $KEEP can't be made"
+        mkdir -p -- "$KEEP" 2>/dev/null || usage "--keep: $KEEP cannot be created"
         FOLDER=$(cd -- "$KEEP" && pwd)
     else
         FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/scroogevm-demo.XXXXXX")
@@ -156,8 +163,8 @@ make_folder() {
     cd "$FOLDER"
 }
 
-# No setting of a real installation may get in here, nor a proxy on the way to the loopback.
-forget_settings() {
+# Remove the settings of a real installation, and proxies for the loopback.
+clear_settings() {
     local name
     for name in "${!AGGREG_@}" "${!SCHED_@}" "${!STATE_@}" "${!STORE_@}" "${!BALLOONING_@}" "${!LIBVIRT_@}" \
         "${!PLACEMENT_@}" "${!METRICS_@}"; do unset "$name"; done
@@ -167,24 +174,24 @@ forget_settings() {
 
 free_ports() {
     "$PYTHON" -c 'import socket, sys
-taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
-print(*(one.getsockname()[1] for one in taken))' "$1"
+servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*(server.getsockname()[1] for server in servers))' "$1"
 }
 
-# fetch URL [JSON]: the answer's body.
+# fetch URL [JSON]: the body of the response.
 fetch() {
     "$PYTHON" -c 'import sys, urllib.request
 data = sys.argv[2].encode() if len(sys.argv) > 2 else None
 sys.stdout.write(urllib.request.urlopen(urllib.request.Request(sys.argv[1], data), timeout=5).read().decode())' "$@"
 }
 
-answers() { fetch "$@" >/dev/null 2>&1; }
+responds() { fetch "$@" >/dev/null 2>&1; }
 
 start_influxdb() {
     if [ -n "${INFLUXDB_URL:-}" ]; then
         [ -n "${INFLUXDB_TOKEN:-}" ] || fail 2 "--influxdb: INFLUXDB_URL is set, but INFLUXDB_TOKEN is not"
         export INFLUXDB_URL INFLUXDB_TOKEN INFLUXDB_ORG=${INFLUXDB_ORG:-scroogevm} INFLUXDB_BUCKET=${INFLUXDB_BUCKET:-scroogevm}
-        say "  InfluxDB at $INFLUXDB_URL, bucket $INFLUXDB_BUCKET, is used"
+        say "  samples go to InfluxDB at $INFLUXDB_URL, bucket $INFLUXDB_BUCKET"
         return
     fi
     local port
@@ -194,31 +201,31 @@ start_influxdb() {
         INFLUXDB_TOKEN=$(head -c 24 /dev/urandom | base64 | tr '+/' '-_')
         start influxd influxd run --reporting-disabled --http-bind-address "127.0.0.1:$port" --log-level error \
             --bolt-path "$FOLDER/influxd/bolt" --engine-path "$FOLDER/influxd/engine" --sqlite-path "$FOLDER/influxd/sqlite"
-        until_true 60 "InfluxDB answers" answers "$INFLUXDB_URL/health"
+        until_true 60 "InfluxDB responds" responds "$INFLUXDB_URL/health"
         fetch "$INFLUXDB_URL/api/v2/setup" "{\"username\": \"demo\", \"password\": \"$INFLUXDB_TOKEN\",
             \"org\": \"$INFLUXDB_ORG\", \"bucket\": \"$INFLUXDB_BUCKET\", \"token\": \"$INFLUXDB_TOKEN\"}" >/dev/null
         return
     fi
-    # The script makes the token, and prints it.
+    # The script creates the token and prints it.
     unset INFLUXDB_TOKEN
     CONTAINER=scroogevm-demo-$$
     INFLUXDB_NAME=$CONTAINER step "$HERE/misc/influxdb.sh" start >influxdb.env 2>influxdb.log || {
         local why
         why=$(tail -n 1 influxdb.log)
-        fail 2 "--influxdb: none can be had: INFLUXDB_URL is not set, influxd is not on PATH, and misc/influxdb.sh says: ${why#influxdb: }"
+        fail 2 "--influxdb: no server: INFLUXDB_URL is not set, influxd is not on PATH, misc/influxdb.sh failed: ${why#influxdb: }"
     }
     INFLUXDB_TOKEN=$(sed -n 's/^INFLUXDB_TOKEN=//p' influxdb.env)
     export INFLUXDB_TOKEN
     say "  InfluxDB runs in the container $CONTAINER"
 }
 
-workers_told() { [ "$(wc -l <fakeworkers.log)" -ge 2 ]; }
+workers_listed() { [ "$(wc -l <fakeworkers.log)" -ge 2 ]; }
 
 start_workers() {
     start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers" --workers 3 --vms 8 --port 0 --format labels \
         --dialect tinkoff --stats-period 1 --print-stubs
-    until_true 30 "the simulated workers answer" workers_told
-    # With names that leave room for the rest of a table.
+    until_true 30 "the simulated workers respond" workers_listed
+    # Short names leave room for the figures of a table.
     STUBS=$(sed -nE '2s,"node": "[^"]*-0000([0-9])/node","node": "http://node\1",gp' fakeworkers.log)
     BASE=$(grep -oE 'http://[0-9.]+:[0-9]+' <<<"$STUBS" | head -n 1)
     NODE=http://node0
@@ -228,7 +235,7 @@ write_settings() {
     local ports
     read -ra ports <<<"$(free_ports 3)"
     cat >.env <<END
-# What the demo runs with; dotenv explains each setting.
+# Settings of the demo; the file dotenv explains each of them.
 AGGREG_STUB_LIST='$STUBS'
 AGGREG_FETCH_DELAY=0.5
 AGGREG_METRICS_PORT=${ports[0]}
@@ -244,6 +251,7 @@ BALLOONING_SCOPE_SLEEP_S=5
 BALLOONING_STATS_AGE_S=3
 BALLOONING_METRICS_PORT=${ports[2]}
 END
+    STATUS_PAGE=http://127.0.0.1:${ports[1]}/
     ENDPOINTS=("vmaggreg ${ports[0]}" "scroogevm ${ports[1]}")
     [ -z "$BALLOONING" ] || ENDPOINTS+=("vmballooning ${ports[2]}")
 }
@@ -251,15 +259,15 @@ END
 check_settings() {
     python "$HERE/vmaggreg.py" --check >check.log 2>&1 || {
         cat check.log >&2
-        [ -z "$INFLUXDB" ] || fail 2 "--influxdb: InfluxDB at $INFLUXDB_URL can't be used; the table above says why"
-        fail 1 "a worker or the store does not answer; the table above says which"
+        [ -z "$INFLUXDB" ] || fail 2 "--influxdb: InfluxDB at $INFLUXDB_URL cannot be used; see the table above"
+        fail 1 "a worker or the store does not respond; see the table above"
     }
     sed 's/ *$//' check.log
 }
 
 # --- what is shown ------------------------------------------------------------------------------------
 
-# redraw TEXT: on a terminal in place of what it drew before.
+# redraw TEXT: print text, on a terminal in place of the previous one.
 LINES_SHOWN=0
 redraw() {
     local text=$1
@@ -278,42 +286,42 @@ status_table() {
     fi
 }
 
-# Whether both figures of all nodes are there.
+# Whether the status file has both figures of all nodes.
 estimated() { [ "$(grep -oE '"state": *"ok"' status.json 2>/dev/null | wc -l)" -eq 9 ]; }
 
 watch_figures() {
-    local begun=$SECONDS passed=0 silent='' words='' every=4
+    local begun=$SECONDS passed=0 failed_at='' headline='' every=4
     [ -z "$TERMINAL" ] || every=1
     while :; do
-        all_run
+        check_daemons
         passed=$((SECONDS - begun))
         [ "$passed" -lt "$SECONDS_SHOWN" ] || break
-        # In the middle a worker is silent for three slices.
-        if [ -z "$silent" ] && [ "$SECONDS_SHOWN" -ge 30 ] && [ "$passed" -ge $((SECONDS_SHOWN * 2 / 5)) ]; then
-            silent=$passed
-            answers "$BASE/control" "{\"worker\": 1, \"fault\": \"500\", \"seconds\": $((3 * SLICE_S))}" || true
+        # Halfway through a worker fails for three slices.
+        if [ -z "$failed_at" ] && [ "$SECONDS_SHOWN" -ge 30 ] && [ "$passed" -ge $((SECONDS_SHOWN * 2 / 5)) ]; then
+            failed_at=$passed
+            responds "$BASE/control" "{\"worker\": 1, \"fault\": \"500\", \"seconds\": $((3 * SLICE_S))}" || true
         fi
-        words="$passed of $SECONDS_SHOWN s"
-        if [ -n "$silent" ] && [ $((passed - silent)) -le $((4 * SLICE_S)) ]; then
-            words+="; node1 was made to fall silent: after a slice without a word it is stale, and the others go on"
+        headline="$passed of $SECONDS_SHOWN s"
+        if [ -n "$failed_at" ] && [ $((passed - failed_at)) -le $((4 * SLICE_S)) ]; then
+            headline+="; the exporters of node1 fail for now: it becomes stale after a slice without samples"
         fi
-        redraw "[$words]
+        redraw "[$headline]
 $(status_table)"
         pause "$every"
     done
 }
 
-# A sleep that a signal ends.
+# Unlike a plain sleep it is interrupted by signals.
 pause() { step sleep "$1"; }
 
 show_results() {
     local entry name port count
-    headline "The status file, which a scheduler reads: its first node"
+    headline "The status file, for schedulers: its first node"
     "$PYTHON" -c 'import json
 name, node = next(iter(json.load(open("status.json")).items()))
 print(json.dumps({name: node}, indent=2))'
 
-    headline "Metrics for Prometheus: the first lines of each endpoint"
+    headline "Metrics for Prometheus: the first lines of each daemon"
     for entry in "${ENDPOINTS[@]}"; do
         read -r name port <<<"$entry"
         say "$name.py, http://127.0.0.1:$port/metrics"
@@ -321,17 +329,17 @@ print(json.dumps({name: node}, indent=2))'
     done
 
     if [ -n "$BALLOONING" ]; then
-        headline "Ballooning, dry run: what would be done with each VM of $NODE"
+        headline "Ballooning, dry run: the plan for each VM of $NODE"
         until_true 30 "the ballooning plan" test -s vmballooning.log
-        say "(its host is played by libvirt's test driver, whose one VM is none of that node: it is left alone)"
+        say "(libvirt's test driver stands in for the host; its only VM has no samples and is skipped)"
         tail -n 1 vmballooning.log
     fi
 
-    headline "What ran is exported as a trace and replayed with every strategy: which one would have served best?"
+    headline "The samples exported as a trace and replayed with every strategy"
     python "$HERE/scroogevm.py" --export=trace.json --since="$BEGUN" --url="[\"$NODE\"]"
     python "$HERE/scroogevm.py" --load=trace.json --strategy=all --output=replay --report
     count=$("$PYTHON" -c 'import json; print(len(json.load(open("trace.json"))["epoch"]))')
-    say "$count slices of $SLICE_S s are few, and short: on a real node use days of half hours. Memory hardly moves in a minute, and a promise that is broken by a MB counts as broken."
+    say "$count slices of $SLICE_S s are too few and too short to choose a strategy. On a real node, replay days of half-hour slices."
 }
 
 main() {
@@ -342,14 +350,14 @@ main() {
     trap 'exit 129' HUP
     TERMINAL=''
     if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then TERMINAL=yes; fi
-    forget_settings
+    clear_settings
     set_up_python
     make_folder
 
-    headline "ScroogeVM, all of it, on workers that never existed; everything is in $FOLDER"
+    headline "ScroogeVM on simulated workers; all files are in $FOLDER"
     [ -z "$INFLUXDB" ] || start_influxdb
     start_workers
-    say "  they play node_exporter and libvirt exporter of 3 machines with 8 VMs each, at $BASE"
+    say "  it simulates node_exporter and a libvirt exporter of 3 machines with 8 VMs each, at $BASE"
     write_settings
     check_settings
     start vmaggreg "$PYTHON" "$HERE/vmaggreg.py"
@@ -358,21 +366,22 @@ main() {
     if [ -n "$BALLOONING" ]; then
         start vmballooning "$PYTHON" "$HERE/vmballooning.py" --dry-run
     else
-        say "  vmballooning.py is left out: libvirt-python could not be built here"
+        say "  vmballooning.py does not run: libvirt-python could not be built here"
     fi
 
-    headline "How much of each machine is free, by what its VMs really use; a new figure every $SLICE_S s"
+    headline "Free CPU and memory of each machine by the measured usage of its VMs, every $SLICE_S s"
     until_true 60 "the first figures" estimated
+    say "The same figures are on the status page until the demo ends: $STATUS_PAGE"
     watch_figures
     show_results
 
     headline "The end"
     stop_all
-    say "  everything that was started is stopped"
+    say "  all processes are stopped"
     if [ -n "$KEEP" ]; then
-        say "  in $FOLDER: .env, the store, status.json, the logs, trace.json, replay/report.html"
+        say "  in $FOLDER: .env, the store, status.json, logs, trace.json; the report is $FOLDER/replay/report.html"
     else
-        say "  and $FOLDER removed; with --keep FOLDER it stays: settings, store, logs, replay/report.html"
+        say "  $FOLDER is removed; --keep FOLDER keeps settings, store, logs and replay/report.html"
     fi
 }
 

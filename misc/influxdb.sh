@@ -1,52 +1,109 @@
 #!/usr/bin/env bash
 # InfluxDB 2.x in a container, ready for ScroogeVM.
 #
-#   misc/influxdb.sh [start]   starts it; the first time it also makes the organisation, the bucket and the token
-#   misc/influxdb.sh stop      stops it; the data stays
-#   misc/influxdb.sh status    says how it is; exit code 0 when it is up, 3 when not
+#   misc/influxdb.sh [start]   starts the container; the first start also creates organisation, bucket and token
+#   misc/influxdb.sh stop      stops the container; the data stays
+#   misc/influxdb.sh status    shows the state; exit code 0 if the server responds, otherwise 3
 #
-# Settings come from the environment, else from .env in the working directory:
+# Settings come from the environment, otherwise from .env in the working directory:
 #
-#   INFLUXDB_URL          http://127.0.0.1:8086; its port is the one that is published
+#   INFLUXDB_URL          http://127.0.0.1:8086; its port is published
 #   INFLUXDB_ORG          scroogevm
 #   INFLUXDB_BUCKET       scroogevm
-#   INFLUXDB_TOKEN        made when missing
-#   INFLUXDB_RETENTION_S  2592000 (30 days), at least 3600; counts when the bucket is made
-#   INFLUXDB_LISTEN       127.0.0.1; the address where it listens
-#   INFLUXDB_USER         scroogevm, for its web page
-#   INFLUXDB_PASSWORD     made when missing
+#   INFLUXDB_TOKEN        default: a random one
+#   INFLUXDB_RETENTION_S  2592000 (30 days), at least 3600; used when the bucket is created
+#   INFLUXDB_LISTEN       127.0.0.1; the address to listen on
+#   INFLUXDB_USER         scroogevm, for the web page
+#   INFLUXDB_PASSWORD     default: a random one
 #   INFLUXDB_IMAGE        influxdb:2.7
 #   INFLUXDB_NAME         scroogevm-influxdb, the name of the container and of the volume
-#   INFLUXDB_WAIT_S       60; how long to wait until it answers
+#   INFLUXDB_WAIT_S       60; how long to wait for the server
 #
-# What was made is printed on stdout as lines for .env, all else on stderr:  misc/influxdb.sh >>.env
-# Docker is used, else podman. Secrets are told to InfluxDB itself, over stdin and HTTP: they are on no command line,
-# and not in what the container engine remembers of the container.
+# Created values are printed on stdout as lines for .env, all else goes to stderr:  misc/influxdb.sh >>.env
+# Docker is used, otherwise podman. Secrets reach InfluxDB over stdin and HTTP: they are on no command line and not in
+# the container's configuration.
 set -euo pipefail
 
 say() { printf 'influxdb: %s\n' "$*" >&2; }
 fail() { say "$2"; exit "$1"; }
 
-# A setting: the environment's, else that of .env, else the default. The file is read, never run.
-setting() {
-    local value=${!1:-} line
-    if [ -z "$value" ] && [ -r .env ]; then
-        while IFS= read -r line || [ -n "$line" ]; do
-            line=${line%$'\r'}
-            [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=[[:space:]]*(.*)$ ]] || continue
-            value=${BASH_REMATCH[2]}
-            if [[ $value =~ ^\'([^\']*)\' || $value =~ ^\"([^\"]*)\" ]]; then
-                value=${BASH_REMATCH[1]}
+# unescape TEXT LETTERS: replace \\, \' and a backslash before one of the letters.
+unescape() {
+    local text=$1 result='' char
+    while [[ $text == *\\* ]]; do
+        result+=${text%%\\*}
+        text=${text#*\\}
+        char=${text:0:1}
+        case "\\'$2" in
+        *"$char"*)
+            text=${text:1}
+            [[ $char != [a-z] ]] || printf -v char '%b' "\\$char"
+            result+=$char
+            ;;
+        *) result+=\\ ;;
+        esac
+    done
+    VALUE=$result$text
+}
+
+# Fill DOTENV by the rules of python-dotenv without interpolation, which the programs use too. The file is data: nothing
+# in it is run. The expressions need extended regular expressions in variables; a quoted value may span lines.
+declare -A DOTENV=()
+read_dotenv() {
+    local text key blanks all line
+    local assignment="^(export[[:blank:]]+)?('[^']+'|[^'=#[:space:]][^=#[:space:]]*)[[:blank:]]*=([[:blank:]]*)"
+    local name="^(export[[:blank:]]+)?[^'=#[:space:]][^=#[:space:]]*[[:blank:]]*(#|$)"
+    local single="^'(([^'\\]|\\\\.)*)'" double='^"(([^"\]|\\.)*)"'
+    [ -e .env ] || return 0
+    [ -r .env ] || fail 2 ".env: cannot be read"
+    text=$(tr -d '\0' <.env)
+    text=${text#$'\xef\xbb\xbf'}
+    text=${text//$'\r\n'/$'\n'}
+    all=$text
+    while text=${text#"${text%%[![:space:]]*}"} && [ -n "$text" ]; do
+        line=${all%"$text"}
+        line=${line//[!$'\n']/}
+        if [[ $text =~ $assignment ]]; then
+            key=${BASH_REMATCH[2]} blanks=${BASH_REMATCH[3]}
+            key=${key#\'}
+            key=${key%\'}
+            text=${text:${#BASH_REMATCH[0]}}
+            if [[ $text =~ $single ]]; then
+                text=${text:${#BASH_REMATCH[0]}}
+                unescape "${BASH_REMATCH[1]}" ''
+            elif [[ $text =~ $double ]]; then
+                text=${text:${#BASH_REMATCH[0]}}
+                unescape "${BASH_REMATCH[1]}" '"abfnrtv'
+            elif [[ $text == [\'\"]* ]]; then
+                fail 2 ".env, line $((${#line} + 1)): is no setting such as KEY='value'"
             else
-                value=${value%%[[:space:]]#*}
-                value=${value%"${value##*[![:space:]]}"}
+                VALUE=${text%%$'\n'*}
+                text=${text:${#VALUE}}
+                [[ -z $blanks || $VALUE != \#* ]] || VALUE=''
+                VALUE=${VALUE%%[[:space:]]#*}
+                VALUE=${VALUE%"${VALUE##*[![:space:]]}"}
             fi
-        done <.env
-    fi
+            DOTENV[$key]=$VALUE
+        elif [[ $text != \#* && ! ${text%%$'\n'*} =~ $name ]]; then
+            fail 2 ".env, line $((${#line} + 1)): is no setting such as KEY='value'"
+        else
+            text="#$text"
+        fi
+        [[ ${text%%$'\n'*} =~ ^[[:blank:]]*(#|$) ]] ||
+            fail 2 ".env, line $((${#line} + 1)): is no setting such as KEY='value'"
+        text=${text#"${text%%$'\n'*}"}
+    done
+}
+
+# setting NAME DEFAULT: from the environment, otherwise from .env; empty means the default.
+setting() {
+    local value=${DOTENV[$1]-}
+    value=${!1-$value}
     printf '%s' "${value:-$2}"
 }
 
 read_settings() {
+    read_dotenv
     URL=$(setting INFLUXDB_URL http://127.0.0.1:8086)
     URL=${URL%/}
     ORG=$(setting INFLUXDB_ORG scroogevm)
@@ -61,12 +118,12 @@ read_settings() {
     WAIT_S=$(setting INFLUXDB_WAIT_S 60)
 
     [[ $URL =~ ^http://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})$ ]] ||
-        fail 2 "INFLUXDB_URL: '$URL' is not like http://127.0.0.1:8086; what is started here speaks plain HTTP"
+        fail 2 "INFLUXDB_URL: '$URL' is not like http://127.0.0.1:8086; the container serves plain HTTP"
     local host=${BASH_REMATCH[1]}
     PORT=${BASH_REMATCH[2]}
     if [ -z "$LISTEN" ]; then
         case $host in 127.*.*.* | localhost | '[::1]') ;; *)
-            fail 2 "INFLUXDB_URL: $host is not this machine's loopback; to be reached from others, set INFLUXDB_LISTEN"
+            fail 2 "INFLUXDB_URL: $host is not the loopback of this machine; to allow access from others, set INFLUXDB_LISTEN"
             ;;
         esac
         LISTEN=127.0.0.1
@@ -77,23 +134,23 @@ read_settings() {
     RETENTION_S=$((10#$RETENTION_S))
     [[ $WAIT_S =~ ^[0-9]{1,5}$ ]] || fail 2 "INFLUXDB_WAIT_S: '$WAIT_S' is not a whole number of seconds"
     WAIT_S=$((10#$WAIT_S))
-    [[ $TOKEN =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail 2 "INFLUXDB_TOKEN: only letters, digits and ._~+/=- are possible"
+    [[ $TOKEN =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail 2 "INFLUXDB_TOKEN: only letters, digits and ._~+/=- are allowed"
     [ -z "$PASSWORD" ] || { [ ${#PASSWORD} -ge 8 ] && [ ${#PASSWORD} -le 72 ]; } ||
-        fail 2 "INFLUXDB_PASSWORD: InfluxDB wants 8 to 72 characters"
+        fail 2 "INFLUXDB_PASSWORD: InfluxDB needs 8 to 72 characters"
     [[ "$ORG$BUCKET$ADMIN$PASSWORD" != *[[:cntrl:]]* ]] ||
-        fail 2 "INFLUXDB_ORG, _BUCKET, _USER and _PASSWORD: no control characters"
-    [[ "$ORG$BUCKET" != *\'* ]] || fail 2 "INFLUXDB_ORG and _BUCKET: no apostrophes, which .env has no place for"
+        fail 2 "INFLUXDB_ORG, _BUCKET, _USER and _PASSWORD: control characters are not allowed"
+    [[ "$ORG$BUCKET" != *\'* ]] || fail 2 "INFLUXDB_ORG and _BUCKET: apostrophes are not allowed"
 }
 
-# The first engine that answers. One that is there and silent is worth a word of its own.
+# The first engine that responds; one that is installed and does not respond is reported.
 find_engine() {
-    local silent=''
+    local failed=''
     for ENGINE in docker podman; do
         command -v "$ENGINE" >/dev/null || continue
         ! timeout 20 "$ENGINE" ps >/dev/null 2>&1 || return 0
-        silent+="${silent:+ and }$ENGINE"
+        failed+="${failed:+ and }$ENGINE"
     done
-    [ -z "$silent" ] || fail 1 "$silent is installed but does not answer (is it running, and may you use it?)"
+    [ -z "$failed" ] || fail 1 "$failed is installed but does not respond (is it running, and may you use it?)"
     fail 1 "please install docker or podman"
 }
 
@@ -112,21 +169,21 @@ wait_until_healthy() {
     local end=$((SECONDS + WAIT_S))
     until healthy; do
         [ "$(container_state)" = running ] || fail 1 "$NAME stopped at once; see: $ENGINE logs $NAME"
-        [ $SECONDS -lt $end ] || fail 1 "$URL does not answer after $WAIT_S s; see: $ENGINE logs $NAME"
+        [ $SECONDS -lt $end ] || fail 1 "$URL does not respond after $WAIT_S s; see: $ENGINE logs $NAME"
         sleep 0.5
     done
 }
 
-# call METHOD PATH [CURL OPTION...]: the answer's body, then a line with its status. The body of a POST comes on stdin.
+# call METHOD PATH [CURL OPTION...]: the body of the response, then a line with its status. A POST sends stdin.
 call() {
     local method=$1 path=$2
     shift 2
     curl --silent --show-error --max-time 30 --noproxy '*' --request "$method" --write-out '\n%{http_code}' "$@" \
-        "$URL$path" || fail 1 "$URL$path: no answer"
+        "$URL$path" || fail 1 "$URL$path: no response"
 }
 
-# The header with the token as a file of which only curl knows.
-as_ourselves() { call "$@" --config <(printf 'header = "Authorization: Token %s"\n' "$TOKEN"); }
+# With the token, which curl reads from a pipe.
+authorized_call() { call "$@" --config <(printf 'header = "Authorization: Token %s"\n' "$TOKEN"); }
 
 # A JSON string of a text without control characters.
 quoted() {
@@ -144,48 +201,48 @@ encoded() {
 
 secret() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'; }
 
-# What the server says of itself, out of an answer to a request that went wrong.
+# The message of a response that reports an error.
 message() { grep -oE '"message": *"[^}]*' <<<"$1" | head -n 1 || true; }
 
 set_up() {
-    local answer body made_token='' made_password=''
-    [ -n "$TOKEN" ] || { TOKEN=$(secret) && made_token=yes; }
-    [ -n "$PASSWORD" ] || { PASSWORD=$(secret) && made_password=yes; }
+    local response body new_token='' new_password=''
+    [ -n "$TOKEN" ] || { TOKEN=$(secret) && new_token=yes; }
+    [ -n "$PASSWORD" ] || { PASSWORD=$(secret) && new_password=yes; }
     printf -v body '{"username":%s,"password":%s,"org":%s,"bucket":%s,"retentionPeriodSeconds":%d,"token":%s}' \
         "$(quoted "$ADMIN")" "$(quoted "$PASSWORD")" "$(quoted "$ORG")" "$(quoted "$BUCKET")" "$RETENTION_S" \
         "$(quoted "$TOKEN")"
-    answer=$(printf '%s' "$body" | call POST /api/v2/setup --header 'Content-Type: application/json' --data-binary @-)
-    [ "${answer##*$'\n'}" = 201 ] || fail 1 "set-up refused: $(message "$answer")"
+    response=$(printf '%s' "$body" | call POST /api/v2/setup --header 'Content-Type: application/json' --data-binary @-)
+    [ "${response##*$'\n'}" = 201 ] || fail 1 "set-up refused: $(message "$response")"
     say "set up: organisation $ORG, bucket $BUCKET, kept for $RETENTION_S s"
-    if [ -n "$made_token" ]; then
-        say "the lines for .env:"
+    if [ -n "$new_token" ]; then
+        say "lines for .env:"
         printf 'INFLUXDB_URL=%s\nINFLUXDB_TOKEN=%s\nINFLUXDB_ORG=%s\nINFLUXDB_BUCKET=%s\nINFLUXDB_RETENTION_S=%s\n' \
             "$URL" "$TOKEN" "$(for_dotenv "$ORG")" "$(for_dotenv "$BUCKET")" "$RETENTION_S"
     fi
-    # The programs need no password; people do, at the web page.
-    [ -z "$made_password" ] || printf '# web page: user %s, password %s\n' "$ADMIN" "$PASSWORD"
+    # The programs need no password, only the web page does.
+    [ -z "$new_password" ] || printf '# web page: user %s, password %s\n' "$ADMIN" "$PASSWORD"
 }
 
 for_dotenv() {
-    if [[ $1 =~ ^[A-Za-z0-9._-]+$ ]]; then printf '%s' "$1"; else printf "'%s'" "$1"; fi
+    if [[ $1 =~ ^[A-Za-z0-9._-]+$ ]]; then printf '%s' "$1"; else printf "'%s'" "${1//\\/\\\\}"; fi
 }
 
-# It was set up before: is what we were told what it knows?
+# Compare the settings with a server that is set up already.
 check() {
-    local answer known
-    [ -n "$TOKEN" ] || fail 1 "it was set up before; INFLUXDB_TOKEN is missing (it was printed then)"
-    answer=$(as_ourselves GET "/api/v2/buckets?org=$(encoded "$ORG")&name=$(encoded "$BUCKET")")
-    case ${answer##*$'\n'} in
-    401 | 403) fail 1 "it does not know INFLUXDB_TOKEN" ;;
+    local response retention_s
+    [ -n "$TOKEN" ] || fail 1 "InfluxDB is set up already; INFLUXDB_TOKEN is missing (it was printed by the set-up)"
+    response=$(authorized_call GET "/api/v2/buckets?org=$(encoded "$ORG")&name=$(encoded "$BUCKET")")
+    case ${response##*$'\n'} in
+    401 | 403) fail 1 "InfluxDB rejects INFLUXDB_TOKEN" ;;
     200)
-        known=$(grep -oE '"everySeconds": *[0-9]+' <<<"$answer" | grep -oE '[0-9]+' | head -n 1 || true)
-        if grep -qE '"buckets": *\[ *\]' <<<"$answer"; then
+        retention_s=$(grep -oE '"everySeconds": *[0-9]+' <<<"$response" | grep -oE '[0-9]+' | head -n 1 || true)
+        if grep -qE '"buckets": *\[ *\]' <<<"$response"; then
             fail 1 "there is no bucket $BUCKET in organisation $ORG"
-        elif [ "${known:-0}" != "$RETENTION_S" ]; then
-            say "bucket $BUCKET keeps its data for ${known:-0} s (0 = for ever), not INFLUXDB_RETENTION_S=$RETENTION_S"
+        elif [ "${retention_s:-0}" != "$RETENTION_S" ]; then
+            say "bucket $BUCKET keeps its data for ${retention_s:-0} s (0 = forever), not INFLUXDB_RETENTION_S=$RETENTION_S"
         fi
         ;;
-    *) fail 1 "organisation $ORG, bucket $BUCKET: $(message "$answer")" ;;
+    *) fail 1 "organisation $ORG, bucket $BUCKET: $(message "$response")" ;;
     esac
 }
 
@@ -195,7 +252,7 @@ start() {
     running) say "$NAME runs" ;;
     stopped)
         "$ENGINE" start "$NAME" >/dev/null || fail 1 "$NAME could not be started"
-        say "$NAME was stopped, and starts"
+        say "$NAME starts again"
         ;;
     absent)
         "$ENGINE" run --detach --name "$NAME" --restart unless-stopped --publish "$LISTEN:$PORT:8086" \
@@ -205,9 +262,9 @@ start() {
         ;;
     esac
     wait_until_healthy
-    local answer
-    answer=$(call GET /api/v2/setup)
-    if grep -qE '"allowed": *true' <<<"$answer"; then set_up; else check; fi
+    local response
+    response=$(call GET /api/v2/setup)
+    if grep -qE '"allowed": *true' <<<"$response"; then set_up; else check; fi
     say "ready at $URL"
 }
 
@@ -224,8 +281,8 @@ status() {
     local state
     state=$(container_state)
     [ "$state" = running ] || fail 3 "$NAME is $state"
-    healthy || fail 3 "$NAME runs, but $URL does not answer"
-    say "$NAME runs, and answers at $URL"
+    healthy || fail 3 "$NAME runs, but $URL does not respond"
+    say "$NAME runs and responds at $URL"
 }
 
 main() {

@@ -1,14 +1,18 @@
-"""What several test files need."""
+"""Fixtures and helpers that several test modules share."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import itertools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,44 @@ TraceObject = dict[str, Any]
 
 _SETTINGS = ("AGGREG", "BALLOONING", "INFLUXDB", "LIBVIRT", "METRICS", "OS_", "PLACEMENT", "SCHED", "STATE", "STORE")
 _buckets = itertools.count()
+
+#: Marks the processes that the tests start: those that are left at the end make the run fail.
+_MARK = "SCROOGEVM_TEST_RUN"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark this run in the environment, which every process that a test starts inherits."""
+    os.environ.setdefault(_MARK, f"{os.getpid()}-{time.time_ns()}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the processes that tests left behind, and fail for them."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist: the controller looks, when all of them have ended
+    deadline = time.monotonic() + 5
+    while (left := _left_behind()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid, command in left.items():
+        print(f"\nleft behind by a test: process {pid}: {command}", file=sys.stderr)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left_behind() -> dict[int, str]:
+    """Command lines of the processes with the mark of this run, by PID; not pytest's own."""
+    mark = f"{_MARK}={os.environ[_MARK]}".encode()
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                if command and "execnet" not in command and "resource_tracker" not in command:
+                    found[int(folder.name)] = command[:200]
+    return found
 
 
 def lists(
@@ -99,17 +141,54 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def scroogevm(tmp_path: Path) -> Run:
-    """Runs scroogevm.py as its own process in an empty folder."""
+    """Runs scroogevm.py in an empty folder: in this process, or in one of its own where settings of it are given."""
     here = tmp_path / "cwd"
     here.mkdir()
 
     def run(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in arguments]
+        if not settings:
+            return _run_here(words, here)
         return subprocess.run(  # noqa: PLW1510  # check is among the settings
-            [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *map(str, arguments)],
+            [sys.executable, "-X", "dev", "-W", "error", ROOT / "scroogevm.py", *words],
             **{"cwd": here, "capture_output": True, "text": True, "timeout": 120, "check": False, **settings},
         )
 
     return run
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _run_here(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line of scroogevm.py in this process, which saves the start of an interpreter."""
+    from model.commands.scroogevm import main
+
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    hook, root = sys.unraisablehook, logging.getLogger()
+    handlers, level, ours = root.handlers[:], root.level, logging.getLogger("scroogevm").level
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _working_in(folder):
+            try:
+                code = main(arguments)
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else 1
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("scroogevm").setLevel(ours)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def bare_environment() -> dict[str, str]:

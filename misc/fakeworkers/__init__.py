@@ -1,1 +1,1 @@
-"""Simulated worker nodes: exporter pages of VMs that never existed, and every fault that a scraper must survive."""
+"""Simulated worker nodes: exporter pages of VMs that do not exist, and the faults that a scraper must survive."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from misc.fakeworkers.server import main
+from model.cli.main import require_libraries
+
+with require_libraries("live"):
+    from misc.fakeworkers.command import main
 
 sys.exit(main())

@@ -1,87 +1,34 @@
-"""Simulated machines rendered as exporter pages."""
+"""Renders simulated machines as pages of vmprobe, node_exporter and libvirt exporters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from misc.fakeworkers.machines import (
-    JIFFY_NS,
-    IntArray,
-    Worker,
-    domain_constants,
-    domain_metrics,
-    node_metrics,
-    visible_kib,
-)
-
-# From there to text.
-
-
-@dataclass(frozen=True, slots=True)
-class PageLayout:
-    """A page without its values: the text before each of them and the text at the end; where each value is found."""
-
-    texts: tuple[str, ...]
-    places: tuple[int, ...]
-
-    def fill(self, values: Sequence[float], write: Callable[[Any], str]) -> bytes:
-        """The page with these values in their places."""
-        parts = [""] * (2 * len(self.places) + 1)
-        parts[0::2] = self.texts
-        parts[1::2] = map(write, map(values.__getitem__, self.places))
-        return "".join(parts).encode()
-
-
-def _layout(lines: Iterable[tuple[str, int | str]]) -> PageLayout:
-    """Lay out lines of a text, and a value's place or what stands there for good."""
-    texts, places, text = [], [], ""
-    for head, value in lines:
-        text += head
-        if isinstance(value, str):
-            text += value + "\n"
-        else:
-            texts.append(text)
-            places.append(value)
-            text = "\n"
-    return PageLayout((*texts, text), tuple(places))
-
-
-def go_number(value: float) -> str:
-    """As Go writes a float64 in the fewest digits: with an exponent from a million on.
-
-    >>> [go_number(v) for v in (0, 857.16, 999999.0, 14099215000, 2**64 - 1)]
-    ['0', '857.16', '999999', '1.4099215e+10', '1.8446744073709552e+19']
-    """
-    if isinstance(value, int) and abs(value) < 2**53:
-        digits = str(value)
-        if value < 1_000_000:
-            return digits
-        exponent, digits = len(digits) - 1, digits.rstrip("0")
-    else:
-        whole, _, fraction = repr(float(value)).partition(".")
-        if "e" in whole + fraction:
-            return f"{whole}.{fraction}" if fraction else whole
-        if value < 1_000_000:
-            return whole if fraction == "0" else f"{whole}.{fraction}"
-        exponent, digits = len(whole) - 1, (whole + fraction).rstrip("0")
-    return f"{digits[0]}.{digits[1:]}e+{exponent:02d}" if len(digits) > 1 else f"{digits}e+{exponent:02d}"
+from misc.fakeworkers.layout import PageLayout, go_number, lay_out
+from misc.fakeworkers.machines import IntArray, Worker
+from misc.fakeworkers.metrics import JIFFY_NS, domain_constants, domain_metrics, node_metrics, visible_kib
 
 
 def render_vmprobe(worker: Worker, epoch_ms: int) -> bytes:
-    """The page of a worker whose probe looked at ``epoch_ms``, bare or as node_exporter serves it.
+    """Render the page of vmprobe, bare or as served by node_exporter.
+
+    Parameters
+    ----------
+    worker : Worker
+    epoch_ms : int
+        Time of the probe, Unix ms.
 
     Raises
     ------
     ValueError
-        When that is before the worker, or one of its VMs, was started.
+        At a time before the start of the worker or of one of its VMs.
     """
-    _check(worker, epoch_ms)
+    _check_time(worker, epoch_ms)
     domains, node = domain_metrics(worker, epoch_ms), node_metrics(worker, epoch_ms)
     layout = worker.layouts.get("metrics")
     if layout is None:
@@ -89,9 +36,9 @@ def render_vmprobe(worker: Worker, epoch_ms: int) -> bytes:
     return layout.fill(_flat(domains, node), str if worker.plan.format == "vmprobe" else go_number)
 
 
-def _check(worker: Worker, at_ms: int) -> None:
+def _check_time(worker: Worker, at_ms: int) -> None:
     if at_ms < max(worker.boot_ms, int(worker.started_ms.max(initial=0))):
-        raise ValueError(f"at {at_ms} ms worker {worker.index} was not there yet")
+        raise ValueError(f"at {at_ms} ms worker {worker.index} is not started yet")
 
 
 def _flat(rows: Mapping[str, IntArray], others: Mapping[str, float]) -> list[float]:
@@ -111,19 +58,20 @@ def _vmprobe_layout(worker: Worker, domain_names: Sequence[str], node_names: Seq
         lines += [(start + name, write(values[j])) for name, values in constants.items()]
     lines += [(f"{plan.prefix}_global_{name}", len(domain_names) * n + i) for i, name in enumerate(node_names)]
     if plan.format == "vmprobe":
-        # The probe keeps them in a hash map, and writes them as they come.
+        # The probe writes its hash map in arbitrary order.
         order = np.random.default_rng(plan.seed).permutation(len(lines)).tolist()
-        return _layout((f"{lines[i][0]} ", lines[i][1]) for i in order)
+        return lay_out((f"{lines[i][0]} ", lines[i][1]) for i in order)
     head = "# HELP {0} Metric read from vmprobe.prom\n# TYPE {0} untyped\n{0} "
     named = [(head.format(name), value) for name, value in sorted(lines)]
     named[0] = (_other_metrics(plan.seed, plan.other_metrics) + named[0][0], named[0][1])
-    return _layout(named)
+    return lay_out(named)
 
 
+#: Name, type, help text and labels of series that the aggregator ignores.
 _OTHERS = (
     ("node_disk_io_time_seconds_total", "counter", "Seconds spent with I/O.", 'device="sd{}"'),
     ("node_disk_read_bytes_total", "counter", "Bytes read.", 'device="sd{}"'),
-    ("node_filesystem_avail_bytes", "gauge", "Room left.", 'device="/dev/sd{0}1",fstype="ext4",mountpoint="/srv/{0}"'),
+    ("node_filesystem_avail_bytes", "gauge", "Space left.", 'device="/dev/sd{0}1",fstype="ext4",mountpoint="/srv/{0}"'),
     ("node_hwmon_temp_celsius", "gauge", "Temperature.", 'chip="platform_coretemp_0",sensor="temp{}"'),
     (
         "node_interrupts_total",
@@ -141,7 +89,7 @@ _OTHERS = (
 
 @cache
 def _other_metrics(seed: int, count: int) -> str:
-    """What node_exporter tells beside; nobody here looks at it, so that it need not change."""
+    """Series of node_exporter that the aggregator ignores; they are constant."""
     draw = np.random.default_rng(seed)
     text = []
     for i, (name, kind, meaning, labels) in enumerate(_OTHERS):
@@ -157,19 +105,19 @@ def _other_metrics(seed: int, count: int) -> str:
 
 
 def render_node(worker: Worker, at_ms: int) -> bytes:
-    """The page of a worker's node_exporter."""
-    _check(worker, at_ms)
+    """Render the page of node_exporter."""
+    _check_time(worker, at_ms)
     node, cores = node_metrics(worker, at_ms), worker.cores
     guest = min(worker.counted_ns(at_ms), node["cpu_user"])
     modes = {"idle": node["cpu_idle"], "iowait": node["cpu_iowait"], "system": node["cpu_kernel"]}
     modes |= {"user": node["cpu_user"], "guest": guest}
-    # Shared evenly by the CPUs, and nothing lost: the hundredths that are over go to the last ones.
+    # The CPUs share the time evenly; the last ones get the remaining hundredths.
     values: list[float] = [(ns // JIFFY_NS + cpu) // cores / 100 for ns in modes.values() for cpu in range(cores)]
     values += [node[f"memory_{name}"] * 1024 for name in _NODE_MEMORY.values()]
     values += [worker.boot_ms / 1000, at_ms / 1000]
     layout = worker.layouts.get("node")
     if layout is None:
-        layout = worker.layouts["node"] = _layout(_node_lines(worker, list(modes)))
+        layout = worker.layouts["node"] = lay_out(_node_lines(worker, list(modes)))
     return layout.fill(values, go_number)
 
 
@@ -200,10 +148,10 @@ def _node_lines(worker: Worker, modes: Sequence[str]) -> Iterator[tuple[str, int
             head = ""
     gauges = [f"node_memory_{name}_bytes" for name in _NODE_MEMORY]
     for i, name in enumerate([*gauges, "node_boot_time_seconds", "node_time_seconds"]):
-        yield f"# HELP {name} As the kernel tells it.\n# TYPE {name} gauge\n{name} ", len(modes) * cores + i
+        yield f"# HELP {name} As reported by the kernel.\n# TYPE {name} gauge\n{name} ", len(modes) * cores + i
 
 
-#: Metric of a dialect -> (kind, the row that it shows).
+#: Metric of a dialect -> (type, row of values).
 _INFO = {
     "libvirt_domain_info_cpu_time_seconds_total": ("counter", "cpu_seconds"),
     "libvirt_domain_info_maximum_memory_bytes": ("gauge", "maximum"),
@@ -228,32 +176,32 @@ _LIBVIRT: dict[str, dict[str, tuple[str, str]]] = {
         **_STATS,
         "libvirt_domain_info_state": ("gauge", "state"),
         "libvirt_domain_memory_stats_current_balloon_bytes": ("gauge", "balloon"),
-        "libvirt_domain_memory_stats_swap_in_bytes": ("gauge", "none"),
-        "libvirt_domain_memory_stats_swap_out_bytes": ("gauge", "none"),
+        "libvirt_domain_memory_stats_swap_in_bytes": ("gauge", "zero"),
+        "libvirt_domain_memory_stats_swap_out_bytes": ("gauge", "zero"),
     },
 }
 
 
 def render_libvirt(worker: Worker, at_ms: int) -> bytes:
-    """The page of a worker's libvirt exporter; Tinkoff's lists VMs that are shut off, with zeros."""
-    _check(worker, at_ms)
-    told, n = domain_metrics(worker, at_ms), worker.vcpus.size
-    there = (~worker.away).astype(np.int64)
+    """Render the page of a libvirt exporter; the one of Tinkoff lists VMs that are shut off, with zeros."""
+    _check_time(worker, at_ms)
+    metrics, n = domain_metrics(worker, at_ms), worker.vcpus.size
+    running = (~worker.away).astype(np.int64)
     rows: dict[str, npt.NDArray[Any]] = {
         "vcpus": worker.vcpus,
         "maximum": worker.memory_kib * 1024,
         "state": np.where(worker.away, 5, 1),
-        "none": there * 0,
-        "balloon": there * worker.memory_kib * 1024,
-        "available": there * visible_kib(worker) * 1024,
+        "zero": running * 0,
+        "balloon": running * worker.memory_kib * 1024,
+        "available": running * visible_kib(worker) * 1024,
     }
-    rows |= {name: there * told[f"memory_{name}"] * 1024 for name in ("rss", "unused", "usable")}
-    rows |= {name: there * told[f"memory_{name}"] for name in ("majorfault", "minorfault")}
-    rows["cpu_seconds"] = there * told["cpu_cputime"] / 1e9
+    rows |= {name: running * metrics[f"memory_{name}"] * 1024 for name in ("rss", "unused", "usable")}
+    rows |= {name: running * metrics[f"memory_{name}"] for name in ("majorfault", "minorfault")}
+    rows["cpu_seconds"] = running * metrics["cpu_cputime"] / 1e9
     layout = worker.layouts.get("libvirt")
     if layout is None:
         place = {name: i * n for i, name in enumerate(rows)}
-        layout = worker.layouts["libvirt"] = _layout(_libvirt_lines(worker, place))
+        layout = worker.layouts["libvirt"] = lay_out(_libvirt_lines(worker, place))
     return layout.fill([value for row in rows.values() for value in row.tolist()], go_number)
 
 
@@ -261,7 +209,7 @@ def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[s
     dialect = worker.plan.dialect
     listed = range(worker.vcpus.size) if dialect == "tinkoff" else np.flatnonzero(~worker.away).tolist()
     for metric, (kind, row) in sorted(_LIBVIRT[dialect].items()):
-        head = f"# HELP {metric} As libvirt tells it.\n# TYPE {metric} {kind}\n"
+        head = f"# HELP {metric} As reported by libvirt.\n# TYPE {metric} {kind}\n"
         for j in listed:
             labels = f'domain="{worker.names[j]}"'
             if dialect == "kumina":
@@ -271,16 +219,19 @@ def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[s
             yield f"{head}{metric}{{{labels}}} ", place[row] + j
             head = ""
     if dialect == "tinkoff":
-        head = "# HELP libvirt_domain_info_meta Who a domain is.\n# TYPE libvirt_domain_info_meta gauge\n"
+        head = "# HELP libvirt_domain_info_meta Name and UUID of a domain.\n# TYPE libvirt_domain_info_meta gauge\n"
         for j in listed:
             yield f'{head}libvirt_domain_info_meta{{domain="{worker.names[j]}",uuid="{worker.uuids[j]}"}} ', "1"
             head = ""
     if dialect == "kumina":
         name = "libvirt_domains_number"
         yield f"# HELP {name} Number of domains.\n# TYPE {name} gauge\n{name} ", str(len(listed))
-    yield "# HELP libvirt_up Whether libvirt answered.\n# TYPE libvirt_up gauge\nlibvirt_up ", "1"
+    yield "# HELP libvirt_up Whether libvirt responded.\n# TYPE libvirt_up gauge\nlibvirt_up ", "1"
 
 
+DIALECTS = tuple(_LIBVIRT)
+
+#: By endpoint.
 RENDERERS: dict[str, Callable[[Worker, int], bytes]] = {
     "metrics": render_vmprobe,
     "node": render_node,

@@ -1,52 +1,42 @@
-#!/usr/bin/env python3
-"""Plays many workers on one port: exporter pages of VMs that never existed, and every fault that a scraper must bear.
-
-The same seed and time give the same page, whatever was asked before, for usage is looked up rather than advanced.
-"""
+"""Serves the pages of simulated workers over HTTP, with faults."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+import numpy as np
+from aiohttp import web
 
-from model.cli.main import require_libraries
-from model.cli.parser import Parser, number, whole_number
-
-with require_libraries("live"):
-    import numpy as np
-    from aiohttp import web
-
-    from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT, Fault, PageRequest, page_response
-    from misc.fakeworkers.machines import Plan, Shapes, Worker, build_worker
-    from misc.fakeworkers.pages import RENDERERS
-
-FORMATS = ("vmprobe", "vmprobe-textfile", "labels")
-
-DIALECTS = ("kumina", "tinkoff", "inovex")
+from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT, Fault, PageRequest, page_response
+from misc.fakeworkers.machines import Plan, Shapes, Worker, build_worker
+from misc.fakeworkers.pages import RENDERERS
+from model.common.threads import start_thread
 
 
 class FakeWorkers:
-    """The workers of a plan behind one HTTP server.
+    """An HTTP server with the pages of all workers of a plan.
 
     Parameters
     ----------
     plan : Plan
     host : str
-        Where to listen.
+        Address to listen on.
     port : int
-        0 = any free one; ``base_url`` tells which.
+        0 = any free port; see ``base_url``.
     clock : callable
-        Unix seconds.
+        Returns Unix seconds.
+
+    Attributes
+    ----------
+    base_url : str
+        Set by :meth:`start`.
+    requests : int
+        Number of requests for pages.
     """
 
     def __init__(
@@ -63,11 +53,11 @@ class FakeWorkers:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen; OSError when that can't be done."""
+        """Start to listen; raises OSError if that fails."""
         app = web.Application()
         app.router.add_get(r"/worker-{index:\d{5}}/{endpoint}", self._serve)
-        app.router.add_get("/control", self._tell)
-        app.router.add_post("/control", self._control)
+        app.router.add_get("/control", self._get_state)
+        app.router.add_post("/control", self._post_fault)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
         await self._runner.setup()
         try:
@@ -79,17 +69,17 @@ class FakeWorkers:
         self.base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def stop(self) -> None:
-        """Drop all connections; harmless when stopped already."""
+        """Close all connections; does nothing if stopped already."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     def url(self, index: int, endpoint: str | None = None) -> str:
-        """Where a worker's page is; its first one unless told otherwise."""
+        """URL of a page of a worker, by default the first one."""
         return f"{self.base_url}/worker-{index:05d}/{endpoint or self.plan.endpoints[0]}"
 
     def stubs(self) -> list[Any]:
-        """All workers, as ``AGGREG_STUB_LIST`` names them."""
+        """All workers in the format of ``AGGREG_STUB_LIST``."""
         if self.plan.format != "labels":
             return [[self.url(i), self.plan.prefix] for i in range(self.plan.workers)]
         return [
@@ -102,13 +92,13 @@ class FakeWorkers:
         ]
 
     def page(self, index: int, endpoint: str) -> bytes:
-        """The page of now, as it is without a fault."""
+        """The current page, without faults."""
         worker = self.workers[index]
         epoch = worker.epoch_ms(self._now_ms())
-        known = self._pages.get((index, endpoint))
-        if known is None or known[0] != epoch:
-            known = self._pages[index, endpoint] = (epoch, RENDERERS[endpoint](worker, epoch))
-        return known[1]
+        cached = self._pages.get((index, endpoint))
+        if cached is None or cached[0] != epoch:
+            cached = self._pages[index, endpoint] = (epoch, RENDERERS[endpoint](worker, epoch))
+        return cached[1]
 
     def inject(
         self,
@@ -120,27 +110,40 @@ class FakeWorkers:
         delay_s: float | None = None,
         vm: int | None = None,
     ) -> None:
-        """Put a fault in the way of a worker, for ``seconds`` or ``count`` requests or until ``"none"`` is put there.
+        """Inject a fault for some time or some requests, or until ``"none"`` is injected; or let an event happen.
 
-        What happens to a VM happens to ``vm`` (its number), else to the first one that it can happen to.
-        From a thread other than the server's, use the control endpoint.
+        Call it from the thread of the server only; other threads use the control endpoint.
+
+        Parameters
+        ----------
+        worker : int or "all"
+        fault : str
+            Key of ``ANSWERS`` or ``EVENTS``, or ``NO_FAULT``.
+        seconds : float, optional
+            Length of the fault.
+        count : int, optional
+            Number of requests.
+        delay_s : float, optional
+            Of the fault ``slow``.
+        vm : int, optional
+            Number of the VM of an event; default: the first possible one.
 
         Raises
         ------
         ValueError
-            When there is no such worker, fault or VM.
+            If there is no such worker, fault or VM.
         """
         indices = self._indices(worker)
         if fault in EVENTS:
             if seconds is not None or count is not None or delay_s is not None:
-                raise ValueError(f"{fault}: happens once, and takes no seconds, count or delay_s")
+                raise ValueError(f"{fault}: is an event and takes no seconds, count or delay_s")
             for index in indices:
-                self._happen(self.workers[index], fault, vm)
+                self._apply_event(self.workers[index], fault, vm)
             return
         if fault not in ANSWERS and fault != NO_FAULT:
-            raise ValueError(f"fault: {fault!r} is none of {', '.join([*ANSWERS, *EVENTS, NO_FAULT])}")
+            raise ValueError(f"fault: {fault!r} is not one of {', '.join([*ANSWERS, *EVENTS, NO_FAULT])}")
         if vm is not None:
-            raise ValueError(f"vm: {fault} is a fault of the whole worker")
+            raise ValueError(f"vm: {fault} affects the whole worker")
         for index in indices:
             self._faults.pop(index, None)
             if fault != NO_FAULT:
@@ -150,9 +153,9 @@ class FakeWorkers:
                 self._faults[index] = Fault(fault, delay, until, count, held)
 
     def state(self) -> dict[str, Any]:
-        """What is served, which faults are in the way of whom, and who is away."""
+        """The plan, the current faults, and the VMs that are shut off (``away``), as JSON values."""
         now = self._clock()
-        faults = {index: fault for index in list(self._faults) if (fault := self._current(index)) is not None}
+        faults = {index: fault for index in list(self._faults) if (fault := self._current_fault(index)) is not None}
         return {
             "workers": self.plan.workers,
             "vms": self.plan.vms,
@@ -183,22 +186,23 @@ class FakeWorkers:
             raise ValueError(f"worker: {worker!r} is neither 0 to {self.plan.workers - 1} nor 'all'")
         return range(worker, worker + 1)
 
-    def _happen(self, worker: Worker, event: str, vm: int | None) -> None:
+    def _apply_event(self, worker: Worker, event: str, vm: int | None) -> None:
         at_ms = worker.epoch_ms(self._now_ms())
         if event == "reset":
             if vm is not None:
-                raise ValueError("vm: reset is a matter of the whole worker")
-            worker.reset(at_ms)
+                raise ValueError("vm: reset affects the whole worker")
+            worker.reboot(at_ms)
             return
-        able = np.flatnonzero(worker.away if event == "vm-returns" else ~worker.away).tolist()
-        if vm is None and able:
-            vm = able[0]
-        if vm is None or vm not in able:
+        possible = np.flatnonzero(worker.away if event == "vm-returns" else ~worker.away).tolist()
+        if vm is None and possible:
+            vm = possible[0]
+        if vm is None or vm not in possible:
             which = "" if vm is None else f" number {vm}"
-            raise ValueError(f"vm: worker {worker.index} has no VM{which} that {event} can happen to")
-        {"vm-restart": worker.restart, "vm-leaves": worker.leave, "vm-returns": worker.come_back}[event](vm, at_ms)
+            raise ValueError(f"vm: worker {worker.index} has no VM{which} for {event}")
+        actions = {"vm-restart": worker.restart_vm, "vm-leaves": worker.stop_vm, "vm-returns": worker.start_vm}
+        actions[event](vm, at_ms)
 
-    def _current(self, index: int) -> Fault | None:
+    def _current_fault(self, index: int) -> Fault | None:
         fault = self._faults.get(index)
         if fault is not None and (fault.left == 0 or (fault.until_s is not None and self._clock() >= fault.until_s)):
             del self._faults[index]
@@ -210,27 +214,27 @@ class FakeWorkers:
         if index >= self.plan.workers or endpoint not in self.plan.endpoints:
             raise web.HTTPNotFound
         self.requests += 1
-        fault, page = self._current(index), self.page(index, endpoint)
+        fault, page = self._current_fault(index), self.page(index, endpoint)
         if fault is None:
             return page_response(page)
         if fault.left is not None:
             fault.left -= 1
-        chance = np.random.default_rng([self.plan.seed, index, self._pages[index, endpoint][0]])
-        return await ANSWERS[fault.name][1](PageRequest(request, fault, page, chance))
+        random = np.random.default_rng([self.plan.seed, index, self._pages[index, endpoint][0]])
+        return await ANSWERS[fault.name][1](PageRequest(request, fault, page, random))
 
-    async def _tell(self, _: web.Request) -> web.Response:
+    async def _get_state(self, _: web.Request) -> web.Response:
         return web.json_response(self.state())
 
-    async def _control(self, request: web.Request) -> web.Response:
+    async def _post_fault(self, request: web.Request) -> web.Response:
         try:
-            self.inject(**_order(await request.read()))
+            self.inject(**_parse_order(await request.read()))
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response(self.state())
 
 
-def _order(text: bytes) -> dict[str, Any]:
-    """What a POST to the control endpoint asks for; ValueError when it can't be understood."""
+def _parse_order(text: bytes) -> dict[str, Any]:
+    """Parse the body of a POST to the control endpoint; raises ValueError."""
     try:
         order = json.loads(text)
     except ValueError:
@@ -240,7 +244,7 @@ def _order(text: bytes) -> dict[str, Any]:
     limits = {"seconds": (int, float), "count": (int,), "delay_s": (int, float), "vm": (int,)}
     unknown = order.keys() - limits.keys() - {"worker", "fault"}
     if unknown:
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown key: {', '.join(sorted(unknown))}")
     if not isinstance(order["fault"], str):
         raise ValueError("fault: not a name")
     for name, kinds in limits.items():
@@ -254,11 +258,10 @@ def _order(text: bytes) -> dict[str, Any]:
 def in_thread(
     plan: Plan, host: str = "127.0.0.1", port: int = 0, clock: Callable[[], float] = time.time
 ) -> Iterator[FakeWorkers]:
-    """The workers, served by a thread of their own while the block runs: for tests that know no event loop."""
+    """Serve the workers from a thread as long as the block runs, for tests without an event loop."""
     fakes = FakeWorkers(plan, host, port, clock)
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="fakeworkers", daemon=True)
-    thread.start()
+    thread = start_thread("fakeworkers", loop.run_forever)
     try:
         asyncio.run_coroutine_threadsafe(fakes.start(), loop).result(30)
         yield fakes
@@ -268,78 +271,3 @@ def in_thread(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
-
-
-def build_parser() -> Parser:
-    """The command line."""
-    faults = {name: meaning for name, (meaning, _) in ANSWERS.items()} | EVENTS
-    meanings = "\n".join(f"  {name:15} {meaning}" for name, meaning in faults.items())
-    epilog = f"""faults:
-{meanings}
-
-POST /control {{"worker": 3, "fault": "slow", "seconds": 10}} puts one there ("worker": "all"; "count": requests instead
-of seconds; "delay_s" for slow; "vm": number of the VM; fault "none" ends it). GET /control tells how things stand."""
-    parser = Parser(prog="fakeworkers", description=__doc__, epilog=epilog)
-    default = Plan()
-    parser.add_argument("--format", choices=FORMATS, default=default.format, help="default: %(default)s")
-    parser.add_argument("--dialect", choices=DIALECTS, default=default.dialect, help="of --format=labels")
-    parser.add_argument("--prefix", default=default.prefix, help="of vmprobe's metrics (default: %(default)s)")
-    for flag, kind, value, meaning in (
-        ("--workers", whole_number(1), default.workers, "number of workers"),
-        ("--vms", whole_number(0), default.vms, "VMs of each worker"),
-        ("--seed", whole_number(0), default.seed, "another seed, other workers"),
-        ("--other-metrics", whole_number(0), default.other_metrics, "node_exporter's own, where it is played"),
-        ("--probe-delay-ms", whole_number(0), default.probe_delay_ms, "vmprobe looks so often; 0 = at each request"),
-        ("--stats-period", whole_number(0), default.stats_period_s, "guests tell their memory so often, s; 0 = always"),
-        ("--slow-s", number(0), default.slow_s, "how late a slow worker is"),
-        ("--port", whole_number(0), 9900, "0 = any free one"),
-    ):
-        parser.add_argument(flag, type=kind, default=value, metavar="N", help=f"{meaning} (default: {value:g})")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
-    parser.add_argument("--fault", action="append", default=[], metavar="WORKER:NAME", help="a fault from the start on")
-    parser.add_argument("--print-stubs", action="store_true", help="print AGGREG_STUB_LIST of all workers, and serve")
-    parser.add_argument("--duration", type=number(0), metavar="S", help="stop after so many seconds")
-    return parser
-
-
-async def _run(fakes: FakeWorkers, print_stubs: bool, duration_s: float | None) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number_ in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number_, stop.set)
-    await fakes.start()
-    plan = fakes.plan
-    print(f"serving {plan.workers} workers with {plan.vms} VMs at {fakes.url(0)} ...", flush=True)
-    if print_stubs:
-        print(json.dumps(fakes.stubs()), flush=True)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(stop.wait(), duration_s)
-    await fakes.stop()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve until told to stop; the exit code."""
-    parser = build_parser()
-    args = vars(parser.parse_args(argv))
-    host, port, duration = args.pop("host"), args.pop("port"), args.pop("duration")
-    print_stubs, faults = args.pop("print_stubs"), args.pop("fault")
-    if port > 65535:
-        parser.error(f"argument --port: {port} is above 65535")
-    if args["workers"] > 100_000:
-        parser.error(f"argument --workers: {args['workers']} is above 100000")
-    plan = Plan(stats_period_s=args.pop("stats_period"), **args)
-    fakes = FakeWorkers(plan, host, port)
-    for text in faults:
-        worker, _, name = text.partition(":")
-        try:
-            fakes.inject(int(worker) if worker.isdecimal() else worker, name)
-        except ValueError as error:
-            parser.error(f"argument --fault: {text!r}: {error}")
-    try:
-        asyncio.run(_run(fakes, print_stubs, duration))
-    except OSError as error:
-        parser.error(f"{host}:{port}: {error.strerror or error}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

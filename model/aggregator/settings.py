@@ -4,29 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..common.environment import Environment, SettingsError
-from ..common.targets import Stub, parse_stubs
+from ..common.environment import Environment
+from ..common.settings import Section
+from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub
 from ..store.settings import StoreSettings, store_settings
 
-#: Who asks a node more often than ten times a second harms it.
+#: More than ten scrapes a second load a node for no gain.
 _SHORTEST_DELAY_S = 0.1
+
+_SECTION = Section("Aggregator (vmaggreg.py)")
+TIMEOUT_S = _SECTION.number(
+    "AGGREG_TIMEOUT_S", 4.0, 0.05, 600, "Seconds that a scrape may take, from name resolution to the last byte."
+)
+MAX_PAGE_MB = _SECTION.whole("AGGREG_MAX_PAGE_MB", 8, 1, 1024, "Largest page that is read, MB.")
+QUEUE_MB = _SECTION.whole(
+    "AGGREG_QUEUE_MB",
+    256,
+    1,
+    2**20,
+    "Samples that wait in RAM while the store is unavailable, MB. Above this the oldest are dropped and counted.",
+)
+METRICS_PORT = _SECTION.whole(
+    "AGGREG_METRICS_PORT", 0, 0, 65535, "Port of the aggregator's own Prometheus metrics. 0 disables them."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatorSettings:
-    """What ``vmaggreg.py`` does.
+    """Settings of ``vmaggreg.py``.
 
     Attributes
     ----------
     stubs : tuple of Stub
+        The targets.
     fetch_delay_s : float
-        Between two scrapes; 0 takes each probe's own.
+        Between two scrapes; 0 takes the delay that each probe reports.
     timeout_s : float
-        For a scrape as a whole.
+        Of a scrape as a whole.
     max_page_bytes, queue_bytes : int
-        The largest page that is read; how much waits for a store that is away.
+        Largest page that is read; limit of what waits for the store.
     metrics_port : int
-        Of our own metrics; 0 for none.
+        0 for none.
     metrics_address : str
     store : StoreSettings
     """
@@ -42,30 +60,28 @@ class AggregatorSettings:
 
 
 def aggregator_settings(env: Environment) -> AggregatorSettings:
-    """The settings of ``vmaggreg.py``.
+    """Read the settings of ``vmaggreg.py``.
 
     Raises
     ------
     SettingsError
         With all faults.
     """
-    stubs: tuple[Stub, ...] = env.json("AGGREG_STUB_LIST", parse_stubs, ())
-    if not stubs and not any(fault.startswith("AGGREG_STUB_LIST") for fault in env.faults):
-        example = '[["http://worker1:9100/metrics", "vmprobe"]]'
-        env.fault("AGGREG_STUB_LIST", f"names no worker node{env.without}; e.g. {example}")
-    fetch_delay_s = env.number("AGGREG_FETCH_DELAY", 0.0, 0, 86400)
+    stubs: tuple[Stub, ...] = env.read(STUB_LIST)
+    if not stubs and not env.is_faulty(STUB_LIST):
+        env.fault(STUB_LIST, f"names no worker node{env.hint}; e.g. {STUB_LIST.example}")
+    fetch_delay_s = env.read(FETCH_DELAY)
     if 0 < fetch_delay_s < _SHORTEST_DELAY_S:
-        env.fault("AGGREG_FETCH_DELAY", f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
+        env.fault(FETCH_DELAY, f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
     settings = AggregatorSettings(
         stubs=stubs,
         fetch_delay_s=fetch_delay_s,
-        timeout_s=env.number("AGGREG_TIMEOUT_S", 4.0, 0.05, 600),
-        max_page_bytes=env.whole("AGGREG_MAX_PAGE_MB", 8, 1, 1024) * 2**20,
-        queue_bytes=env.whole("AGGREG_QUEUE_MB", 256, 1, 2**20) * 2**20,
-        metrics_port=env.whole("AGGREG_METRICS_PORT", 0, 0, 65535),
-        metrics_address=env.text("METRICS_ADDRESS", "127.0.0.1"),
+        timeout_s=env.read(TIMEOUT_S),
+        max_page_bytes=env.read(MAX_PAGE_MB) * 2**20,
+        queue_bytes=env.read(QUEUE_MB) * 2**20,
+        metrics_port=env.read(METRICS_PORT),
+        metrics_address=env.read(METRICS_ADDRESS),
         store=store_settings(env),
     )
-    if env.faults:
-        raise SettingsError(env.faults)
+    env.check()
     return settings

@@ -1,51 +1,81 @@
-"""Runs a command line: exit codes, interruption, missing libraries."""
+"""Runs a command line: exit codes, interruption, missing libraries, output that cannot be written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from ..common.errors import UsageError
-from .parser import Parser
+from ..common.lifecycle import raise_on_signals
+from .parser import Parser, discard_output
 
 
 def run_cli(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
-    """Do a program's job; its exit code.
+    """Run the job of a program; the exit code.
 
     Parameters
     ----------
     job : callable
-        Does it; imports what it needs first, so that ``-h`` need not wait for that.
+        Imports what it needs itself, so that ``-h`` is quick.
     setup : str
-        What ``misc/setup.sh`` has to make ready for it.
+        Argument of ``misc/setup.sh`` that installs the libraries of the job.
     """
-    # No matrix is multiplied anywhere, and a thread per core for that would cost as much as a small replay.
+    # No matrix is multiplied anywhere; a thread per core for that would cost as much as a small replay.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _open_standard_streams()
     try:
-        return job()
+        code = job()
+        sys.stdout.flush()
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"{parser.prog}: {line}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         parser.error(_not_installed(error, setup))
+    except BrokenPipeError:
+        discard_output()
+        return 1
     except PermissionError as error:
-        # Wherever it is met, it is the operator's to mend, and the name says where.
+        # Wherever it occurs, the operator has to mend it, and the file name says where.
         if error.filename is None:
             raise
         parser.error(f"{error.filename}: {error.strerror}")
+    except OSError as error:
+        if error.filename is not None or not _output_fails():
+            raise
+        print(f"{parser.prog}: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _open_standard_streams() -> None:
+    """Open closed standard streams on the null device: else the next file that is opened takes their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
+
+
+def _output_fails() -> bool:
+    """Whether standard output cannot be written; what waits for it is discarded then."""
+    try:
+        # A failed write leaves nothing to flush: only another one shows that it fails.
+        print(flush=True)
+    except OSError:
+        discard_output()
+        return True
+    return False
 
 
 @contextlib.contextmanager
 def require_libraries(setup: str) -> Iterator[None]:
-    """Around the imports at the head of a program: what is not installed is one line and exit code 2, too."""
+    """Wrap the imports at the head of a program: a library that is missing is one line and exit code 2."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -54,42 +84,25 @@ def require_libraries(setup: str) -> Iterator[None]:
 
 
 def _not_installed(error: ModuleNotFoundError, setup: str) -> str:
-    return f"{error.name} is not installed here; misc/setup.sh {setup} makes .venv/bin/python ready"
+    if __name__.startswith("model."):
+        return f"{error.name} is not installed; misc/setup.sh {setup} prepares .venv/bin/python"
+    extra = "[ballooning]" if error.name == "libvirt" else ""
+    return f"{error.name} is not installed; pip install 'scroogevm{extra}' installs it"
 
 
-def run_interruptible(job: Callable[[], int], when_interrupted: Callable[[], int]) -> int:
-    """Do a job that Ctrl-C and SIGTERM break off, with all that it has to take back; its exit code.
+def run_interruptible(job: Callable[[], int], on_interrupt: Callable[[], int]) -> int:
+    """Run a job that SIGINT and SIGTERM interrupt by an exception; the exit code.
 
     Parameters
     ----------
-    when_interrupted : callable
-        Says so; answers with the exit code then.
+    on_interrupt : callable
+        Reports the interruption and returns the exit code.
     """
-    interrupted = threading.Event()
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    def not_raised(unraisable: sys.UnraisableHookArgs) -> None:
-        if interrupted.is_set() and isinstance(unraisable.exc_value, KeyboardInterrupt):
-            # It came while an object was taken apart, where an error ends nothing: once more, a moment later.
-            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = not_raised
-
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupted = raise_on_signals()
     try:
         return job()
-    except BrokenPipeError:
-        # The reader of our output has left; without this the interpreter complains at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (KeyboardInterrupt, Exception):
-        # A compiled library that is interrupted while it is loaded makes another error of it.
+        # A compiled library that is interrupted while it is loaded raises another error instead.
         if not interrupted.is_set():
             raise
-        return when_interrupted()
+        return on_interrupt()

@@ -1,8 +1,10 @@
-"""What the options of scroogevm.py mean to the models, offline and live alike."""
+"""The options that choose strategies and their parameters, for replay and estimator alike."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ..common.errors import UsageError
 from ..conformal import MOST_RISK
@@ -12,48 +14,104 @@ from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS, StabilityDetector
 
 
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Strategies and their parameters, by the names of the options.
+
+    Attributes
+    ----------
+    strategy : str
+        Names with commas between them, or ``all``; empty takes the default of the command.
+    cpu, mem : float
+        Percentiles.
+    aggreg : int
+        How many successive samples are averaged.
+    risk, risk_cpu, risk_mem : float
+        Target risk; of one resource alone, where that is not None.
+    stability : str
+        Name of a stability detector.
+    """
+
+    strategy: str = ""
+    cpu: float = 90.0
+    mem: float = 90.0
+    aggreg: int = 1
+    risk: float = 0.05
+    risk_cpu: float | None = None
+    risk_mem: float | None = None
+    stability: str = "mean"
+
+    def risk_source(self, resource: str) -> str:
+        """The field that sets the target risk of a resource: ``risk_cpu``, ``risk_mem`` or ``risk``."""
+        return "risk" if getattr(self, f"risk_{resource}") is None else f"risk_{resource}"
+
+    def risk_of(self, resource: str) -> float:
+        """The target risk of a resource."""
+        risk: float = getattr(self, self.risk_source(resource))
+        return risk
+
+
+def given_model_options(args: Any) -> dict[str, Any]:
+    """The model options that a command line sets, by name."""
+    values = {option.name: getattr(args, option.name) for option in fields(ModelOptions)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def chosen_strategies(text: str) -> tuple[str, ...]:
-    """The names that ``--strategy`` asks for, each once, in its order."""
+    """The strategies that a list with commas names, each once, in its order.
+
+    Raises
+    ------
+    ValueError
+        When one is unknown.
+    """
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in STRATEGIES and name != "all"]
-    if unknown:
-        raise UsageError(f"--strategy: {unknown[0]!r} is none of {', '.join(STRATEGIES)}, all")
+    for name in names:
+        if name not in STRATEGIES and name != "all":
+            raise ValueError(f"{name!r} is none of {', '.join(STRATEGIES)}, all")
     return tuple(STRATEGIES) if "all" in names else tuple(names)
 
 
-def model_settings(args: argparse.Namespace, strategies: tuple[str, ...], historical: int) -> ModelSettings:
-    """How the command line wants nodes to be modelled.
+def strategies_of(options: ModelOptions, default: str) -> tuple[str, ...]:
+    """The strategies that the options name, or the default of the command.
 
     Raises
     ------
     UsageError
-        When a strategy can't keep to the risk that is asked for.
     """
+    try:
+        return chosen_strategies(options.strategy or default)
+    except ValueError as error:
+        raise UsageError(f"--strategy: {error}") from None
+
+
+def model_settings(options: ModelOptions, strategies: tuple[str, ...], historical: int) -> ModelSettings:
+    """The settings of the node models.
+
+    Raises
+    ------
+    UsageError
+        When a strategy does not support the target risk.
+    """
+    for resource in RESOURCES:
+        if fault := risk_fault(options.risk_of(resource.name), strategies):
+            option = options.risk_source(resource.name).replace("_", "-")
+            raise UsageError(f"--{option}: {fault}")
     return ModelSettings(
         historical=historical,
         strategies=strategies,
-        cpu=StrategySettings(args.cpu, args.aggreg, _risk(args, "risk_cpu", strategies)),
-        mem=StrategySettings(args.mem, args.aggreg, _risk(args, "risk_mem", strategies)),
+        cpu=StrategySettings(options.cpu, options.aggreg, options.risk_of("cpu")),
+        mem=StrategySettings(options.mem, options.aggreg, options.risk_of("mem")),
     )
 
 
-def _risk(args: argparse.Namespace, option: str, strategies: tuple[str, ...]) -> float:
-    """What the operator risks of one resource: what was said of it alone, or of both."""
-    option = "risk" if getattr(args, option) is None else option
-    risk: float = getattr(args, option)
-    if "conformal" in strategies:
-        check_risk(option, risk)
-    return risk
+def risk_fault(risk: float, strategies: tuple[str, ...]) -> str:
+    """Why the strategies do not support a target risk; empty when they do."""
+    if "conformal" not in strategies or 0 < risk <= MOST_RISK:
+        return ""
+    return f"conformal supports target risks above 0 and up to {MOST_RISK:g}, not {risk:g}"
 
 
-def check_risk(option: str, risk: float) -> None:
-    """Refuse a target risk that the strategy cannot keep to."""
-    if not 0 < risk <= MOST_RISK:
-        raise UsageError(
-            f"--{option.replace('_', '-')}: conformal keeps to risks above 0 and up to {MOST_RISK:g}, not to {risk:g}"
-        )
-
-
-def chosen_detectors(args: argparse.Namespace) -> dict[str, StabilityDetector]:
-    """Who decides that a slice is stable, by resource name."""
-    return {resource.name: STABILITY_DETECTORS[args.stability] for resource in RESOURCES}
+def chosen_detectors(options: ModelOptions) -> Mapping[str, StabilityDetector]:
+    """The stability detector of each resource, by its name."""
+    return {resource.name: STABILITY_DETECTORS[options.stability] for resource in RESOURCES}

@@ -1,9 +1,13 @@
-"""What all command lines have in common: one line and exit code 2 for a mistake."""
+"""The argument parser of all command lines: one line and exit code 2 for a mistake."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
+import itertools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,19 +18,44 @@ from .. import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations and says a mistake in one line."""
+    """An argument parser that takes no abbreviations and reports a mistake in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong on stderr, and leave with exit code 2."""
+        """Print one line to stderr and exit with code 2."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the text of ``-h`` or ``--version``; exit with code 1 when it cannot be written."""
+        try:
+            print(message, end="", file=file, flush=True)
+        except OSError as error:
+            discard_output()
+            print(f"{self.prog}: standard output: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, but report an unknown option before arguments that are missing."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in self._option_string_actions:
+                similar = difflib.get_close_matches(option, self._option_string_actions, 1)
+                self.error(f"unrecognized option {option}{f'; did you mean {similar[0]}?' if similar else ''}")
+        return super().parse_known_args(words, namespace)
+
+
+def discard_output() -> None:
+    """Drop what waits for standard output, which cannot be written, so that the interpreter does not try again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 def add_debug_and_version(parser: Parser, levels: str) -> None:
-    """The options that every daemon has."""
+    """Add the options that every daemon has."""
     parser.add_argument(
         *("-d", "--debug"), type=whole_number(0), default=0, metavar="LEVEL", help=f"{levels} (default: 0)"
     )
@@ -65,7 +94,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 
 def timestamp(text: str) -> float:
-    """An argument type: a moment, Unix seconds or ISO 8601 (UTC, if it does not say otherwise)."""
+    """An argument type: a time, Unix seconds or ISO 8601 (UTC unless it has an offset)."""
     try:
         seconds = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a person sees while a replay runs and when it is over."""
+"""Progress on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class ProgressBar:
-    """A bar on a terminal that stderr is; silent anywhere else."""
+    """A progress bar on stderr where that is a terminal; invisible elsewhere."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         stream = stream or sys.stderr
@@ -22,7 +22,7 @@ class ProgressBar:
         self._visible = stream.isatty()
 
     def busy(self, what: str) -> Progress:
-        """A context in which something of unknown length is shown to go on."""
+        """A context during which a spinner runs: for work of unknown length."""
         progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -36,14 +36,14 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def counted(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """A context with a function to call at each step of ``total``."""
+        """A context with a function to call after each of ``total`` steps."""
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True, disable=not self._visible) as progress:
             task = progress.add_task(what, total=total)
             yield lambda: progress.advance(task)
 
     def track(self, items: Iterable[T], total: int) -> Iterator[T]:
-        """Hand the items on, showing how many of them have passed."""
+        """Yield the items and show how many are done."""
         columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True, disable=not self._visible) as progress:
             yield from progress.track(items, total=total, update_period=0.2)

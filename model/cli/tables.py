@@ -1,50 +1,67 @@
-"""Tables on a terminal of any width: no figure and no name is cut."""
+"""Tables on a terminal of any width: no figure and no name is truncated."""
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+#: Wide enough for every column where there is no terminal: a table in a file is never folded.
+FILE_WIDTH = 140
 
-def fitting(console: Console, tables: Iterable[Table]) -> Table:
-    """The first of several tables that the console has room for without cutting anything; else the last of them.
+_CHECKS_WIDTH = 160
 
-    No table behind the one that fits is asked for. There is one at least.
+
+def first_that_fits(console: Console, tables: Iterable[Table]) -> Table:
+    """The first of several tables, at least one, that fits the console without truncation; else the last one.
+
+    Tables after the one that fits are not generated.
     """
     for table in tables:
-        if _needs(console, table) <= console.width:
+        if _width(console, table) <= console.width:
             break
     return table
 
 
 def print_whole(console: Console, tables: Iterable[Table]) -> None:
-    """Print the first table that fits; the last of them even where the terminal has to fold its lines."""
-    table = fitting(console, tables)
-    console.width = max(console.width, _needs(console, table))
+    """Print the first table that fits, or the last one, whose lines the terminal then has to fold."""
+    table = first_that_fits(console, tables)
+    console.width = max(console.width, _width(console, table))
     console.print(table)
 
 
-def _needs(console: Console, table: Table) -> int:
-    """How many columns it takes to show every figure whole."""
+def _width(console: Console, table: Table) -> int:
+    """The columns of the terminal that a table takes when nothing is truncated."""
     return console.measure(table, options=console.options.update(max_width=10_000)).maximum
 
 
-#: Wide enough for every column where there is no terminal to ask: a table in a file is never folded.
-FILE_WIDTH = 140
+def print_checks(checks: Sequence[tuple[str, bool, str]], *, json: bool = False) -> bool:
+    """Print the results of ``--check``; True when all succeeded.
+
+    Parameters
+    ----------
+    checks : sequence of (target, succeeded, details)
+    json : bool
+        Print a JSON list of objects with these three keys instead of a table.
+    """
+    if json:
+        keys = ("target", "ok", "details")
+        print(json_module.dumps([dict(zip(keys, check, strict=True)) for check in checks], indent=1))
+    else:
+        _print_checks_table(checks)
+    return all(succeeded for _, succeeded, _ in checks)
 
 
-def print_checks(rows: Sequence[tuple[str, bool, str]]) -> bool:
-    """What was asked, whether it answered well, and what it said; True when all did."""
+def _print_checks_table(checks: Sequence[tuple[str, bool, str]]) -> None:
     table = Table(box=None)
-    for heading in ("target", "answer", "what it said"):
-        table.add_column(heading, no_wrap=heading != "what it said")
-    for name, good, words in rows:
-        table.add_row(Text(name), Text("ok" if good else "FAILED"), Text(words))
+    for heading in ("target", "result", "details"):
+        table.add_column(heading, no_wrap=heading != "details")
+    for target, succeeded, details in checks:
+        table.add_row(Text(target), Text("ok" if succeeded else "FAILED"), Text(details))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160
+        console.width = _CHECKS_WIDTH
     console.print(table)
-    return all(good for _, good, _ in rows)

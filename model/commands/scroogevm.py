@@ -1,124 +1,144 @@
-"""Computes how much of each node's CPU and memory is really free, and publishes it for a scheduler.
+"""Compute how much CPU and memory of each node is really free, and publish it for a scheduler.
 
-At the end of each slice it reads what the store has of every node. With --load it replays a JSON trace instead, and
-compares what each strategy would have promised.
+At the end of each slice the estimator reads the samples of every node from the store. With --load the program replays
+a JSON trace instead and compares the strategies.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
 from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version, number, timestamp, whole_number
 
+#: Summaries and names of strategies and detectors are repeated here so that -h imports no library; a test compares.
 EPILOG = """\
-strategies (T is what is to be seen as used; free = config - T):
+strategies (T is the threshold: what counts as used; free = config - T):
   percentile   P-th percentile of the usage in the window
-  doa          starts at what is booked, a step down after a calm slice, up after a full one
-  greedy       highest per-slice percentile, half of any growth on top until the node is stable
+  doa          starts at what is booked; a step down after a calm slice, a step up after a full one
+  greedy       highest per-slice percentile, plus half of any growth until the node is stable
   scroogevm    mean + r standard deviations; r shrinks while the node is stable (2 to 5)
   nsigma       mean + 5 standard deviations
   rclike       sum of the VMs' own peaks
   borg         booked / 1.1
   maxpeak      the larger of nsigma and rclike
-  conformal    exceeded in a share --risk of the slices: forecasts, and a margin learnt from their own errors
+  conformal    exceeded in a share --risk of the slices: forecasts plus a margin learnt from their errors
 
 examples:
-  scroogevm.py --strategy=scroogevm,percentile      estimate, publish the first, keep the other for comparison
-  scroogevm.py --status --watch                     look at what is published
-  scroogevm.py --export=week.json --since=2026-01-05 --url='["http://worker1:9100/metrics"]'
+  scroogevm.py --check-config                       validate the settings
+  scroogevm.py --strategy=scroogevm,percentile      compute both, publish the first
+  scroogevm.py --status --watch                     show what is published
+  scroogevm.py --export=week.json --since=2026-01-05 --url=http://worker1:9100/metrics
   scroogevm.py --load=week.json --output=results --report
 
-Settings come from the environment and from .env in the working directory; the file dotenv explains each of them.
+Settings are read from the environment and from .env in the working directory; see the file dotenv. Options override
+them. A replay reads no settings.
 """
 
 
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(prog="scroogevm.py", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    add(
-        *("-s", "--strategy"),
-        metavar="NAME[,NAME...]|all",
-        help="strategies to compute; the first is the one that is published (default: scroogevm; with --load: all)",
-    )
-    add("-l", "--load", metavar="TRACE.json", help="replay this trace")
-    add(
-        *("-o", "--output"),
-        metavar="FOLDER",
-        help="where dumps go, in place of older ones (default: the working directory); with --load "
-        "dump-<strategy>.json and summary.csv, and without it several strategies are only compared",
-    )
-    add("-c", "--cpu", type=number(0, 100), default=90.0, metavar="PCT", help="percentile for CPU (default: 90)")
-    add("-m", "--mem", type=number(0, 100), default=90.0, metavar="PCT", help="percentile for memory (default: 90)")
-    add(
-        *("-a", "--aggreg"),
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="average N successive samples before per-slice figures (default: 1)",
-    )
-    add(
-        *("-u", "--url"),
-        metavar="JSON",
-        help="list of node URLs, instead of SCHED_NODES; with --load one, the name of the node whose trace it is",
-    )
-    add("--once", action="store_true", help="estimate the slices that have ended, publish, and leave")
-    add("--check", action="store_true", help="validate the settings, ask the store for every node, tell what answered")
-    add("--status", action="store_true", help="show what is published, as a table")
-    add("--watch", action="store_true", help="the same, kept on the screen until Ctrl-C")
-    add("--export", metavar="TRACE.json", help="write what the store has of one node as a trace")
-    add(
-        "--since", type=timestamp, metavar="TIME", help="with --export: from then on; Unix seconds or 2026-01-31T12:00Z"
-    )
-    add("--until", type=timestamp, metavar="TIME", help="with --export: up to then (default: now)")
-    add(
-        "--stability",
-        choices=("mean", "always", "never"),
-        default="mean",
-        help="how greedy and scroogevm tell that a slice resembles the ones before (default: mean)",
-    )
-    add(
-        "--risk",
-        type=number(0, 1),
-        default=0.05,
-        metavar="SHARE",
-        help="in which share of the slices a promise may be broken: the aim of conformal (above 0, up to 0.3); decides "
-        "the order of the table, too (default: 0.05)",
-    )
-    for name, called in (("cpu", "CPU"), ("mem", "memory")):
-        add(
-            f"--risk-{name}",
-            type=number(0, 1),
-            metavar="SHARE",
-            help=f"the aim of conformal for {called} alone (default: --risk)",
-        )
-    add("--report", action="store_true", help="write report.html beside the dumps; needs --output")
+    _add_modes(parser)
+    _add_model_options(parser)
     add_debug_and_version(
         parser, "0: warnings only; 1: a line per scope and strategy, and dumps; 2: pictures of the tiers too"
     )
     return parser
 
 
+def _add_modes(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-l", "--load", metavar="TRACE.json", help="replay this trace")
+    add(
+        *("-o", "--output"),
+        metavar="FOLDER",
+        help="folder for dumps, in place of older ones (default: the working directory); with --load for "
+        "dump-<strategy>.json and summary.csv, without which several strategies are only compared",
+    )
+    add("--report", action="store_true", help="write report.html beside the dumps; needs --output")
+    add(
+        *("-u", "--url"),
+        metavar="URL|JSON",
+        help="a node URL, or a JSON list of them, instead of SCHED_NODES; with --load the name of the trace's node",
+    )
+    add("--once", action="store_true", help="compute the slices that have ended, publish, and exit")
+    add("--check-config", action="store_true", help="validate the settings; no network, no file is created")
+    add("--check", action="store_true", help="validate the settings, query the store for every node and Placement")
+    add("--status", action="store_true", help="show what is published; exit code 1 when a node is stale or outdated")
+    add("--watch", action="store_true", help="the same, updated until Ctrl-C")
+    add("--json", action="store_true", help="with --load, --check or --status: print JSON instead of a table")
+    add("--export", metavar="TRACE.json", help="write the stored samples of one node as a trace")
+    add("--since", type=timestamp, metavar="TIME", help="with --export: start; Unix seconds or 2026-01-31T12:00Z")
+    add("--until", type=timestamp, metavar="TIME", help="with --export: end (default: now)")
+
+
+def _add_model_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        *("-s", "--strategy"),
+        metavar="NAME[,NAME...]|all",
+        help="strategies to compute; the first is published (default: SCHED_STRATEGY or scroogevm; with --load: all)",
+    )
+    add("-c", "--cpu", type=number(0, 100), metavar="PCT", help="percentile for CPU (default: 90)")
+    add("-m", "--mem", type=number(0, 100), metavar="PCT", help="percentile for memory (default: 90)")
+    add(
+        *("-a", "--aggreg"),
+        type=whole_number(1),
+        metavar="N",
+        help="average N successive samples before the figures of a slice (default: 1)",
+    )
+    add(
+        "--stability",
+        metavar="NAME",
+        help="detector of stable slices for greedy and scroogevm: mean, range, always, never (default: mean)",
+    )
+    add(
+        "--risk",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="target risk: the share of slices that may be violated; conformal aims at it (above 0, up to 0.3), and it "
+        "orders the table (default: 0.05)",
+    )
+    for name, title in (("cpu", "CPU"), ("mem", "memory")):
+        add(
+            f"--risk-{name}",
+            type=number(0, 1),
+            metavar="SHARE",
+            help=f"target risk of conformal for {title} alone (default: --risk)",
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run what the command line asks for; the exit code."""
+    """Run the command line; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     args.status = args.status or args.watch
-    _refuse_what_makes_no_sense(parser, args)
+    _check_combination(parser, args)
     job, setup = (_serve, "live") if args.load is None else (_replay, "offline")
     return run_interruptible(lambda: run_cli(parser, lambda: job(args), setup), lambda: _interrupted(args))
 
 
-def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> None:
-    modes = [name for name in ("load", "export", "status", "once", "check") if getattr(args, name) not in {None, False}]
+_MODES = ("load", "export", "status", "once", "check", "check_config")
+
+
+def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse options that exclude or need each other."""
+    given = {name for name, value in vars(args).items() if value not in {None, False}}
+    modes = [name for name in _MODES if name in given]
     if len(modes) > 1:
-        parser.error(" and ".join(f"--{name}" for name in modes) + " exclude each other")
-    for option, mode in (("report", "load"), ("since", "export"), ("until", "export")):
-        if getattr(args, option) not in {None, False} and mode not in modes:
-            parser.error(f"--{option} needs --{mode}")
+        parser.error(" and ".join(f"--{name.replace('_', '-')}" for name in modes) + " exclude each other")
+    for option, possible in (
+        ("report", ("load",)),
+        ("since", ("export",)),
+        ("until", ("export",)),
+        ("json", ("load", "check", "status")),
+    ):
+        if option in given and not {*possible} & {*modes}:
+            parser.error(f"--{option} needs {' or '.join(f'--{name}' for name in possible)}")
+    if args.watch and args.json:
+        parser.error("--watch and --json exclude each other")
     if args.report and args.output is None:
         parser.error("--report needs --output=FOLDER")
     if args.export is not None and args.since is None:
@@ -130,6 +150,8 @@ def _refuse_what_makes_no_sense(parser: Parser, args: argparse.Namespace) -> Non
 def _serve(args: argparse.Namespace) -> int:
     from ..estimator import commands, daemon
 
+    if args.check_config:
+        return _check_config(args)
     if args.status:
         return commands.run_status(args)
     if args.check:
@@ -137,11 +159,35 @@ def _serve(args: argparse.Namespace) -> int:
     return daemon.run(args) if args.export is None else commands.run_export(args)
 
 
-def _replay(args: argparse.Namespace) -> int:
-    from ..replay import command
+def _check_config(args: argparse.Namespace) -> int:
+    from ..cli.model_options import given_model_options
+    from ..common.environment import environment
+    from ..estimator.settings import estimator_settings, nodes_of_option
+    from .configuration import check_settings
 
-    logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(levelname)s %(message)s")
-    return command.run(args)
+    nodes, given = nodes_of_option(args.url), given_model_options(args)
+    return check_settings(lambda: estimator_settings(environment(), nodes, given))
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from ..cli.model_options import ModelOptions, given_model_options, strategies_of
+    from ..common.logs import set_up_logging
+    from ..replay import command
+    from ..replay.options import ReplayOptions
+
+    set_up_logging(args.debug > 0)
+    model = ModelOptions(**given_model_options(args))
+    options = ReplayOptions(
+        trace=args.load,
+        strategies=strategies_of(model, "all"),
+        node_name=None if args.url is None else command.node_of(args.url),
+        output=None if args.output is None else command.output_folder(args.output),
+        report=args.report,
+        debug=args.debug,
+        json=args.json,
+        model=model,
+    )
+    return command.run(options)
 
 
 def _interrupted(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Staged:
-    """Files that were written beside their targets and wait for their names."""
+    """Temporary files beside their targets, which are renamed together."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path]] = []
@@ -23,19 +23,19 @@ class Staged:
     def write_pieces(
         self, path: Path, pieces: Iterable[bytes], *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)
     ) -> None:
-        """The same for data that comes in pieces.
+        """Write data that comes in pieces; see :meth:`write`.
 
         Raises
         ------
         OSError
-            Also when something else than a regular file is in the place: a device or a pipe is not replaced.
+            Also when the target is not a regular file: a device or a pipe is not replaced.
         """
-        # Through a symbolic link, to what it points at.
+        # The target of a symbolic link is replaced, not the link.
         path = Path(os.path.realpath(path))
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
         temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
-        # Not tempfile: its files are for the owner alone, these are for whom the umask says.
+        # Not tempfile, whose files only the owner can read: the permissions are those of the umask.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._waiting.append((temporary, path))
         with os.fdopen(handle, "wb") as file:
@@ -48,13 +48,13 @@ class Staged:
             os.fsync(file.fileno())
 
     def commit(self) -> None:
-        """Give every file its name."""
+        """Rename every file to its target."""
         for temporary, path in self._waiting:
             temporary.replace(path)
         self._waiting.clear()
 
     def discard(self) -> None:
-        """Remove what has no name yet."""
+        """Remove the files that are not renamed yet."""
         for temporary, _ in self._waiting:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -63,12 +63,12 @@ class Staged:
 
 @contextlib.contextmanager
 def staged() -> Iterator[Staged]:
-    """Several files that appear together at the end of the block, or, when it fails, not at all.
+    """Write several files that appear together at the end of the block, or not at all when it fails.
 
     Raises
     ------
     OSError
-        When a file can't be written; none has appeared then.
+        When a file cannot be written; no target is changed then.
     """
     files = Staged()
     try:
@@ -79,28 +79,28 @@ def staged() -> Iterator[Staged]:
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)) -> None:
-    """Write a file that readers see whole: the old one or the new one.
+    """Replace a file; readers see the old content or the new one.
 
     Parameters
     ----------
     path : Path
     data : bytes
     mode : int, optional
-        Its permissions; by default what the umask leaves.
+        Permissions; by default those of the umask.
     owner : two ints
-        Numbers of user and group; -1 leaves them as they come.
+        IDs of user and group; -1 leaves one unchanged.
 
     Raises
     ------
     OSError
-        When it can't be written; an older file is left as it was.
+        When it cannot be written; an older file is unchanged.
     """
     with staged() as files:
         files.write(path, data, mode=mode, owner=owner)
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one that takes its name; None when there is none."""
+    """Device and inode of a file, which change when another file takes its path; None when there is none."""
     try:
         found = path.stat()
     except OSError:

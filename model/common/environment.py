@@ -1,161 +1,161 @@
-"""The environment, with ``.env`` below it: what stands there, and where it is wrong."""
+"""Reads settings from the environment and from ``.env`` in the working directory, and collects all faults."""
 
 from __future__ import annotations
 
 import difflib
 import io
-import json
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
+from .errors import SettingsError
+from .settings import SETTINGS, InvalidValue, Setting
 
-from .targets import is_url
+__all__ = ["Environment", "SettingsError", "environment", "misspelt"]
 
 LOG = logging.getLogger("scroogevm")
 
 T = TypeVar("T")
 
-#: Every setting of our own, by the first word of its key; OpenStack has more than those that we read.
-_KEYS = {
-    "AGGREG": "STUB_LIST FETCH_DELAY TIMEOUT_S MAX_PAGE_MB QUEUE_MB METRICS_PORT",
-    "METRICS": "ADDRESS",
-    "SCHED": "NODES SCOPE_S SCOPE_SLICE_S SCOPE_HISTORICAL SCOPE_INIT_FETCH_PREVIOUS SETTLE_S MEMORY_PATH DUMP_SLICES "
-    "METRICS_PORT",
-    "STATE": "ENDPOINT MODE OWNER",
-    "LIBVIRT": "NODES",
-    "BALLOONING": "SCOPE_S SCOPE_MN THRESHOLD_GAIN_MB GRACE_PERIOD_S SCOPE_SLEEP_S MIN_CONFIG_MB HEADROOM_PCT "
-    "HEADROOM_MB STEP_PCT STEP_MB CHECK_S SESSION_S STUCK_S STATS_AGE_S SESSIONS_PER_HOST EXCLUDE TIMEOUT_S "
-    "JOURNAL_PATH METRICS_PORT",
-    "INFLUXDB": "URL TOKEN ORG BUCKET TIMEOUT_S RETENTION_S LISTEN USER PASSWORD IMAGE NAME WAIT_S",
-    "STORE": "PATH RETENTION_S",
-    "PLACEMENT": "PROVIDERS ENDPOINT TOKEN TIMEOUT_S ROUND_TIMEOUT_S ALLOW_BELOW_ONE MAX_RATIO",
-}
-
-KEYS = frozenset(f"{first}_{rest}" for first, words in _KEYS.items() for rest in words.split())
-
-
-class SettingsError(ValueError):
-    """Settings that can't be used.
-
-    Attributes
-    ----------
-    faults : sequence of str
-        One line each, starting with the key.
-    """
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+#: First words of keys that no other program uses: an unknown key that starts so is a mistake wherever it is set.
+_OWN_PREFIXES = ("AGGREG", "SCHED", "BALLOONING")
+#: Similarity from which an unknown key of the environment counts as a misspelt one of ours (difflib's ratio).
+_SIMILAR = 0.93
 
 
 class Environment:
-    """Reads settings one by one and collects what is wrong with them.
+    """Reads settings one by one and collects their faults.
 
     Parameters
     ----------
     values : mapping of key to text
-    without : str
-        What is not here and may be missed, to be told where a setting is.
+    hint : str
+        Added to the fault of a setting that is missing.
     """
 
-    def __init__(self, values: Mapping[str, str | None], without: str = "") -> None:
+    def __init__(self, values: Mapping[str, str | None], hint: str = "") -> None:
         self._values = values
-        self.without = without
+        self._read: set[str] = set()
+        self.hint = hint
         self.faults: list[str] = []
 
-    def fault(self, key: str, words: str) -> None:
-        """Take down what is wrong with a key; no value is repeated, it may be a secret."""
-        self.faults.append(f"{key}: {words}")
+    def fault(self, setting: Setting[T], message: str) -> None:
+        """Add a fault; ``message`` must not repeat a secret."""
+        line = f"{self._source(setting)}: {message}"
+        if line not in self.faults:
+            self.faults.append(line)
 
-    def text(self, key: str, default: str = "") -> str:
-        """A text; empty counts as unset."""
-        value = self._values.get(key) or default
-        if not value.isprintable():
-            self.fault(key, "holds characters that can't be printed")
-            return default
-        return value
+    def is_faulty(self, *settings: Setting[Any]) -> bool:
+        """Whether one of the settings has a fault."""
+        return any(fault.startswith(f"{self._source(setting)}:") for fault in self.faults for setting in settings)
 
-    def required(self, key: str, why: str) -> str:
-        """A text that must be there."""
-        value = self.text(key)
-        if not value and not self._values.get(key):
-            self.fault(key, f"is not set; {why}")
-        return value
+    def is_set(self, setting: Setting[T]) -> bool:
+        """Whether the setting, or an older name of it, is set and not empty."""
+        return bool(self._text(setting))
 
-    def number(self, key: str, default: float, least: float, most: float = 1e12) -> float:
-        """A number within bounds."""
-        text = self.text(key)
+    def read(self, setting: Setting[T], default: T | None = None) -> T:
+        """The value of a setting; its default when it is unset, empty or faulty.
+
+        Parameters
+        ----------
+        default : optional
+            Used instead of the declared default.
+        """
+        default = setting.default if default is None else default
+        text = self._text(setting)
         if not text:
             return default
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            self.fault(key, f"{text!r} is not a number from {least:g} to {most:g}")
-            return default
-        return value
-
-    def whole(self, key: str, default: int, least: int, most: int = 10**12) -> int:
-        """A whole number within bounds."""
-        value = self.number(key, default, least, most)
-        if value != int(value):
-            self.fault(key, f"{value:g} is not a whole number")
-        return int(value)
-
-    def json(self, key: str, parse: Callable[[Any], T], default: T) -> T:
-        """What ``parse`` makes of JSON text; a ValueError of its tells what is wrong."""
-        text = self.text(key)
-        if not text:
+        if not text.isprintable():
+            self.fault(setting, "contains characters that cannot be printed")
             return default
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            self.fault(key, "is not JSON")
-            return default
-        try:
-            return parse(value)
-        except ValueError as error:
-            self.fault(key, str(error))
+            return setting.parse(text)
+        except InvalidValue as error:
+            self.fault(setting, str(error))
             return default
 
-    def url(self, key: str) -> str:
-        """An http URL, or nothing when it is unset or wrong."""
-        text = self.text(key)
-        if text and not is_url(text):
-            self.fault(key, "is not an http(s) URL")
-            return ""
-        return text
+    def require(self, setting: Setting[T], reason: str) -> T:
+        """The value of a setting that must be set."""
+        if not self.is_set(setting):
+            self.fault(setting, f"is not set; {reason}")
+        return self.read(setting)
+
+    def check(self) -> None:
+        """Raise all faults.
+
+        Raises
+        ------
+        SettingsError
+            When there are any.
+        """
+        if self.faults:
+            raise SettingsError(self.faults)
+
+    def _source(self, setting: Setting[T]) -> str:
+        """The key under which the setting is set: its own, or an older one."""
+        return next((key for key in (setting.key, *setting.aliases) if self._values.get(key)), setting.key)
+
+    def _text(self, setting: Setting[T]) -> str:
+        return self._values.get(self._source(setting)) or ""
 
 
 def environment() -> Environment:
-    """The process' environment over what ``.env`` in the working directory says.
+    """The process' environment over the settings in ``.env``, which is read without ``${}`` interpolation.
+
+    Keys that look like misspelt settings are logged, in whichever of the two they stand.
 
     Raises
     ------
     SettingsError
-        When that file can't be read or understood.
+        When ``.env`` cannot be read or parsed.
     """
+    written = _dotenv()
+    for source, line in misspelt(written or {}, os.environ):
+        LOG.warning("%s: %s", source, line)
+    if written is None:
+        return Environment(os.environ, " (there is no .env in this folder)")
+    return Environment({**written, **os.environ})
+
+
+def _dotenv() -> dict[str, str | None] | None:
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
     try:
         text = Path(".env").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return Environment(os.environ, " (there is no .env in this folder)")
+        return None
     except UnicodeDecodeError:
         raise SettingsError([".env: is not UTF-8"]) from None
     except OSError as error:
         raise SettingsError([f".env: {error.strerror}"]) from None
-    unclear = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
-    if unclear:
-        raise SettingsError([f".env, line {line}: is no setting such as KEY='value'" for line in unclear])
-    written = dotenv_values(stream=io.StringIO(text))
-    for key in written:
-        if key not in KEYS and key.partition("_")[0] in _KEYS:
-            like = difflib.get_close_matches(key, KEYS, 1)
-            LOG.warning(".env: %s is no setting%s", key, f"; is {like[0]} meant?" if like else "")
-    return Environment({**written, **os.environ})
+    bad_lines = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+    if bad_lines:
+        raise SettingsError([f".env, line {line}: is not a setting such as KEY='value'" for line in bad_lines])
+    return dotenv_values(stream=io.StringIO(text), interpolate=False)
+
+
+def misspelt(written: Iterable[str], environ: Iterable[str]) -> list[tuple[str, str]]:
+    """Source and message of each key that looks like a misspelt setting.
+
+    A key in ``.env`` is one when its first word is that of a setting, or when it resembles a setting; a key of the
+    environment, which other programs share, only when its first word is ours alone, or when it resembles a setting.
+
+    >>> misspelt(["AGREG_STUB_LIST"], ["AGGREG_STUB_LISTE", "HOME"])
+    [('.env', 'AGREG_STUB_LIST is not a setting'), ('environment', 'AGGREG_STUB_LISTE is not a setting')]
+    """
+    keys = {key for setting in SETTINGS.values() for key in (setting.key, *setting.aliases)}
+    prefixes = {key.partition("_")[0] for key in keys} - {"OS"}
+    found = []
+    for source, names, own in ((".env", written, prefixes), ("environment", environ, set(_OWN_PREFIXES))):
+        for name in names:
+            if name in keys:
+                continue
+            similar = difflib.get_close_matches(name, keys, 1, _SIMILAR)
+            if similar or name.partition("_")[0] in own:
+                similar = similar or difflib.get_close_matches(name, keys, 1)
+                hint = f"; did you mean {similar[0]}?" if similar else ""
+                found.append((source, f"{name} is not a setting{hint}"))
+    return found

@@ -1,12 +1,30 @@
-"""What is at the bottom of a library's error, which wraps the system's own several times over."""
+"""Errors of the command line, and the system errors at the bottom of a library's error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+
+class UsageError(Exception):
+    """The command line, or what it names, cannot be used; the message has a line for each mistake."""
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used.
+
+    Attributes
+    ----------
+    faults : sequence of str
+        One line each, starting with the key.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came of, outermost first.
+    """The error and its causes, outermost first.
 
     >>> try:
     ...     try:
@@ -24,11 +42,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def system_words(error: BaseException) -> Iterator[tuple[int | None, str]]:
-    """Number and words of those causes that are the system's; a library's own message may hold a URL's password."""
+    """Number and text of each cause that is a system error; a library's own message may contain a URL's password."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.strerror:
             yield cause.errno, cause.strerror
-
-
-class UsageError(Exception):
-    """The command line, or what it names, can't be used; the message has a line for each mistake."""

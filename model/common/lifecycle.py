@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from .environment import SettingsError
+from .errors import SettingsError
 from .logs import EVENT
 
 LOG = logging.getLogger("scroogevm")
@@ -79,6 +81,33 @@ def handle_signals() -> StopRequest:
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, reload)
     return request
+
+
+def raise_on_signals() -> threading.Event:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, for jobs that run once.
+
+    Returns
+    -------
+    threading.Event
+        Set when a signal has arrived.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def handle_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        if interrupted.is_set() and isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # It was raised in a destructor, where exceptions are dropped: repeat the signal a moment later.
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = handle_unraisable
+    for number in _STOPPING:
+        signal.signal(number, interrupt)
+    return interrupted
 
 
 def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) -> int:

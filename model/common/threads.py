@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDone
 from typing import Generic, TypeVar
 
 LOG = logging.getLogger("scroogevm")
@@ -58,7 +59,7 @@ def call_with_timeout(job: Callable[[], T], timeout_s: float, name: str = "call"
     start_thread(name, run)
     try:
         return result.result(timeout_s)
-    except TimeoutError:
+    except (TimeoutError, NotDone):  # one class since Python 3.11
         if result.done():
             raise  # the call itself raised it
         raise TimeoutError(f"no result within {timeout_s:g} s") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
+from ..cli.model_options import chosen_detectors, given_model_options, model_settings
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve
@@ -40,9 +40,6 @@ LOG = logging.getLogger("scroogevm.estimator")
 #: How long the end waits for the last publication to OpenStack Placement.
 _END_S = 10.0
 
-#: Computed and published when the command line names none.
-_DEFAULT_STRATEGY = "scroogevm"
-
 
 def run(args: argparse.Namespace) -> int:
     """Estimate until told to stop; the exit code.
@@ -54,14 +51,13 @@ def run(args: argparse.Namespace) -> int:
     """
     set_up_logging(args.debug > 0)
     settings = load_settings(args)
-    strategies = chosen_strategies(_DEFAULT_STRATEGY if args.strategy is None else args.strategy)
-    model = model_settings(args, strategies, settings.historical)
+    model = model_settings(settings.model, settings.strategies, settings.historical)
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(contextlib.closing(open_store(settings.store)))
             memory = CheckpointFile(
                 settings.checkpoint_path,
-                _configuration(args, settings, model),
+                _configuration(settings, model),
                 kept=settings.historical + 1,
                 kept_figures=settings.dump_slices,
             )
@@ -73,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         estimator = Estimator(
             settings,
             model,
-            chosen_detectors(args),
+            chosen_detectors(settings.model),
             store,
             memory,
             publishers,
@@ -150,12 +146,12 @@ def load_settings(args: argparse.Namespace) -> EstimatorSettings:
         words = "is not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
         raise UsageError(f"--url: {words}") from None
     try:
-        return estimator_settings(environment(), nodes)
+        return estimator_settings(environment(), nodes, given_model_options(args))
     except SettingsError as error:
         raise UsageError(str(error)) from None
 
 
-def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model: ModelSettings) -> dict[str, object]:
+def _configuration(settings: EstimatorSettings, model: ModelSettings) -> dict[str, object]:
     """What the models' memory depends on."""
     return {
         "slice_s": settings.calendar.slice_s,
@@ -166,5 +162,5 @@ def _configuration(args: argparse.Namespace, settings: EstimatorSettings, model:
         "percentiles": [model.cpu.percentile, model.mem.percentile],
         "aggregation": model.cpu.aggregation,
         "risks": [model.cpu.risk, model.mem.risk],
-        "stability": args.stability,
+        "stability": settings.model.stability,
     }

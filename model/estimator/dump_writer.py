@@ -38,7 +38,7 @@ class DumpWriter:
     ) -> None:
         self._folder = Path(args.output or ".")
         self._pictures = args.debug >= 2
-        self._stability = args.stability
+        self._stability = settings.model.stability
         self._settings = settings
         self._model = model
         self._memory = memory

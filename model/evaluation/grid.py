@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.model_options import check_risk, chosen_strategies
+from ..cli.model_options import ModelOptions, risk_fault, strategies_of
 from ..common.errors import UsageError
 from ..nodemodel import ModelSettings
 from ..numerics import FloatArray
@@ -36,9 +36,10 @@ def chosen_variants(args: argparse.Namespace) -> list[Variant]:
     ------
     UsageError
     """
-    strategies = chosen_strategies(args.strategy)
-    for risk in args.risk if "conformal" in strategies else ():
-        check_risk("risk", risk)
+    strategies = strategies_of(ModelOptions(strategy=args.strategy), "all")
+    for risk in args.risk:
+        if fault := risk_fault(risk, strategies):
+            raise UsageError(f"--risk: {fault}")
     for name in args.stability:
         if name not in STABILITY_DETECTORS:
             raise UsageError(f"--stability: {name!r} is none of {', '.join(STABILITY_DETECTORS)}")

@@ -1,61 +1,47 @@
-"""What a publisher is, and one that works in a thread of its own."""
+"""Interface of a publisher, and a publisher that works in the background."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..common.threads import LatestValue
 from ..status import NodeStatus
 
 
 class Publisher(Protocol):
-    """Somebody who wants to know."""
+    """Makes the status of all nodes available to a consumer."""
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Take the status of all nodes.
+        """Publish the status of all nodes, which replaces what was published before.
 
         Raises
         ------
         OSError
+            When it cannot be published; the caller tries again later.
         """
 
 
 class BackgroundPublisher:
-    """An outlet that takes its time: in a thread of its own, always with the newest that there is.
+    """Publishes the latest status in a thread of its own; never blocks and never raises.
+
+    Statuses that arrive during a publication replace one another; only the latest is published next.
 
     Parameters
     ----------
     work : callable
-        Given the status of all nodes; must not raise.
+        Called with the status of all nodes; must not raise.
+    name : str
+        Of the thread.
     """
 
-    def __init__(self, work: Callable[[Sequence[NodeStatus]], object]) -> None:
-        self._work = work
-        self._newest: Sequence[NodeStatus] | None = None
-        self._changed = threading.Condition()
-        self._ended = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def __init__(self, work: Callable[[Sequence[NodeStatus]], object], name: str = "publisher") -> None:
+        self._latest: LatestValue[Sequence[NodeStatus]] = LatestValue(work, name)
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Take note, and never wait."""
-        with self._changed:
-            self._newest = tuple(statuses)
-            self._changed.notify()
+        """Replace the status that waits."""
+        self._latest.put(tuple(statuses))
 
-    def close(self, seconds: float) -> None:
-        """Do what is still to be done, if it can be done in time."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None or self._ended)
-                newest, self._newest = self._newest, None
-            if newest is None:
-                return
-            self._work(newest)
+    def close(self, timeout_s: float) -> None:
+        """Publish the status that waits, if that is possible within ``timeout_s`` seconds."""
+        self._latest.close(timeout_s)

@@ -1,4 +1,4 @@
-"""The estimator's figures for a Prometheus server, in base units: cores, bytes, seconds."""
+"""The estimator's metrics for Prometheus, in base units: cores, bytes, seconds, ratios."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..slices import CPU, MEMORY, Resource
-from ..status import NodeStatus, State
+from ..slices import CPU, MEMORY, RESOURCES, Resource
+from ..status import NodeStatus, ResourceStatus, State
 
 if TYPE_CHECKING:
     from .placement.reconciler import PlacementCounts
@@ -20,31 +20,139 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class EstimatorCounts:
-    """What the estimator tells of itself."""
+    """Totals of the estimator since its start."""
 
     slices: int = 0
     failures: int = 0
     publications: int = 0
     publication_failures: int = 0
     lateness_s: float = 0.0
-    """From the end of the last slice until all nodes that could be read had been."""
+    """From the end of the last slice until every readable node was estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseUnit:
+    """A resource in metrics: its part of the name, its base unit, and base units in one unit of the models."""
+
+    name: str
+    unit: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A value of a node, with the value of the metric's own label if it has one."""
+
+    value: float
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeMetric:
+    """A metric per node and resource.
+
+    Attributes
+    ----------
+    name : str
+        After ``scroogevm_node_``; ``{name}`` and ``{unit}`` stand for those of the resource.
+    help : str
+        ``{title}`` and ``{unit}`` stand for those of the resource.
+    samples : callable
+        Of a resource; amounts in units of the models.
+    label : str
+        Beside ``node``; empty for none.
+    is_amount : bool
+        Whether values are amounts, which are converted to base units, and not ratios.
+    """
+
+    name: str
+    help: str
+    samples: Callable[[ResourceStatus], Iterable[_Sample]]
+    label: str = ""
+    is_amount: bool = True
+
+
+def _free(status: ResourceStatus) -> Iterator[_Sample]:
+    yield _Sample(status.free)
+
+
+def _config(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(status.last.config)
+
+
+def _booked(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(status.last.booked)
+
+
+def _tiers(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.state == "ok":
+        for i, amount in enumerate((status.last.tier0, status.last.tier1, status.last.tier2)):
+            yield _Sample(amount, str(i))
+
+
+def _by_strategy(status: ResourceStatus) -> Iterator[_Sample]:
+    for strategy, amount in status.others.items():
+        yield _Sample(amount, strategy)
+
+
+def _oversubscription(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(status.ratio)
+
+
+def _target_risk(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.risk is not None:
+        yield _Sample(status.last.risk)
+
+
+def _violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.violation_rate is not None:
+        yield _Sample(status.last.violation_rate)
 
 
 _STATES: tuple[State, ...] = ("ok", "stale", "unknown")
 
-#: By resource: its name and its unit in a metric's name, its name in a sentence, how many base units one of ours is.
-_WORDS = {CPU: ("cpu", "cores", "CPU", 1.0), MEMORY: ("memory", "bytes", "memory", 2.0**20)}
+_BASE_UNITS = {CPU: _BaseUnit("cpu", "cores", 1.0), MEMORY: _BaseUnit("memory", "bytes", 2.0**20)}
+
+_VIOLATION_RATE = "Violation rate of the last 100 slices: share in which more than published was used, {title}."
+
+_NODE_METRICS = (
+    _NodeMetric("free_{name}_{unit}", "Published free, {title} in {unit}.", _free),
+    _NodeMetric("config_{name}_{unit}", "Configuration of the node, {title} in {unit}.", _config),
+    _NodeMetric("booked_{name}_{unit}", "Allocated to the node's VMs, {title} in {unit}.", _booked),
+    _NodeMetric("tier_{name}_{unit}", "Tiers: 0 used, 1 between, 2 free, {title} in {unit}.", _tiers, "tier"),
+    _NodeMetric(
+        "strategy_free_{name}_{unit}",
+        "What each strategy computes as free, {title} in {unit}.",
+        _by_strategy,
+        "strategy",
+    ),
+    _NodeMetric(
+        "{name}_oversubscription_ratio", "(booked + free) / config, {title}.", _oversubscription, is_amount=False
+    ),
+    _NodeMetric(
+        "{name}_risk_target_ratio",
+        "Target risk: share of slices in which more than published may be used, {title}.",
+        _target_risk,
+        is_amount=False,
+    ),
+    # The former name of the next one.
+    _NodeMetric("{name}_risk_realised_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
+    _NodeMetric("{name}_violation_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
+)
 
 
 class EstimatorMetrics(Collector):
-    """What was published last, and how the estimator fares.
+    """Publishes the status of all nodes, and the estimator's own counts, as metrics.
 
     Parameters
     ----------
     registry : CollectorRegistry
     counts : EstimatorCounts
     placement : callable, optional
-        Tells how OpenStack Placement is kept up to date, where it is.
+        Returns the counts of OpenStack Placement, if it is in use.
     """
 
     def __init__(
@@ -59,90 +167,77 @@ class EstimatorMetrics(Collector):
         registry.register(self)
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Show these from now on."""
+        """Replace the statuses."""
         self._statuses = tuple(statuses)
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics, as they are now."""
-        yield from self._states()
-        for resource in (CPU, MEMORY):
-            yield from self._figures(resource)
-        yield from self._own()
+        """All metrics with their present values."""
+        statuses = self._statuses
+        yield from _state_metrics(statuses)
+        for resource in RESOURCES:
+            for metric in _NODE_METRICS:
+                yield _node_metric(metric, resource, statuses)
+        yield from _estimator_metrics(self._counts)
         if self._placement is not None:
-            yield from _of_placement(self._placement())
-
-    def _states(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily(
-            "scroogevm_node_state",
-            "1 for the state of a node's figures: ok, stale or unknown.",
-            labels=["node", "state"],
-        )
-        end = GaugeMetricFamily(
-            "scroogevm_node_slice_end_timestamp_seconds", "End of the slice that the figures are of.", labels=["node"]
-        )
-        for status in self._statuses:
-            for name in _STATES:
-                state.add_metric([status.node, name], float(status.state == name))
-            if not math.isnan(status.slice_end_s):
-                end.add_metric([status.node], status.slice_end_s)
-        yield from (state, end)
-
-    def _figures(self, resource: Resource) -> Iterator[Metric]:
-        name, units, called, unit = _WORDS[resource]
-        words, what = f"{name}_{units}", f"{called} in {units}"
-        free, config, booked, tier, other, ratio, aim, violation_rate = (
-            GaugeMetricFamily(f"scroogevm_node_{kind}", text, labels=["node", *labels])
-            for kind, text, labels in (
-                (f"free_{words}", f"Published as free, {what}.", []),
-                (f"config_{words}", f"What the node has, {what}.", []),
-                (f"booked_{words}", f"Promised to its VMs, {what}.", []),
-                (f"tier_{words}", f"0 used, 1 between, 2 free, {what}.", ["tier"]),
-                (f"strategy_free_{words}", f"What each strategy would publish, {what}.", ["strategy"]),
-                (f"{name}_oversubscription_ratio", f"(booked + free) / config, {called}.", []),
-                (f"{name}_risk_target_ratio", f"Share of promises that may be broken, {called}.", []),
-                (f"{name}_risk_realised_ratio", f"Share of the last 100 promises that was broken, {called}.", []),
-            )
-        )
-        for status in self._statuses:
-            said = status.of(resource)
-            free.add_metric([status.node], said.free * unit)
-            for strategy, amount in said.others.items():
-                other.add_metric([status.node, strategy], amount * unit)
-            if said.last is None:
-                continue
-            config.add_metric([status.node], said.last.config * unit)
-            booked.add_metric([status.node], said.last.booked * unit)
-            ratio.add_metric([status.node], said.ratio)
-            for family, share in ((aim, said.last.risk), (violation_rate, said.last.violation_rate)):
-                if share is not None:
-                    family.add_metric([status.node], share)
-            if said.state == "ok":
-                for i, amount in enumerate((said.last.tier0, said.last.tier1, said.last.tier2)):
-                    tier.add_metric([status.node, str(i)], amount * unit)
-        yield from (free, config, booked, tier, other, ratio, aim, violation_rate)
-
-    def _own(self) -> Iterator[Metric]:
-        for name, text, value in (
-            ("slices", "Slices of single nodes that were estimated.", self._counts.slices),
-            ("slice_failures", "Attempts at a node that brought nothing.", self._counts.failures),
-            ("publications", "Publications to status file, metrics and Placement.", self._counts.publications),
-            ("publication_failures", "Publications that failed.", self._counts.publication_failures),
-        ):
-            yield CounterMetricFamily(f"scroogevm_{name}", text, value=value)
-        yield GaugeMetricFamily(
-            "scroogevm_slice_lateness_seconds",
-            "From the end of the last slice until all nodes that could be read were published.",
-            value=self._counts.lateness_s,
-        )
+            yield from _placement_metrics(self._placement())
 
 
-def _of_placement(counts: PlacementCounts) -> Iterator[Metric]:
-    yield CounterMetricFamily("scroogevm_placement_updates", "Inventories written.", value=counts.updates)
+def _state_metrics(statuses: Sequence[NodeStatus]) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "scroogevm_node_state", "1 for the present state of the node: ok, stale or unknown.", labels=["node", "state"]
+    )
+    end = GaugeMetricFamily(
+        "scroogevm_node_slice_end_timestamp_seconds", "End of the slice of the published figures.", labels=["node"]
+    )
+    for status in statuses:
+        for name in _STATES:
+            state.add_metric([status.node, name], float(status.state == name))
+        if not math.isnan(status.slice_end_s):
+            end.add_metric([status.node], status.slice_end_s)
+    yield from (state, end)
+
+
+def _node_metric(metric: _NodeMetric, resource: Resource, statuses: Sequence[NodeStatus]) -> Metric:
+    base = _BASE_UNITS[resource]
+    family = GaugeMetricFamily(
+        "scroogevm_node_" + metric.name.format(name=base.name, unit=base.unit),
+        metric.help.format(title=resource.title, unit=base.unit),
+        labels=["node", metric.label] if metric.label else ["node"],
+    )
+    scale = base.scale if metric.is_amount else 1.0
+    for status in statuses:
+        for sample in metric.samples(status.of(resource)):
+            labels = [status.node, sample.label] if metric.label else [status.node]
+            family.add_metric(labels, sample.value * scale)
+    return family
+
+
+def _estimator_metrics(counts: EstimatorCounts) -> Iterator[Metric]:
+    for name, text, value in (
+        ("slices", "Slices estimated, summed over all nodes.", counts.slices),
+        ("slice_failures", "Failed attempts to estimate a node.", counts.failures),
+        ("publications", "Publications to the status file, the metrics and Placement.", counts.publications),
+        ("publication_failures", "Failed publications.", counts.publication_failures),
+    ):
+        yield CounterMetricFamily(f"scroogevm_{name}", text, value=value)
+    yield GaugeMetricFamily(
+        "scroogevm_slice_lateness_seconds",
+        "From the end of the last slice until every readable node was published.",
+        value=counts.lateness_s,
+    )
+
+
+def _placement_metrics(counts: PlacementCounts) -> Iterator[Metric]:
     yield CounterMetricFamily(
-        "scroogevm_placement_conflicts", "Writes that came too late and were tried again.", value=counts.conflicts
+        "scroogevm_placement_updates", "Inventories written to OpenStack Placement.", value=counts.updates
+    )
+    yield CounterMetricFamily(
+        "scroogevm_placement_conflicts",
+        "Writes repeated because the resource provider had changed.",
+        value=counts.conflicts,
     )
     failures = CounterMetricFamily(
-        "scroogevm_placement_failures", "Nodes that were not brought up to date.", labels=["reason"]
+        "scroogevm_placement_failures", "Failed updates of a node's resource provider.", labels=["reason"]
     )
     for reason, number in counts.failures.items():
         failures.add_metric([reason], number)

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..common.environment import Environment
-from ..common.targets import is_url, without_password
+from ..common.settings import InvalidValue, Section, Setting
+from ..common.targets import http_url, is_url, without_password
+from ..store.settings import status_path
 
-#: Of a user or group; one more is -1, which leaves them as they are.
+#: Largest user or group ID; the next one is -1, which chown takes for "unchanged".
 _LARGEST_ID = 2**32 - 2
 
 _PASSWORD_NEEDS = ("username", "password", "project_name", "user_domain_name", "project_domain_name")
 
-#: What each kind of login takes beside the URL of Keystone.
+#: Options of each authentication plugin beside the URL of Keystone.
 _KEYSTONE_NEEDS = {
     "password": _PASSWORD_NEEDS,
     "v3password": _PASSWORD_NEEDS,
@@ -25,9 +27,169 @@ _KEYSTONE_NEEDS = {
 }
 
 
+def parse_providers(value: Any) -> dict[str, str]:
+    """Check the decoded value of ``PLACEMENT_PROVIDERS``: node to resource provider.
+
+    Raises
+    ------
+    ValueError
+        Names the node.
+    """
+    if not isinstance(value, dict) or not value:
+        raise ValueError("is not an object of node URLs and their resource providers")
+    providers: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for name, provider in value.items():
+        node = without_password(name) if is_url(name) else name
+        if not node or not node.isprintable():
+            raise ValueError("an entry has no node")
+        if not isinstance(provider, str) or not provider.strip() or not provider.isprintable():
+            raise ValueError(f"{node}: its provider is neither a UUID nor a name")
+        if node in providers:
+            raise ValueError(f"node {node} is listed twice")
+        if (owner := owners.setdefault(provider, node)) != node:
+            raise ValueError(f"{owner} and {node} have the same provider")
+        providers[node] = provider
+    return providers
+
+
+def parse_mode(text: str) -> int:
+    """Parse octal permissions.
+
+    Raises
+    ------
+    InvalidValue
+    """
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0o400 <= mode <= 0o777 or not mode & 0o400:
+        raise InvalidValue(f"{text!r} is not a mode such as 0644 that lets the owner read")
+    return mode
+
+
+def parse_owner(text: str) -> tuple[int, int]:
+    """Parse ``USER:GROUP``, either of which may be missing, to IDs; -1 leaves one unchanged.
+
+    Raises
+    ------
+    InvalidValue
+    """
+    user, _, group = text.partition(":")
+    uid = gid = -1
+    try:
+        if user:
+            uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        if group:
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError) as error:
+        raise InvalidValue(str(error.args[0])) from None
+    if max(uid, gid) > _LARGEST_ID:
+        raise InvalidValue(f"an ID is larger than {_LARGEST_ID}")
+    return uid, gid
+
+
+def _token(text: str) -> str:
+    if not text.isascii():
+        raise InvalidValue("cannot be sent: it contains characters that are not ASCII")
+    return text
+
+
+def _url_without_login(text: str) -> str:
+    if without_password(http_url(text)) != text:
+        raise InvalidValue("contains a user or a password, which is not accepted")
+    return text
+
+
+def _existing_file(text: str) -> str:
+    if not Path(text).is_file():
+        raise InvalidValue("is not a file")
+    return text
+
+
+_STATUS = Section("Published status file (scroogevm.py)")
+STATE_MODE = _STATUS.value("STATE_MODE", 0o644, parse_mode, "Permissions of the status file.", shown="0644")
+STATE_OWNER = _STATUS.value(
+    "STATE_OWNER",
+    (-1, -1),
+    parse_owner,
+    "Owner of the status file, USER:GROUP. Either part may be missing.",
+)
+
+_PLACEMENT = Section("OpenStack Placement (scroogevm.py)")
+PROVIDERS: Setting[dict[str, str]] = _PLACEMENT.json(
+    "PLACEMENT_PROVIDERS",
+    {},
+    parse_providers,
+    """Nodes and the UUID or the name of their resource provider, a JSON object. A provider has the host name that
+nova-compute reports. Without this setting nothing is published to Placement.""",
+    example='{"http://worker1:9100/metrics": "worker1.example.org"}',
+)
+ENDPOINT = _PLACEMENT.text(
+    "PLACEMENT_ENDPOINT",
+    "",
+    "URL of Placement, instead of the one in Keystone's catalogue. Required with PLACEMENT_TOKEN.",
+    parse=_url_without_login,
+)
+PLACEMENT_TOKEN = _PLACEMENT.text(
+    "PLACEMENT_TOKEN",
+    "",
+    "A fixed token, never renewed. Without it Keystone issues tokens for the credentials in OS_*, the names that "
+    "OpenStack's own clients read.",
+    parse=_token,
+    secret=True,
+)
+AUTH_TYPE = _PLACEMENT.choice(
+    "OS_AUTH_TYPE",
+    "password",
+    tuple(_KEYSTONE_NEEDS),
+    "Authentication plugin. v3applicationcredential takes the two OS_APPLICATION_CREDENTIAL_* settings instead of user "
+    "and project.",
+)
+_KEYSTONE = {
+    "auth_url": _PLACEMENT.text("OS_AUTH_URL", "", "URL of Keystone.", parse=_url_without_login),
+    "username": _PLACEMENT.text("OS_USERNAME", "", "User in Keystone."),
+    "password": _PLACEMENT.text("OS_PASSWORD", "", "Password of that user.", secret=True),
+    "project_name": _PLACEMENT.text("OS_PROJECT_NAME", "", "Project in Keystone."),
+    "user_domain_name": _PLACEMENT.text("OS_USER_DOMAIN_NAME", "Default", "Domain of the user."),
+    "project_domain_name": _PLACEMENT.text("OS_PROJECT_DOMAIN_NAME", "Default", "Domain of the project."),
+    "application_credential_id": _PLACEMENT.text(
+        "OS_APPLICATION_CREDENTIAL_ID", "", "ID of an application credential."
+    ),
+    "application_credential_secret": _PLACEMENT.text(
+        "OS_APPLICATION_CREDENTIAL_SECRET", "", "Secret of that application credential.", secret=True
+    ),
+}
+REGION_NAME = _PLACEMENT.text("OS_REGION_NAME", "", "Region of Placement. Empty takes any.")
+INTERFACE = _PLACEMENT.text("OS_INTERFACE", "public", "Interface of Placement in the catalogue.")
+CACERT = _PLACEMENT.text("OS_CACERT", "", "File of trusted certificates.", parse=_existing_file)
+TIMEOUT_S = _PLACEMENT.number(
+    "PLACEMENT_TIMEOUT_S", 5.0, 0.1, 600, "Seconds without data after which a request counts as failed."
+)
+ROUND_TIMEOUT_S = _PLACEMENT.number(
+    "PLACEMENT_ROUND_TIMEOUT_S", 30.0, 0.1, 3600, "Seconds that the update of all nodes may take."
+)
+ALLOW_BELOW_ONE = _PLACEMENT.whole(
+    "PLACEMENT_ALLOW_BELOW_ONE",
+    0,
+    0,
+    1,
+    "1 lets a ratio fall below 1.0, so that less than the node is sold.",
+)
+MAX_RATIO = _PLACEMENT.number(
+    # 99 is the largest ratio with four decimals that a FLOAT of MySQL returns unchanged.
+    "PLACEMENT_MAX_RATIO",
+    16.0,
+    1.0,
+    99.0,
+    "Largest allocation ratio that is published.",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that is given and never renewed."""
+    """A fixed token, never renewed."""
 
     endpoint: str
     token: str = field(repr=False)
@@ -35,19 +197,19 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Keystone:
-    """Who we are for Keystone, which hands out tokens and knows where Placement is.
+    """Credentials for Keystone, which issues tokens and holds the service catalogue.
 
     Attributes
     ----------
     kind : str
         Name of keystoneauth1's plugin.
     options : mapping of str to str
-        The plugin's own, passwords among them.
+        Options of the plugin, secrets among them.
     region : str
         Empty for any.
     interface : str
     endpoint : str
-        Of Placement, when it is not the one that Keystone names.
+        URL of Placement; empty takes the one in the catalogue.
     """
 
     kind: str
@@ -59,7 +221,7 @@ class Keystone:
 
 @dataclass(frozen=True, slots=True)
 class PlacementSettings:
-    """Whose allocation ratios are kept, and where.
+    """Providers whose allocation ratios are kept, and how Placement is reached.
 
     Attributes
     ----------
@@ -67,9 +229,9 @@ class PlacementSettings:
         Node to the UUID or the name of its resource provider.
     login : Token or Keystone
     ca_file : str
-        Certificates that are trusted; empty for those that requests comes with.
+        Trusted certificates; empty takes those of requests.
     timeout_s, round_timeout_s : float
-        For the silence within a request; for all nodes together.
+        Of one request without data; of all nodes together.
     least_ratio, most_ratio : float
     """
 
@@ -92,7 +254,7 @@ class StatusFileSettings:
     mode : int
         Its permissions.
     uid, gid : int
-        Its owner; -1 leaves it as it comes.
+        Its owner; -1 leaves it unchanged.
     """
 
     path: Path
@@ -101,112 +263,41 @@ class StatusFileSettings:
     gid: int
 
 
-def parse_providers(value: Any) -> dict[str, str]:
-    """``PLACEMENT_PROVIDERS``, decoded.
-
-    Raises
-    ------
-    ValueError
-        Naming the node.
-    """
-    if not isinstance(value, dict) or not value:
-        raise ValueError("is not an object of node URLs and their resource providers")
-    providers: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for name, provider in value.items():
-        node = without_password(name) if is_url(name) else name
-        if not node or not node.isprintable():
-            raise ValueError("an entry has no node")
-        if not isinstance(provider, str) or not provider.strip() or not provider.isprintable():
-            raise ValueError(f"{node}: its provider is neither a UUID nor a name")
-        if node in providers:
-            raise ValueError(f"node {node} is there already")
-        if (owner := owners.setdefault(provider, node)) != node:
-            raise ValueError(f"{owner} and {node} have the same provider")
-        providers[node] = provider
-    return providers
-
-
-def _placement_login(env: Environment) -> Token | Keystone:
-    """A fixed token, or else Keystone under the names that OpenStack's own clients read."""
-    endpoint = env.url("PLACEMENT_ENDPOINT")
-    token = env.text("PLACEMENT_TOKEN")
-    kind = env.text("OS_AUTH_TYPE", "password")
-    options = {
-        "auth_url": env.url("OS_AUTH_URL"),
-        "username": env.text("OS_USERNAME"),
-        "password": env.text("OS_PASSWORD"),
-        "project_name": env.text("OS_PROJECT_NAME"),
-        "user_domain_name": env.text("OS_USER_DOMAIN_NAME", "Default"),
-        "project_domain_name": env.text("OS_PROJECT_DOMAIN_NAME", "Default"),
-        "application_credential_id": env.text("OS_APPLICATION_CREDENTIAL_ID"),
-        "application_credential_secret": env.text("OS_APPLICATION_CREDENTIAL_SECRET"),
-    }
-    region = env.text("OS_REGION_NAME")
-    interface = env.text("OS_INTERFACE", "public")
-    for key, url in (("PLACEMENT_ENDPOINT", endpoint), ("OS_AUTH_URL", options["auth_url"])):
-        if without_password(url) != url:
-            env.fault(key, "holds a user or a password, which is not taken")
-    if token:
-        if not endpoint:
-            env.fault("PLACEMENT_TOKEN", "needs PLACEMENT_ENDPOINT")
-        if not token.isascii():
-            env.fault("PLACEMENT_TOKEN", "can't be sent: it holds characters that no token has")
-        return Token(endpoint, token)
-    if kind not in _KEYSTONE_NEEDS:
-        env.fault("OS_AUTH_TYPE", f"{kind!r} is none of {', '.join(_KEYSTONE_NEEDS)}")
-        return Token(endpoint, token)
-    needs = ("auth_url", *_KEYSTONE_NEEDS[kind])
-    for name in needs:
-        if not options[name]:
-            env.fault(f"OS_{name.upper()}", "is missing or wrong; without PLACEMENT_TOKEN, Keystone is asked")
-    return Keystone(kind, {name: options[name] for name in needs}, region, interface, endpoint)
+def status_file_settings(env: Environment) -> StatusFileSettings:
+    """Read the settings of the status file."""
+    uid, gid = env.read(STATE_OWNER)
+    return StatusFileSettings(status_path(env), env.read(STATE_MODE), uid, gid)
 
 
 def placement_settings(env: Environment) -> PlacementSettings | None:
-    """Whose ratios are kept in OpenStack Placement; None when no node is mapped to a provider."""
-    providers: dict[str, str] = env.json("PLACEMENT_PROVIDERS", parse_providers, {})
-    if not env.text("PLACEMENT_PROVIDERS"):
+    """Read the settings of Placement; None when no node is mapped to a provider."""
+    providers: dict[str, str] = env.read(PROVIDERS)
+    if not env.is_set(PROVIDERS):
         return None
-    ca_file = env.text("OS_CACERT")
-    if ca_file and not Path(ca_file).is_file():
-        env.fault("OS_CACERT", "is no file")
     return PlacementSettings(
         providers=providers,
-        login=_placement_login(env),
-        ca_file=ca_file,
-        timeout_s=env.number("PLACEMENT_TIMEOUT_S", 5.0, 0.1, 600),
-        round_timeout_s=env.number("PLACEMENT_ROUND_TIMEOUT_S", 30.0, 0.1, 3600),
-        # Not 0: as a ratio in its own settings, nova took that for unset.
-        least_ratio=0.0001 if env.whole("PLACEMENT_ALLOW_BELOW_ONE", 0, 0, 1) else 1.0,
-        # 99 is the largest with four decimals that a FLOAT of MySQL gives back as it was.
-        most_ratio=env.number("PLACEMENT_MAX_RATIO", 16.0, 1.0, 99.0),
+        login=_login(env),
+        ca_file=env.read(CACERT),
+        timeout_s=env.read(TIMEOUT_S),
+        round_timeout_s=env.read(ROUND_TIMEOUT_S),
+        # Not 0: nova takes an allocation ratio of 0 for "unset".
+        least_ratio=0.0001 if env.read(ALLOW_BELOW_ONE) else 1.0,
+        most_ratio=env.read(MAX_RATIO),
     )
 
 
-def status_file_mode(env: Environment) -> int:
-    """Permissions of the status file."""
-    text = env.text("STATE_MODE", "0644")
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0o400 <= mode <= 0o777 or not mode & 0o400:
-        env.fault("STATE_MODE", f"{text!r} is not a mode such as 0644 that lets the owner read")
-    return mode
-
-
-def status_file_owner(env: Environment) -> tuple[int, int]:
-    """Numbers of the user and the group that ``USER:GROUP`` names, either of which may be left out."""
-    user, _, group = env.text("STATE_OWNER").partition(":")
-    uid = gid = -1
-    try:
-        if user:
-            uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
-        if group:
-            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError) as error:
-        env.fault("STATE_OWNER", str(error.args[0]))
-    if max(uid, gid) > _LARGEST_ID:
-        env.fault("STATE_OWNER", f"a number is larger than {_LARGEST_ID}")
-    return uid, gid
+def _login(env: Environment) -> Token | Keystone:
+    endpoint = env.read(ENDPOINT)
+    if env.is_set(PLACEMENT_TOKEN):
+        if not endpoint:
+            env.fault(PLACEMENT_TOKEN, "requires PLACEMENT_ENDPOINT")
+        return Token(endpoint, env.read(PLACEMENT_TOKEN))
+    kind = env.read(AUTH_TYPE)
+    options = {name: env.read(setting) for name, setting in _KEYSTONE.items()}
+    needed = ("auth_url", *_KEYSTONE_NEEDS[kind]) if not env.is_faulty(AUTH_TYPE) else ()
+    for name in needed:
+        if not options[name]:
+            env.fault(_KEYSTONE[name], "is missing or wrong; without PLACEMENT_TOKEN, Keystone is used")
+    return Keystone(
+        kind, {name: options[name] for name in needed}, env.read(REGION_NAME), env.read(INTERFACE), endpoint
+    )

@@ -1,4 +1,4 @@
-"""The published status file: one JSON object, keyed by node, that is whole at any instant."""
+"""The status file: one JSON object with a key per node, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,45 +17,51 @@ from .settings import StatusFileSettings
 
 
 class StatusFileError(ValueError):
-    """A status file that can't be shown; the message is one line."""
+    """The status file is missing or invalid; the message is one line."""
 
 
 class StatusFile:
-    """Writes the status of all nodes.
+    """Publishes the status of all nodes as a file.
 
     Parameters
     ----------
     settings : StatusFileSettings
     valid_s : float
-        For how long after the end of its slice what is written is good.
+        A status is valid for so long after the end of its slice.
     """
 
     def __init__(self, settings: StatusFileSettings, valid_s: float) -> None:
         self._settings = settings
         self._valid_s = valid_s
-        # What a killed process was at when it was killed.
-        for left in settings.path.parent.glob(f".{settings.path.name}.*.tmp"):
-            with contextlib.suppress(OSError):
-                left.unlink()
+        self._is_clean = False
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Put a new file in the place of the old one.
+        """Replace the file.
 
         Raises
         ------
         OSError
-            When it can't be written; the old one is left.
+            When it cannot be written; the previous file is left as it is.
         """
-        chosen = self._settings
-        text = encode(statuses, self._valid_s)
-        chosen.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(chosen.path, text, mode=chosen.mode, owner=(chosen.uid, chosen.gid))
+        settings = self._settings
+        if not self._is_clean:
+            self._remove_temporary_files()
+            self._is_clean = True
+        settings.path.parent.mkdir(parents=True, exist_ok=True)
+        data = encode(statuses, self._valid_s)
+        write_atomically(settings.path, data, mode=settings.mode, owner=(settings.uid, settings.gid))
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what a process that was killed left behind."""
+        for temporary in self._settings.path.parent.glob(f".{self._settings.path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def encode(statuses: Sequence[NodeStatus], valid_s: float) -> bytes:
-    """The JSON text; times in Unix seconds, CPU in cores, memory in MB."""
-    text = msgspec.json.encode({status.node: _node(status, valid_s) for status in statuses})
-    return msgspec.json.format(text, indent=1) + b"\n"
+    """The status as JSON; times in Unix seconds, CPU in cores, memory in MB of 2**20 bytes."""
+    data = msgspec.json.encode({status.node: _node(status, valid_s) for status in statuses})
+    return msgspec.json.format(data, indent=1) + b"\n"
 
 
 def _node(status: NodeStatus, valid_s: float) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def _node(status: NodeStatus, valid_s: float) -> dict[str, Any]:
         "state": status.state,
         "strategy": status.strategy,
         "slice_end": _whole(status.slice_end_s) if known else None,
-        # Who finds an older file than this has found a daemon that is no longer there.
+        # Later than this the daemon no longer publishes.
         "valid_until": _whole(status.slice_end_s + valid_s) if known else None,
         **{f"free_{resource.name}": status.of(resource).free for resource in RESOURCES},
         **{resource.name: _resource(status.of(resource)) for resource in RESOURCES},
@@ -75,15 +81,15 @@ def _node(status: NodeStatus, valid_s: float) -> dict[str, Any]:
     return result
 
 
-def _resource(said: ResourceStatus) -> dict[str, Any]:
-    last = said.last
+def _resource(status: ResourceStatus) -> dict[str, Any]:
+    last = status.last
     if last is None:
-        return {"state": said.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
-    # Of what nothing was heard, all is to be seen as used.
-    tiers = (last.tier0, last.tier1, last.tier2) if said.state == "ok" else (last.config, 0.0, 0.0)
+        return {"state": status.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
+    # Without fresh samples the whole node counts as used.
+    tiers = (last.tier0, last.tier1, last.tier2) if status.state == "ok" else (last.config, 0.0, 0.0)
     risks = {"risk": last.risk, "realised_risk": last.violation_rate}
     return {
-        "state": said.state,
+        "state": status.state,
         "config": last.config,
         "booked": round(last.booked, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
@@ -108,7 +114,7 @@ def _whole(seconds: float) -> float | int:
 
 
 class PublishedResource(msgspec.Struct):
-    """``cpu`` or ``mem`` of a node, as it stands in the file."""
+    """``cpu`` or ``mem`` of a node in the file."""
 
     state: str
     config: float | None
@@ -121,7 +127,7 @@ class PublishedResource(msgspec.Struct):
 
 
 class PublishedNode(msgspec.Struct):
-    """A node, as it stands in the file."""
+    """A node in the file."""
 
     state: str
     strategy: str
@@ -133,17 +139,17 @@ class PublishedNode(msgspec.Struct):
     mem: PublishedResource
 
     def of(self, resource: Resource) -> tuple[float, PublishedResource]:
-        """What is free of a resource, and the rest of it."""
+        """Published free, and the other figures of a resource."""
         return (self.free_cpu, self.cpu) if resource is CPU else (self.free_mem, self.mem)
 
 
 def read_status(path: Path) -> Mapping[str, PublishedNode]:
-    """The file as it is now.
+    """Read the status of all nodes.
 
     Raises
     ------
     StatusFileError
-        When there is none, or something else in its place.
+        When the file cannot be read or is not a status file.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, PublishedNode])

@@ -1,80 +1,206 @@
-"""The published status as a table, once or for as long as somebody looks."""
+"""The published status as a table or as JSON, once or until interrupted."""
 
 from __future__ import annotations
 
+import json as json_module
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..cli.tables import fitting, print_whole
+from ..cli.tables import first_that_fits, print_whole
 from ..common.errors import UsageError
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from .status_file import PublishedNode, PublishedResource, StatusFileError, read_status
 
-_WIDTH_OF_A_FILE = 160
-#: Memory is shown in GB of 2^30 bytes.
-_SCALE = {CPU: 1.0, MEMORY: 1024.0}
-_FIGURES = ("free", "booked", "of", "ratio", "(real)")
-#: What a narrow terminal does without, and how many characters of a node's name it shows in a line.
-_MORE, _SHORT_NAMES = ("booked", "of"), (60, 40, 24, 12)
+_FILE_WIDTH = 160
+
+#: Widths of the column of names on terminals that are too narrow for whole names.
+_NAME_WIDTHS = (60, 40, 24, 12)
+
 _COLOURS = {"ok": "green", "stale": "yellow", "unknown": "red", "outdated": "red"}
 
+_WATCH_PERIOD_S = 1.0
 
-def show_status(path: Path) -> None:
-    """Print the table.
+_MISSING = "-"
+
+_DEFINITIONS = (
+    "free: published free, what may still be placed; booked: allocated to VMs; of: what the node has; "
+    "ratio: (booked + free) / of"
+)
+_RISK_DEFINITION = "; risk: target (violation rate of the last slices)"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node as it is shown at a time, Unix seconds."""
+
+    name: str
+    node: PublishedNode
+    now_s: float
+
+    @property
+    def state(self) -> str:
+        """The published state, or ``outdated`` after its validity."""
+        valid_until = self.node.valid_until
+        return "outdated" if valid_until is not None and self.now_s > valid_until else self.node.state
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the end of the slice; None before the first one."""
+        return None if self.node.slice_end is None else max(0.0, self.now_s - self.node.slice_end)
+
+    def ratio(self, resource: Resource) -> float | None:
+        """(booked + free) / config; None where it is not known."""
+        free, published = self.node.of(resource)
+        if not published.config or published.booked is None:
+            return None
+        return (published.booked + free) / published.config
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table.
+
+    Attributes
+    ----------
+    group, heading : str
+        Upper and lower line of the heading.
+    value : callable
+        The text of a node.
+    wide_only : bool
+        Left out on narrow terminals.
+    risk_only : bool
+        Left out unless a node has a target risk.
+    numeric : bool
+        Aligned to the right.
+    """
+
+    group: str
+    heading: str
+    value: Callable[[NodeRow], str]
+    wide_only: bool = False
+    risk_only: bool = False
+    numeric: bool = True
+
+
+def _free(resource: Resource, row: NodeRow) -> str:
+    free, _ = row.node.of(resource)
+    return _amount(resource, free)
+
+
+def _booked(resource: Resource, row: NodeRow) -> str:
+    return _amount(resource, row.node.of(resource)[1].booked)
+
+
+def _config(resource: Resource, row: NodeRow) -> str:
+    return _amount(resource, row.node.of(resource)[1].config)
+
+
+def _ratio(resource: Resource, row: NodeRow) -> str:
+    ratio = row.ratio(resource)
+    return _MISSING if ratio is None else f"{ratio:.2f}"
+
+
+def _risk(resource: Resource, row: NodeRow) -> str:
+    """Target risk and violation rate: ``5% (4%)``."""
+    _, published = row.node.of(resource)
+    if published.risk is None:
+        return _MISSING
+    rate = _MISSING if published.violation_rate is None else f"{100 * published.violation_rate:.0f}%"
+    return f"{100 * published.risk:.3g}% ({rate})"
+
+
+def _amount(resource: Resource, amount: float | None) -> str:
+    return _MISSING if amount is None else f"{amount / resource.display_scale:.1f}"
+
+
+def _age(row: NodeRow) -> str:
+    age_s = row.age_s
+    if age_s is None:
+        return _MISSING
+    if age_s < 120:
+        return f"{math.floor(age_s)} s"
+    return f"{age_s / 60:.0f} min" if age_s < 7200 else f"{age_s / 3600:.0f} h"
+
+
+def _resource_columns(resource: Resource) -> tuple[Column, ...]:
+    return (
+        Column(resource.title, "ratio", partial(_ratio, resource)),
+        Column(resource.title, "booked", partial(_booked, resource), wide_only=True),
+        Column(resource.title, "of", partial(_config, resource), wide_only=True),
+        Column("risk", resource.title, partial(_risk, resource), risk_only=True),
+    )
+
+
+#: After the node's name and state.
+COLUMNS: tuple[Column, ...] = (
+    *(Column("free", one.display_unit, partial(_free, one)) for one in RESOURCES),
+    *_resource_columns(CPU),
+    *_resource_columns(MEMORY),
+    Column("age of", "the slice", _age, wide_only=True),
+    Column("", "strategy", lambda row: row.node.strategy, numeric=False),
+)
+
+
+def show_status(path: Path, *, json: bool = False) -> int:
+    """Print the status; 1 when a node is stale, unknown or outdated, else 0.
+
+    Parameters
+    ----------
+    path : Path
+        The status file.
+    json : bool
+        Print the list of :func:`status_objects` instead of a table.
 
     Raises
     ------
     UsageError
         When there is no status.
     """
-    console = _console()
     try:
-        print_whole(console, _tables(path))
+        nodes, now_s = read_status(path), time.time()
     except StatusFileError as error:
         raise UsageError(str(error)) from None
+    if json:
+        print(json_module.dumps(status_objects(nodes, now_s), indent=1))
+    else:
+        console = _console()
+        print_whole(console, _tables(nodes, now_s))
+        console.print(_definitions(nodes))
+    return int(any(row.state != "ok" for row in _rows(nodes, now_s)))
 
 
-def watch_status(path: Path) -> None:
-    """Keep the table on the screen until Ctrl-C."""
+def watch_status(path: Path, sleep: Callable[[float], object] = time.sleep) -> None:
+    """Keep the table on the screen until Ctrl-C; without a terminal, print it each time the status changes."""
     console = _console()
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            try:
-                live.update(fitting(console, _tables(path)), refresh=True)
-            except StatusFileError as error:
-                live.update(Text(str(error), style="red"), refresh=True)
-            time.sleep(1.0)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_A_FILE
-    return console
-
-
-def _tables(path: Path) -> Iterator[Table]:
-    """For a wide terminal, and for narrower and narrower ones."""
-    nodes, now_s = read_status(path), time.time()
-    yield status_table(nodes, now_s)
-    longest = max(map(len, nodes), default=0)
-    for width in _SHORT_NAMES:
-        yield status_table(nodes, now_s, brief=True, name_width=min(longest, width))
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(_current(path, console)[0], refresh=True)
+                sleep(_WATCH_PERIOD_S)
+    printed: object = None
+    while True:
+        content, status = _current(path, console)
+        if status != printed:
+            console.print(content)
+            console.file.flush()
+            printed = status
+        sleep(_WATCH_PERIOD_S)
 
 
 def status_table(
     nodes: Mapping[str, PublishedNode], now_s: float, *, brief: bool = False, name_width: int | None = None
 ) -> Table:
-    """A row per node: free, booked, ratio and risk of each resource, age and state.
-
-    Without any node whose strategy aims at a risk there is no column for it.
+    """A row per node with the columns of :data:`COLUMNS`.
 
     Parameters
     ----------
@@ -82,53 +208,91 @@ def status_table(
     now_s : float
         Unix seconds.
     brief : bool
-        Without what is booked and what there is, of which the ratio tells most, and without the slice's age.
+        Without the columns for wide terminals.
     name_width : int, optional
         Longer names are folded; by default none is.
     """
-    table = Table(box=None, title="What may be placed on each node", title_justify="left")
+    columns = [
+        column for column in COLUMNS if not (brief and column.wide_only) and (not column.risk_only or _has_risk(nodes))
+    ]
+    table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
-    risky = any(node.of(resource)[1].risk is not None for node in nodes.values() for resource in RESOURCES)
-    headings = [heading for heading in _FIGURES if (risky or heading != "(real)") and not (brief and heading in _MORE)]
-    for over in (("CPU", "cores"), ("memory", "GB")):
-        above = [*over, *[""] * 3][: len(headings)]
-        for first, heading in zip(above, headings, strict=True):
-            table.add_column(f"{'risk' if heading == '(real)' else first}\n{heading}", justify="right", no_wrap=True)
-    for heading in ([] if brief else ["age of\nthe slice"]) + ["\nstate", "\nstrategy"]:
-        table.add_column(heading, no_wrap=True)
-    for name, node in nodes.items():
-        state = node.state if node.valid_until is None or now_s <= node.valid_until else "outdated"
-        told = [_cells(node, resource) for resource in RESOURCES]
-        cells = [of_resource[heading] for of_resource in told for heading in headings]
-        age = [] if brief else ["-" if node.slice_end is None else _age(now_s - node.slice_end)]
-        table.add_row(Text(name), *cells, *age, Text(state, style=_COLOURS.get(state, "")), Text(node.strategy))
+    table.add_column("\nstate", no_wrap=True)
+    for column in columns:
+        heading = f"{column.group}\n{column.heading}"
+        table.add_column(heading, justify="right" if column.numeric else "left", no_wrap=True)
+    rows = _rows(nodes, now_s)
+    for row in rows:
+        state = Text(row.state, style=_COLOURS.get(row.state, ""))
+        table.add_row(Text(row.name), state, *(Text(column.value(row)) for column in columns))
     if not nodes:
         table.caption = "no node"
-    elif any(node.valid_until is not None and now_s > node.valid_until for node in nodes.values()):
-        table.caption = "outdated: scroogevm.py has not published since; is it running?"
+    elif any(row.state == "outdated" for row in rows):
+        table.caption = "outdated: scroogevm.py has stopped publishing; is it running?"
     return table
 
 
-def _cells(node: PublishedNode, resource: Resource) -> dict[str, str]:
-    """What is said of a resource, by the heading under which it stands."""
-    free, said = node.of(resource)
-    scale = _SCALE[resource]
-    told = [f"{free / scale:.1f}", "-", "-", "-"]
-    if said.config and said.booked is not None:
-        ratio = (said.booked + free) / said.config
-        told[1:] = [f"{said.booked / scale:.1f}", f"{said.config / scale:.1f}", f"{ratio:.2f}"]
-    return dict(zip(_FIGURES, [*told, _risk(said)], strict=True))
+def status_objects(nodes: Mapping[str, PublishedNode], now_s: float) -> list[dict[str, Any]]:
+    """The status as JSON objects: times in seconds, CPU in cores, memory in MB, None where a figure is missing."""
+    return [
+        {
+            "node": row.name,
+            "state": row.state,
+            "slice_end": row.node.slice_end,
+            "age_s": row.age_s,
+            "strategy": row.node.strategy,
+            **{resource.name: _resource_object(row, resource) for resource in RESOURCES},
+        }
+        for row in _rows(nodes, now_s)
+    ]
 
 
-def _risk(said: PublishedResource) -> str:
-    """What is aimed at, and in brackets what came of it: ``5% (4%)``."""
-    if said.risk is None:
-        return "-"
-    violation_rate = "-" if said.violation_rate is None else f"{100 * said.violation_rate:.0f}%"
-    return f"{100 * said.risk:.3g}% ({violation_rate})"
+def _resource_object(row: NodeRow, resource: Resource) -> dict[str, Any]:
+    free, published = row.node.of(resource)
+    return {
+        "state": published.state,
+        "free": free,
+        "booked": published.booked,
+        "config": published.config,
+        "ratio": row.ratio(resource),
+        "target_risk": published.risk,
+        "violation_rate": published.violation_rate,
+    }
 
 
-def _age(seconds: float) -> str:
-    if seconds < 120:
-        return f"{math.floor(max(seconds, 0))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+def _rows(nodes: Mapping[str, PublishedNode], now_s: float) -> list[NodeRow]:
+    return [NodeRow(name, node, now_s) for name, node in nodes.items()]
+
+
+def _has_risk(nodes: Mapping[str, PublishedNode]) -> bool:
+    resources: Iterator[PublishedResource] = (node.of(one)[1] for node in nodes.values() for one in RESOURCES)
+    return any(published.risk is not None for published in resources)
+
+
+def _definitions(nodes: Mapping[str, PublishedNode]) -> Text:
+    return Text("\n" + _DEFINITIONS + (_RISK_DEFINITION if _has_risk(nodes) else ""), style="dim")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+def _tables(nodes: Mapping[str, PublishedNode], now_s: float) -> Iterator[Table]:
+    """The whole table, then narrower ones."""
+    yield status_table(nodes, now_s)
+    longest = max(map(len, nodes), default=0)
+    for width in _NAME_WIDTHS:
+        yield status_table(nodes, now_s, brief=True, name_width=min(longest, width))
+
+
+def _current(path: Path, console: Console) -> tuple[RenderableType, object]:
+    """What is shown now, and a value that differs when it changes for another reason than age."""
+    try:
+        nodes, now_s = read_status(path), time.time()
+    except StatusFileError as error:
+        return Text(str(error), style="red"), str(error)
+    status = nodes, [row.state for row in _rows(nodes, now_s)]
+    return Group(first_that_fits(console, _tables(nodes, now_s)), _definitions(nodes)), status

@@ -1,62 +1,96 @@
-"""The offline mode: a trace in; dumps, a summary, a report and a table out."""
+"""The offline mode: reads a trace, writes dumps, summary and report, prints the answer."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..cli.model_options import chosen_detectors, chosen_strategies, model_settings
+from ..cli.model_options import chosen_detectors, model_settings
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
+from ..common.targets import is_url
 from ..common.text import printable
 from ..nodemodel import NodeEstimate
 from ..slices import Slice
+from .options import ReplayOptions
 from .presentation import log_scope
-from .replay import Replay, dump_name
-from .results import replay_results
+from .replay import Replay, SliceSubscriber, dump_name
+from .results import Results, replay_results
 from .scoring import summary_csv
-from .tables import print_scores
+from .tables import print_json, print_results
 from .trace import Trace, TraceError, read_trace
 
 LOG = logging.getLogger("scroogevm")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Replay the trace that the command line names.
+def run(options: ReplayOptions) -> int:
+    """Replay one trace.
 
     Raises
     ------
     UsageError
-        When trace, strategies or output can't be used; nothing has been written then.
+        When trace, strategies or output are not usable; nothing is written then.
     """
-    strategies = chosen_strategies("all" if args.strategy is None else args.strategy)
-    named = None if args.url is None else node_of(args.url)
-    folder = None if args.output is None else _folder(args.output)
     bar = ProgressBar()
+    trace_name = printable(Path(options.trace).stem)
     try:
-        with bar.busy(f"reading {Path(args.load).name}"):
-            trace = read_trace(args.load)
+        with bar.busy(f"reading {printable(Path(options.trace).name)}"):
+            trace = read_trace(options.trace)
     except TraceError as error:
         raise UsageError(str(error)) from None
-    node_name = named or trace.config.node_name
-    _warn_of_jumps(trace)
-    settings = model_settings(args, strategies, trace.config.historical)
-    replay = Replay(trace, settings, chosen_detectors(args))
-    replay.run(progress=bar.track, on_slice=_scope_logger(node_name, trace.config.positions))
+    node_name = options.node_name or trace.config.node_name
+    _warn_of_gaps(trace)
+    settings = model_settings(options.model, options.strategies, trace.config.historical)
+    replay = Replay(trace, settings, chosen_detectors(options.model))
+    replay.run(_scope_logger(node_name, trace.config.positions), progress=bar.track)
+    results = replay_results(trace_name, node_name, replay)
     with bar.busy("writing"):
-        _write(args, folder, replay, node_name)
-    print_scores(replay.scores(), args.risk)
+        _write(options, replay, results)
+    _print(options, results)
     return 0
 
 
-def _folder(output: str) -> Path:
-    """Where the results go, there already or not."""
+def _print(options: ReplayOptions, results: Results) -> None:
+    with _checked_stdout():
+        if options.json:
+            print_json(results, options.target_risks)
+            return
+        print_results(results, options.target_risks)
+        if options.report and options.output is not None:
+            print(f"\n{printable(str(options.output / 'report.html'))}", flush=True)
+
+
+@contextlib.contextmanager
+def _checked_stdout() -> Iterator[None]:
+    """A closed stdout or a full disk behind it is an error of one line."""
+    if sys.stdout is None:
+        raise UsageError("stdout is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The interpreter flushes stdout again at exit, which would fail once more.
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), sys.stdout.fileno())
+        raise UsageError(f"stdout: {error.strerror}") from None
+
+
+def output_folder(output: str) -> Path:
+    """The folder of the results, which need not exist yet.
+
+    Raises
+    ------
+    UsageError
+        When the path is not that of a folder.
+    """
     folder = Path(output)
     try:
         if not output or (folder.exists() and not folder.is_dir()):
@@ -66,8 +100,8 @@ def _folder(output: str) -> Path:
     return folder
 
 
-def _warn_of_jumps(trace: Trace) -> None:
-    """Positions are counted, slice by slice: a trace that leaves slices out has others than its node had."""
+def _warn_of_gaps(trace: Trace) -> None:
+    """Positions are counted slice by slice, so a slice missing from the trace shifts those after it."""
     for k, (before, end_s) in enumerate(itertools.pairwise(trace.epoch), 1):
         if abs(end_s - before - trace.config.slice_scope) > 1e-3 * trace.config.slice_scope:
             LOG.warning(
@@ -78,11 +112,19 @@ def _warn_of_jumps(trace: Trace) -> None:
 
 
 def node_of(text: str) -> str:
-    """The node that ``--url`` names for a replay: a list of one, or of none to choose from."""
+    """The node name in ``--url``: a URL, or the only entry of a JSON list.
+
+    Raises
+    ------
+    UsageError
+        When it is neither.
+    """
+    if is_url(text):
+        return text
     try:
         nodes = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError("--url: is not JSON") from None
+        raise UsageError("--url: is neither an http(s) URL nor JSON") from None
     if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) and node for node in nodes):
         raise UsageError('--url: not a list of URLs such as ["http://node:9100/metrics"]')
     if len(nodes) > 1:
@@ -90,8 +132,8 @@ def node_of(text: str) -> str:
     return str(nodes[0])
 
 
-def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstimate], None]:
-    """Logs a line per strategy at the end of each scope."""
+def _scope_logger(node_name: str, positions: int) -> SliceSubscriber:
+    """A subscriber that logs a line per strategy at the end of each scope."""
     slices = 0
 
     def log(finished: Slice, estimate: NodeEstimate) -> None:
@@ -103,23 +145,27 @@ def _scope_logger(node_name: str, positions: int) -> Callable[[Slice, NodeEstima
     return log
 
 
-def _write(args: argparse.Namespace, folder: Path | None, replay: Replay, node_name: str) -> None:
-    """Everything that was asked for appears, or nothing."""
-    target = folder or Path()
-    with _made(target), staged() as files:
-        if folder is not None:
-            for strategy, text in replay.dumps(node_name, args.stability):
-                files.write(folder / f"dump-{strategy}.json", text)
-            files.write(folder / "summary.csv", summary_csv(replay.scores()).encode())
+def _write(options: ReplayOptions, replay: Replay, results: Results) -> None:
+    """Write all files of the replay, or none."""
+    target = options.output or Path()
+    dumps = replay.dumps(results.node_name, options.model.stability)
+    with _created(target), staged() as files:
+        if options.output is not None:
+            for strategy, text in dumps:
+                files.write(target / f"dump-{strategy}.json", text)
+            files.write(target / "summary.csv", summary_csv(results.scores).encode())
         elif len(replay.settings.strategies) == 1:
-            for _, text in replay.dumps(node_name, args.stability):
-                files.write(Path(dump_name(node_name, replay.settings)), text)
-        _write_pictures(files, args, target, replay, node_name)
+            for _, text in dumps:
+                files.write(Path(dump_name(results.node_name, replay.settings)), text)
+        if options.report:
+            _write_report(files, target, results, options)
+        if options.debug >= 2:
+            _write_tiers(files, target, replay, results.node_name)
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder for what is written in the block; when that fails, the folders that were made for it go again."""
+def _created(folder: Path) -> Iterator[None]:
+    """The folder exists within the block; if the block fails, the folders created for it are removed."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +180,16 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write_pictures(files: Staged, args: argparse.Namespace, target: Path, replay: Replay, node_name: str) -> None:
-    if args.report:
-        # matplotlib is half a second that nobody should wait for who asked for no picture.
-        from .report import render_report
+def _write_report(files: Staged, target: Path, results: Results, options: ReplayOptions) -> None:
+    # jinja2 takes a tenth of a second to import.
+    from .report import render_report
 
-        results = replay_results(Path(args.load).stem, node_name, replay)
-        files.write(target / "report.html", render_report(results, args.risk).encode())
-    if args.debug >= 2:
-        from .figures import tiers_png
+    files.write(target / "report.html", render_report(results, options.target_risks).encode())
 
-        for strategy in replay.settings.strategies:
-            files.write(target / f"tiers-{strategy}.png", tiers_png(replay.recorder, strategy, node_name))
+
+def _write_tiers(files: Staged, target: Path, replay: Replay, node_name: str) -> None:
+    # matplotlib takes half a second to import.
+    from .figures import tiers_png
+
+    for strategy in replay.settings.strategies:
+        files.write(target / f"tiers-{strategy}.png", tiers_png(replay.recorder, strategy, node_name))

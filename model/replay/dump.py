@@ -1,6 +1,6 @@
-"""Estimates to dumps, and dumps back to the figures that scores are made of.
+"""Writes the estimates of a replay as dumps, and reads dumps back.
 
-Numbers that do not exist are NaN inside and ``null`` in the file: a dump is strict JSON.
+A missing number is NaN in memory and ``null`` in the file: a dump is strict JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _WIDTH = 3 + len(PERCENTILES)
 
 
 class DumpError(ValueError):
-    """A dump that can't be used; the message is one line that names file and place."""
+    """The dump is not usable; the message is one line that names file and place."""
 
 
 class _VmFigures(msgspec.Struct):
-    """What a dump says of the VMs present in one slice; ``vms`` are the names of the rows."""
+    """The figures of the VMs present in one slice; ``vms`` names the rows."""
 
     vms: tuple[str, ...]
     count: list[int]
@@ -41,7 +41,7 @@ class _VmFigures(msgspec.Struct):
 
 
 class SliceFigures(msgspec.Struct):
-    """What a dump holds of one slice, and what the scores need; fit to be kept as a few kilobytes.
+    """The figures of one slice that dumps and scores need, in a few kilobytes.
 
     Attributes
     ----------
@@ -62,19 +62,19 @@ class SliceFigures(msgspec.Struct):
 
 
 def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
-    """The figures of a slice and of what was estimated at its end."""
+    """The figures of a slice and of the estimate at its end."""
     node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
     peak: dict[str, float] = {}
     model: dict[str, dict[str, float]] = {}
     for resource in RESOURCES:
-        usage, said = finished.usage(resource), estimate.of(resource)
+        usage, estimates = finished.usage(resource), estimate.of(resource)
         summary = summarise(usage.node[None, :])
         peak[resource.name] = float(summary.percentiles[PERCENTILES.index(99), 0])
         node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
         node |= _named(resource, _table(summary)[0])
-        node[f"{resource.name}_stable_state"] = said.stable if usage.measured else None
-        for strategy, answer in said.by_strategy.items():
-            model.setdefault(strategy, {}).update(_model_row(resource, answer))
+        node[f"{resource.name}_stable_state"] = estimates.stable if usage.measured else None
+        for strategy, one in estimates.by_strategy.items():
+            model.setdefault(strategy, {}).update(_model_row(resource, one))
     summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
     vm = _VmFigures(
         vms=finished.vms,
@@ -86,15 +86,15 @@ def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
 
 
 class DumpRecorder:
-    """Collects what a dump holds, slice by slice, for all strategies at once.
+    """Collects the content of dumps, slice by slice, for all strategies at once.
 
-    What does not depend on the strategy is kept, and encoded, once.
+    What does not depend on the strategy is stored and encoded once.
 
     Parameters
     ----------
     strategies : sequence of str
     vms : sequence of str
-        Every VM that will be seen.
+        All VMs of the trace.
     """
 
     def __init__(self, strategies: Sequence[str], vms: Sequence[str]) -> None:
@@ -107,11 +107,11 @@ class DumpRecorder:
         self._peak: dict[str, list[float]] = {}
 
     def record(self, finished: Slice, estimate: NodeEstimate) -> None:
-        """Take down one slice and what was estimated at its end."""
+        """Record one slice and the estimate at its end."""
         self.add(slice_figures(finished, estimate))
 
     def add(self, figures: SliceFigures) -> None:
-        """Take down the figures of one slice."""
+        """Record the figures of one slice."""
         self.epoch.append(figures.end_s)
         _append(self._node, figures.node)
         _append(self._peak, figures.peak)
@@ -120,12 +120,12 @@ class DumpRecorder:
         self._vm_figures.append(figures.vm)
 
     def histories(self, lag: int) -> dict[tuple[str, str], History]:
-        """What the scores are made of, by strategy and resource name.
+        """The input of the scores, by strategy and resource name.
 
         Parameters
         ----------
         lag : int
-            S, how many slices before the predecessor at the same position stands.
+            S: slices between two slices of the same position.
         """
         return {
             (strategy, resource.name): History(
@@ -141,7 +141,7 @@ class DumpRecorder:
         }
 
     def tiers(self, strategy: str, resource: Resource) -> list[FloatArray]:
-        """Three arrays of (k,) float64: tier0, tier1 and tier2 of one strategy."""
+        """Three (k,) float64 arrays: tier0, tier1 and tier2 of one strategy."""
         return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
 
     def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -150,7 +150,7 @@ class DumpRecorder:
         Parameters
         ----------
         config : mapping
-            The ``config`` object, without the strategy's name, which is added.
+            The ``config`` object; the name of the strategy is added.
         """
         shared = self._encode_shared()
         for strategy in self.strategies:
@@ -158,7 +158,7 @@ class DumpRecorder:
             yield strategy, msgspec.json.encode(head | shared)
 
     def encode_together(self, config: Mapping[str, Any]) -> bytes:
-        """One dump of the first strategy, the one that is published, with the others under ``others``."""
+        """One dump: the first strategy, which is published, and the others under ``others``."""
         first, *others = self.strategies
         head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
         if others:
@@ -186,7 +186,7 @@ class DumpRecorder:
         tables: Sequence[Mapping[str, FloatArray]],
         configs: Sequence[Mapping[str, FloatArray]],
     ) -> msgspec.Raw:
-        """The columns of one VM, text at once: as objects those of a long trace would fill the memory."""
+        """The columns of one VM as JSON text: as objects those of a long trace take gigabytes."""
         columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
         for k, figures in enumerate(self._vm_figures):
             row = rows[k].get(name)
@@ -207,9 +207,9 @@ _VM_KEYS = (
 
 
 def _table(summary: Summary) -> FloatArray:
-    """(v, 29) float64: the figures of each row, in the order that :func:`_named` knows."""
+    """(v, 29) float64: the figures of each row, in the order of :func:`_named`."""
     heads = np.stack([summary.average, summary.deviation, summary.maximum])
-    # Six decimals are a millionth of a core and a byte of memory; more would only make dumps twice as long.
+    # Six decimals are a millionth of a core and a byte of memory; all digits would double the size of dumps.
     return np.ascontiguousarray(np.concatenate([heads, summary.percentiles]).T.round(6))
 
 
@@ -220,13 +220,13 @@ def _named(resource: Resource, figures: FloatArray) -> dict[str, Any]:
     return {f"{resource.name}_{figure}": value for figure, value in zip(_FIGURES, values, strict=True)}
 
 
-def _model_row(resource: Resource, said: Estimate) -> dict[str, float]:
+def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
     return {
-        f"free_{resource.name}": said.free,
-        f"{resource.name}_tier0": said.tier0,
-        f"{resource.name}_tier1": said.tier1,
-        f"{resource.name}_tier2": said.tier2,
-        f"published_{resource.name}": said.published,
+        f"free_{resource.name}": estimate.free,
+        f"{resource.name}_tier0": estimate.tier0,
+        f"{resource.name}_tier1": estimate.tier1,
+        f"{resource.name}_tier2": estimate.tier2,
+        f"published_{resource.name}": estimate.published,
     }
 
 
@@ -252,7 +252,7 @@ class _DumpText(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """What a dump tells of one strategy on one node.
+    """One strategy on one node, as a dump holds it.
 
     Attributes
     ----------
@@ -272,19 +272,19 @@ class Dump:
 
 
 def read_dumps(path: str | Path) -> list[Dump]:
-    """Read a dump file back: a dump per strategy in it, the published one first.
+    """Read a dump file: a dump per strategy in it, the published one first.
 
     Raises
     ------
     DumpError
-        When the file can't be read or is no dump.
+        When the file cannot be read or is not a dump.
     """
     try:
         text = msgspec.json.decode(Path(path).read_bytes(), type=_DumpText)
         lag = round(text.config["node_scope"] / text.config["slice_scope"])
         node_name, strategy = text.config["node_name"], text.config["strategy"]
         if lag < 1 or not isinstance(node_name, str) or not isinstance(strategy, str):
-            raise ValueError("config makes no sense")
+            raise ValueError("config: node_scope, slice_scope, node_name or strategy has a wrong value")
         histories = {
             name: _histories(text, model, lag) for name, model in {strategy: text.model, **text.others}.items()
         }
@@ -295,7 +295,7 @@ def read_dumps(path: str | Path) -> list[Dump]:
     except (msgspec.DecodeError, TypeError, ValueError, ArithmeticError) as error:
         raise DumpError(f"{path}: not a dump: {error}") from None
     epoch = _array(text.epoch)
-    return [Dump(node_name, name, {**text.config, "strategy": name}, epoch, found) for name, found in histories.items()]
+    return [Dump(node_name, name, {**text.config, "strategy": name}, epoch, one) for name, one in histories.items()]
 
 
 def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag: int) -> dict[str, History]:
@@ -314,19 +314,19 @@ def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag
 
 
 class _Columns:
-    """The columns of a dump as arrays, each of them as long as the epoch."""
+    """The columns of a dump as arrays, checked to be as long as ``epoch``."""
 
     def __init__(self, text: _DumpText) -> None:
         self._text = text
         if not text.epoch:
-            raise ValueError("epoch holds no slice")
+            raise ValueError("epoch is empty")
 
     def of(self, table: Mapping[str, Sequence[Any]], key: str) -> FloatArray:
         array = _array(table[key])
         if array.shape != (len(self._text.epoch),):
-            raise ValueError(f"{key} has not one number for each of {len(self._text.epoch)} slices")
+            raise ValueError(f"{key}: {array.size} numbers for {len(self._text.epoch)} slices")
         return array
 
     def peaks(self, key: str) -> FloatArray:
         figures = self._text.node[key]
-        return self.of({key: [None if found is None else found["99"] for found in figures]}, key)
+        return self.of({key: [None if percentiles is None else percentiles["99"] for percentiles in figures]}, key)

@@ -1,6 +1,6 @@
-"""The pictures of the report and of the notebook.
+"""The figures of the notebook and of ``misc/evaluate.py``: small multiples, one strategy per panel, the others in grey.
 
-Each function answers with a matplotlib figure: a row per resource, a column per trace.
+Each function returns a matplotlib figure. Memory is in GB of 2^30 bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..oversubscriptioncomputation import STRATEGIES
-from ..slices import CPU, MEMORY, RESOURCES, Resource
+from ..slices import RESOURCES, Resource
 from .dump import DumpRecorder
 from .results import Results
 
@@ -23,24 +23,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-RESOURCE_NAMES = {CPU: "CPU", MEMORY: "memory"}
+RESOURCE_NAMES = {resource: resource.title for resource in RESOURCES}
 
-_TITLES = {CPU: "CPU, cores", MEMORY: "memory, GB"}
-
-#: Figures of this module are in cores and, so that axes stay readable, in GB of 2^30 bytes.
-_SCALES = {CPU: 1.0, MEMORY: 1024.0}
-
-# Okabe and Ito's palette and an indigo: told apart by colour-blind readers and in grey.
+# Okabe and Ito's palette and an indigo: distinct for colour-blind readers and in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08", "#332288")
 
-#: Four strategies each: what comes round to the first colour again has another line.
+#: Four strategies each, so that the first colour returns with another line.
 _LINES = ("-", "--", "-.")
 
 _TRUTH = "#000000"
 
+#: The other strategies of a panel. Lines without smoothed edges halve the size of a PNG.
+_OTHER: dict[str, Any] = {"color": "0.85", "linewidth": 0.6, "antialiased": False}
+
 
 def style_of(strategy: str) -> dict[str, Any]:
-    """The same line for the same strategy in every picture; what comes behind its name does not matter."""
+    """The line of a strategy, the same in every figure; text behind the name is ignored."""
     names, strategy = list(STRATEGIES), strategy.partition(" ")[0]
     i = names.index(strategy) if strategy in names else len(names)
     line = _LINES[min(i // 4, len(_LINES) - 1)]
@@ -48,44 +46,42 @@ def style_of(strategy: str) -> dict[str, Any]:
 
 
 def misprediction_figure(results: Sequence[Results]) -> Figure:
-    """How far each strategy was off, scope by scope, as a share of the node."""
-    return _per_strategy(results, "misprediction", "misprediction", highest=1.0)
+    """Misprediction of the replay score per slice, as a share of the node."""
+    return _per_strategy(results, "misprediction", "misprediction per slice, share of the node", highest=1.0)
 
 
 def cumulated_misprediction_figure(results: Sequence[Results]) -> Figure:
-    """The same, summed up from the start."""
-    return _per_strategy(results, "cumulated_misprediction", "misprediction, cumulated", highest=None, form="{x:g}")
+    """The same, added up from the start, in sizes of the node."""
+    return _per_strategy(results, "cumulated_misprediction", "misprediction, cumulated, sizes of the node")
 
 
 def free_figure(results: Sequence[Results]) -> Figure:
-    """What each strategy called free against what was: the black line is config less the slice's peak."""
+    """What each strategy computed as free; dotted: what stayed unused, config less the slice's peak."""
 
-    def draw(axes: Axes, table: pd.DataFrame, resource: Resource) -> None:
-        scale = _SCALES[resource]
-        _draw_lines(axes, table, "free", scale)
-        _draw_truth(axes, table, "really_free", scale, "really free")
+    def draw(axes: Axes, table: pd.DataFrame, strategy: str, resource: Resource) -> None:
+        scale = resource.display_scale
+        _draw_line(axes, table, strategy, "free", scale)
+        _draw_truth(axes, table, "unused", scale)
         axes.set_ylim(0, _size_of_node(table) / scale)
-        axes.set_ylabel(f"free {_TITLES[resource]}")
 
-    return _grid(results, draw)
+    return _trellis(results, draw, "computed as free, cores and GB; dotted: unused")
 
 
 def oversubscription_figure(results: Sequence[Results]) -> Figure:
-    """(booked + free) / config: what could be sold of each core or byte; black: had one known the future."""
+    """(booked + free) / config: the ratio that each strategy allows; dotted: (booked + unused) / config."""
 
-    def draw(axes: Axes, table: pd.DataFrame, resource: Resource) -> None:
-        _draw_lines(axes, table, "oversubscription", 1.0)
-        _draw_truth(axes, table, "useful_oversubscription", 1.0, "useful, in hindsight")
+    def draw(axes: Axes, table: pd.DataFrame, strategy: str, _resource: Resource) -> None:
+        _draw_line(axes, table, strategy, "oversubscription", 1.0)
+        _draw_truth(axes, table, "useful_oversubscription", 1.0)
         axes.axhline(1.0, color="0.8", linewidth=0.8, zorder=0)
         axes.set_ylim(0, _visible_top(table["useful_oversubscription"], table["oversubscription"]))
-        axes.set_ylabel(f"oversubscription of {RESOURCE_NAMES[resource]}")
 
-    return _grid(results, draw)
+    return _trellis(results, draw, "oversubscription ratio; dotted: the ratio that would have fitted")
 
 
 def published_figure(results: Results, resource: Resource) -> Figure:
-    """What was published against what then happened, a small picture per strategy; red: a broken promise."""
-    table, scale = results.slices[resource.name], _SCALES[resource]
+    """What was left of the published amount against what stayed unused, a panel per strategy; red: violated slices."""
+    table, scale = results.slices[resource.name], resource.display_scale
     names = results.strategies
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
@@ -93,18 +89,18 @@ def published_figure(results: Results, resource: Resource) -> Figure:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         one = table[table["strategy"] == name]
-        axes.fill_between(one["scope"], one["really_free"] / scale, color="0.85", linewidth=0, label="really free")
-        axes.plot(one["scope"], one["promised"] / scale, color=style_of(name)["color"], linewidth=1.2, label="promised")
-        broken = one[one["broken"]]
-        axes.plot(broken["scope"], broken["really_free"] / scale, ".", color="#c00000", markersize=4, label="broken")
-        axes.set_title(f"{name}: {len(broken)} broken", fontsize=9)
+        axes.fill_between(one["scope"], one["unused"] / scale, color="0.85", linewidth=0, label="unused")
+        axes.plot(one["scope"], one["left"] / scale, color=style_of(name)["color"], linewidth=1.2, label="left")
+        violated = one[one["violated"]]
+        axes.plot(violated["scope"], violated["unused"] / scale, ".", color="#c00000", markersize=4, label="violated")
+        axes.set_title(f"{name}: {len(violated)} violated", fontsize=9)
         axes.set_ylim(0, _size_of_node(table) / scale)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     grid.flat[0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("scope", fontsize=9)
-    figure.supylabel(f"free {_TITLES[resource]}", fontsize=9)
-    figure.suptitle(_plain(f"{results.name}: promised and kept"), fontsize=11, parse_math=False)
+    figure.supylabel(f"free {_quantity(resource)}", fontsize=9)
+    figure.suptitle(_plain(f"{results.name}: published and used"), fontsize=11, parse_math=False)
     return figure
 
 
@@ -112,8 +108,8 @@ def tiers_png(recorder: DumpRecorder, strategy: str, node_name: str) -> bytes:
     """A PNG of the tiers of one strategy, slice by slice."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     for axes, resource in zip(figure.subplots(2, 1, sharex=True), RESOURCES, strict=True):
-        tiers = [np.nan_to_num(tier) / _SCALES[resource] for tier in recorder.tiers(strategy, resource)]
-        # A threshold below zero is as much use as none.
+        tiers = [np.nan_to_num(tier) / resource.display_scale for tier in recorder.tiers(strategy, resource)]
+        # A negative threshold is drawn as zero use.
         axes.stackplot(
             np.arange(len(recorder.epoch)) + 1,
             *(np.maximum(tier, 0) for tier in tiers),
@@ -121,7 +117,7 @@ def tiers_png(recorder: DumpRecorder, strategy: str, node_name: str) -> bytes:
             colors=("#d55e00", "#e69f00", "#009e73"),
             step="mid",
         )
-        axes.set_ylabel(_TITLES[resource])
+        axes.set_ylabel(_quantity(resource))
     figure.axes[0].legend(loc="upper left", fontsize=8)
     figure.axes[-1].set_xlabel("slice")
     figure.suptitle(_plain(f"{strategy} on {node_name}"), fontsize=11, parse_math=False)
@@ -135,50 +131,52 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _per_strategy(
-    results: Sequence[Results], column: str, label: str, highest: float | None, form: str = "percent"
-) -> Figure:
-    def draw(axes: Axes, table: pd.DataFrame, resource: Resource) -> None:
-        _draw_lines(axes, table, column, 1.0)
+def _quantity(resource: Resource) -> str:
+    return f"{resource.title}, {resource.display_unit}"
+
+
+def _per_strategy(results: Sequence[Results], column: str, label: str, highest: float | None = None) -> Figure:
+    def draw(axes: Axes, table: pd.DataFrame, strategy: str, _resource: Resource) -> None:
+        _draw_line(axes, table, strategy, column, 1.0)
         top = _readable_top(table, column)
         axes.set_ylim(0, top if highest is None else min(top, highest))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if form == "percent" else form)
-        axes.set_ylabel(
-            f"{label}\n({'share' if form == 'percent' else 'sizes'} of the node's {RESOURCE_NAMES[resource]})"
-        )
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0) if highest else "{x:g}")
 
-    return _grid(results, draw)
+    return _trellis(results, draw, label)
 
 
-def _grid(results: Sequence[Results], draw: Callable[[Axes, pd.DataFrame, Resource], None]) -> Figure:
-    """Resources beside each other for one trace; below each other, with the traces side by side, for more."""
-    single = len(results) == 1
-    rows, columns = (1, 2) if single else (2, len(results))
-    figure = Figure(figsize=(6.5 * columns, 3.4 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for i, outcome in enumerate(results):
-        for j, resource in enumerate(RESOURCES):
-            axes = grid[0, j] if single else grid[j, i]
-            draw(axes, outcome.slices[resource.name], resource)
-            axes.set_xlabel("scope")
-            axes.margins(x=0.01)
-            if not single and j == 0:
-                axes.set_title(_plain(outcome.name), fontsize=10, parse_math=False)
-    handles: dict[str, Any] = {}
-    for axes in grid.flat:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=9, fontsize=8, frameon=False)
+def _trellis(
+    results: Sequence[Results], draw: Callable[[Axes, pd.DataFrame, str, Resource], None], title: str
+) -> Figure:
+    """A row per strategy, a column per trace and resource."""
+    names = results[0].strategies
+    columns = [(outcome, resource) for outcome in results for resource in RESOURCES]
+    figure = Figure(figsize=(2.7 * len(columns), 0.95 * len(names) + 0.8), layout="constrained")
+    grid = figure.subplots(len(names), len(columns), sharex="col", squeeze=False)
+    for j, (outcome, resource) in enumerate(columns):
+        for i, name in enumerate(names):
+            draw(grid[i, j], outcome.slices[resource.name], name, resource)
+            grid[i, j].margins(x=0.01)
+            grid[i, j].tick_params(labelsize=7)
+        grid[0, j].set_title(f"{_plain(outcome.name, 45)}\n{resource.title}", fontsize=9, parse_math=False)
+        grid[-1, j].set_xlabel("scope", fontsize=8)
+    for i, name in enumerate(names):
+        grid[i, 0].set_ylabel(name, fontsize=8)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _draw_lines(axes: Axes, table: pd.DataFrame, column: str, scale: float) -> None:
+def _draw_line(axes: Axes, table: pd.DataFrame, strategy: str, column: str, scale: float) -> None:
+    """The line of one strategy, and those of the others in grey."""
     for name, one in table.groupby("strategy", sort=False):
-        axes.plot(one["scope"], one[column] / scale, label=str(name), **style_of(str(name)))
+        own = name == strategy
+        style = {"color": style_of(strategy)["color"], "linewidth": 1.5} if own else _OTHER
+        axes.plot(one["scope"], one[column] / scale, zorder=2.5 if own else 1.5, **style)
 
 
-def _draw_truth(axes: Axes, table: pd.DataFrame, column: str, scale: float, label: str) -> None:
+def _draw_truth(axes: Axes, table: pd.DataFrame, column: str, scale: float) -> None:
     one = table[table["strategy"] == table["strategy"].iloc[0]]
-    axes.plot(one["scope"], one[column] / scale, color=_TRUTH, linewidth=2.0, label=label)
+    axes.plot(one["scope"], one[column] / scale, color=_TRUTH, linewidth=0.9, linestyle=":", zorder=3)
 
 
 def _readable_top(table: pd.DataFrame, column: str) -> float:
@@ -190,12 +188,12 @@ def _readable_top(table: pd.DataFrame, column: str) -> float:
 
 
 def _size_of_node(table: pd.DataFrame) -> float:
-    """A little more than what the node has at most; 1 when nobody knows."""
+    """A little more than the largest capacity of the node; 1 when it is unknown."""
     return 1.05 * _largest(table["config"])
 
 
-def _visible_top(truth: pd.Series, said: pd.Series) -> float:
-    return min(1.5 * _largest(truth), 1.08 * _largest(said))
+def _visible_top(truth: pd.Series, estimates: pd.Series) -> float:
+    return min(1.5 * _largest(truth), 1.08 * _largest(estimates))
 
 
 def _largest(column: pd.Series) -> float:
@@ -204,7 +202,7 @@ def _largest(column: pd.Series) -> float:
     return float(largest) if largest > 0 else 1.0
 
 
-def _plain(text: str) -> str:
-    """A name as a title: on one line, not longer than a picture is wide."""
+def _plain(text: str, longest: int = 90) -> str:
+    """A name as a title: one printable line, no longer than a picture is wide."""
     line = "".join(c if c.isprintable() else " " for c in text)
-    return line if len(line) <= 90 else f"{line[:87]}..."
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."

@@ -1,63 +1,89 @@
-"""How figures are told to a person, the same way in the terminal, the log, the report and the notebook."""
+"""The columns of a replay's table, the same in the terminal and in the report, and its log lines."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..common.text import printable
 from ..nodemodel import NodeEstimate
-from ..slices import Slice
-from .scoring import Score
+from ..slices import CPU, RESOURCES, Resource, Slice
+from .evidence import DEFINITION, NEGLIGIBLE, Evidence, rate_text
 
-TITLES = {"cpu": "CPU", "mem": "Memory"}
+#: Headings by resource name.
+TITLES = {resource.name: resource.title[:1].upper() + resource.title[1:] for resource in RESOURCES}
 
-#: Attribute of a score, heading, format.
-Column = tuple[str, str, str]
-
-#: The published score first, for it is the operator's.
-COLUMNS: tuple[Column, ...] = (
-    ("published_misprediction", "published misprediction", ".3f"),
-    ("published_violation", "published violation", ".3f"),
-    ("published_violation_frequency", "promise broken", ".1%"),
-    ("published_free_share", "published free", ".1%"),
-    ("misprediction", "replay misprediction", ".3f"),
-    ("violation", "replay violation", ".3f"),
-    ("violation_frequency", "violated slices", ".1%"),
-    ("decrease", "replay decrease", ".3f"),
-    ("free_share", "mean free", ".1%"),
+#: What the columns mean. Stands in the report and under the table.
+DEFINITIONS: tuple[str, ...] = (
+    f"{DEFINITION} In figures: capacity - 99th percentile < left, where left is the figure published at the end of the "
+    "slice before, less the growth of the VMs' allocations since then.",
+    f"Violations by less than {NEGLIGIBLE:.1%} of the node are not counted; the worst violation includes them.",
 )
 
 
-def cell(score: Score, attribute: str, form: str) -> str:
-    """One figure of a score; a dash where nothing could be scored."""
-    value: float = getattr(score, attribute)
-    return "-" if math.isnan(value) else format(value, form)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: its heading, and the text of a cell."""
+
+    heading: str
+    text: Callable[[Evidence], str]
 
 
-def verdict(rows: Sequence[Score], risk: float) -> str:
-    """One sentence: which strategy to choose.
+def columns_of(resource: Resource) -> Sequence[Column]:
+    """The columns behind the name of the strategy, those that matter first at the left."""
+    unit = resource.display_unit
+    return (
+        Column("violations", lambda row: f"{row.violations} of {row.slices}" if row.slices else "-"),
+        Column("rate (95% interval)", rate_text),
+        Column(f"worst violation, {unit}", lambda row: _amount(row.worst_violation, resource)),
+        Column(f"published free, {unit}", lambda row: _amount(row.published_free, resource)),
+        Column("booked/capacity, now and with it", lambda row: _ratio(row, resource)),
+        _score("published misprediction", "published_misprediction", ".3f"),
+        _score("published violation", "published_violation", ".3f"),
+        _score("published free", "published_free_share", ".1%"),
+        _score("replay misprediction", "misprediction", ".3f"),
+        _score("replay violation", "violation", ".3f"),
+        _score("replay violated", "violation_frequency", ".1%"),
+        _score("replay decrease", "decrease", ".3f"),
+        _score("replay free", "free_share", ".1%"),
+    )
 
-    Parameters
-    ----------
-    rows : sequence of Score
-        Of one resource, best first (:func:`model.scoring.ranked`).
-    risk : float
-        In which share of the slices a promise may be broken.
-    """
-    first = rows[0]
-    if math.isnan(first.published_misprediction):
-        return "No slice could be scored: it takes two successive ones with data."
-    broken = f"its promise was broken in {first.published_violation_frequency:.1%} of the slices"
-    free = f"{first.published_free_share:.1%} of the node published as free"
-    if first.published_violation_frequency > risk:
-        return f"No strategy keeps to a risk of {risk:.0%}. Most careful: {first.strategy}, {free}, {broken}."
-    return f"Best choice at a risk of {risk:.0%}: {first.strategy}, {free}, {broken}."
+
+def exclusion_note(rows: Sequence[Evidence]) -> str:
+    """Names the strategies that are not recommended whatever their scores; empty without any."""
+    names = [row.strategy for row in rows if row.exceeds_capacity]
+    return f"Not recommended, because they computed more free than the node has: {', '.join(names)}." if names else ""
+
+
+def _score(heading: str, attribute: str, form: str) -> Column:
+    def text(row: Evidence) -> str:
+        value: float = getattr(row.score, attribute)
+        return "-" if math.isnan(value) else format(value, form)
+
+    return Column(heading, text)
+
+
+def _amount(value: float, resource: Resource) -> str:
+    """Cores or GB: one decimal, and two significant digits below one unit; 0 for nothing."""
+    shown = value / resource.display_scale
+    if math.isnan(shown):
+        return "-"
+    return f"{shown:.1f}" if shown >= 1 or shown < 1e-9 else f"{shown:.2g}"
+
+
+def _ratio(row: Evidence, resource: Resource) -> str:
+    """``1.00 -> 1.62, +40 vCPU``: mean booked share, and the share that the published free amount would allow."""
+    if math.isnan(row.offered_ratio):
+        return "-"
+    unit = "vCPU" if resource is CPU else resource.display_unit
+    added = row.published_free / resource.display_scale
+    return f"{row.booked_ratio:.2f} -> {row.offered_ratio:.2f}, +{added:.0f} {unit}"
 
 
 def log_scope(log: logging.Logger, node_name: str, scope: int, finished: Slice, estimate: NodeEstimate) -> None:
-    """A line per strategy at the end of a scope."""
+    """Log a line per strategy at the end of a scope."""
     if not log.isEnabledFor(logging.INFO):
         return
     node = printable(node_name)

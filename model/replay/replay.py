@@ -1,4 +1,4 @@
-"""A trace through the models: every strategy in one pass."""
+"""Runs a trace through the node model: every strategy in one pass."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from typing import Any
 import numpy as np
 
 from ..nodemodel import ModelSettings, NodeEstimate, NodeModel
-from ..slices import RESOURCES, Slice
+from ..slices import Slice
 from ..stability import StabilityDetector
 from .dump import DumpRecorder
-from .scoring import Score, score
+from .scoring import History
 from .trace import Trace
+
+SliceSubscriber = Callable[[Slice, NodeEstimate], None]
 
 
 class Replay:
-    """The outcome of a replay.
+    """A replay of one trace, and the recording of it.
 
     Parameters
     ----------
     trace : Trace
     settings : ModelSettings
-        Its positions are the trace's, whatever it says.
+        Its number of positions is replaced by the trace's.
     detectors : mapping of resource name to StabilityDetector, optional
+
+    Attributes
+    ----------
+    recorder : DumpRecorder
+        The first subscriber to the slices.
     """
 
     def __init__(
@@ -38,35 +45,30 @@ class Replay:
 
     def run(
         self,
-        *,
+        *on_slice: SliceSubscriber,
         progress: Callable[[Iterable[Slice], int], Iterable[Slice]] = lambda slices, _total: slices,
-        on_slice: Callable[[Slice, NodeEstimate], None] = lambda _finished, _estimate: None,
     ) -> Replay:
         """Replay the trace, once.
 
         Parameters
         ----------
+        *on_slice : callable
+            Subscribers, called with every slice and its estimate after the recorder.
         progress : callable
-            Given the slices and their number, hands them on and may show how far it is.
-        on_slice : callable
-            Told every slice and its estimate.
+            Gets the slices and their number; returns the slices and may show how many have passed.
         """
-        # What overflows on samples that no machine gives is infinite, and null in the dump.
+        subscribers = (self.recorder.record, *on_slice)
+        # Samples that no machine has overflow to infinity, which is null in the dump.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for finished in progress(self.trace.slices(), len(self.trace)):
                 estimate = self._model.update(finished)
-                self.recorder.record(finished, estimate)
-                on_slice(finished, estimate)
+                for notify in subscribers:
+                    notify(finished, estimate)
         return self
 
-    def scores(self) -> list[Score]:
-        """A row per strategy and resource."""
-        histories = self.recorder.histories(self.trace.config.positions)
-        return [
-            score(strategy, resource.name, histories[strategy, resource.name])
-            for strategy in self.settings.strategies
-            for resource in RESOURCES
-        ]
+    def histories(self) -> dict[tuple[str, str], History]:
+        """The input of the scores, by strategy and resource name."""
+        return self.recorder.histories(self.trace.config.positions)
 
     def dumps(self, node_name: str, stability: str) -> Iterator[tuple[str, bytes]]:
         """The dump of each strategy as JSON text, one after the other.
@@ -74,14 +76,14 @@ class Replay:
         Parameters
         ----------
         node_name, stability : str
-            As they are to stand in ``config``, beside what the trace's own ``config`` holds.
+            Entries of ``config``, beside what the trace's own ``config`` holds.
         """
         config = {**self.trace.config_fields, "node_name": node_name}
         return self.recorder.encode(dump_config(config, self.settings, stability))
 
 
 def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stability: str) -> dict[str, Any]:
-    """What stands in a dump's ``config``: the trace's, and how the models were set."""
+    """The ``config`` object of a dump: the trace's, and the settings of the model."""
     return {
         **trace_config,
         "cpu_percentile": settings.cpu.percentile,
@@ -94,7 +96,7 @@ def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stabil
 
 
 def dump_name(node_name: str, settings: ModelSettings) -> str:
-    """``dump-<node>_c<cpu>_m<mem>_a<aggregation>.json``, a name that any file system takes."""
+    """``dump-<node>_c<cpu>_m<mem>_a<aggregation>.json``, at most 255 bytes, without slashes and control characters."""
     node = "".join(c for c in node_name if c != "/" and c.isprintable())
     tail = f"_c{settings.cpu.percentile:g}_m{settings.mem.percentile:g}_a{settings.cpu.aggregation}.json"
     room = 255 - len("dump-") - len(tail)

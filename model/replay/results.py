@@ -1,4 +1,4 @@
-"""The outcome of a replay as tables: fresh, or read back from a folder of dumps."""
+"""The outcome of a replay: of one that has just run, or read back from a folder of dumps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from ..numerics import FloatArray
 from ..oversubscriptioncomputation import STRATEGIES
-from ..slices import RESOURCES
+from ..slices import RESOURCES, Resource
 from .dump import Dump, DumpError, read_dumps
+from .evidence import Evidence, Verdict, choose, collect_evidence, rank
 from .replay import Replay
-from .scoring import History, Score, score, slices_frame, summary_frame
+from .scoring import History, Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """What several strategies did on one node.
+    """What several strategies computed on one node. Every figure is computed once, when it is first read.
 
     Attributes
     ----------
     name : str
-        How to call them: the folder's or the trace's name.
+        The title: the name of the folder or of the trace.
     node_name : str
     epoch : (k,) float64
         The ends of the slices, Unix seconds.
@@ -46,18 +47,42 @@ class Results:
         return list(dict.fromkeys(strategy for strategy, _ in self.histories))
 
     @cached_property
+    def evidence(self) -> Mapping[str, Sequence[Evidence]]:
+        """By resource name: a row per strategy."""
+        return {
+            resource.name: [
+                collect_evidence(strategy, resource, self.histories[strategy, resource.name])
+                for strategy in self.strategies
+            ]
+            for resource in RESOURCES
+        }
+
+    @property
     def scores(self) -> list[Score]:
         """A row per strategy and resource."""
-        return [score(strategy, resource, history) for (strategy, resource), history in self.histories.items()]
+        by_strategy = zip(*(self.evidence[resource.name] for resource in RESOURCES), strict=True)
+        return [row.score for rows in by_strategy for row in rows]
+
+    def ranked(self, resource: Resource, risk: float) -> list[Evidence]:
+        """The strategies for one resource, best first at this target risk."""
+        return rank(self.evidence[resource.name], risk)
+
+    def verdict(self, resource: Resource, risk: float) -> Verdict:
+        """The recommended strategy for one resource at this target risk."""
+        return choose(self.evidence[resource.name], risk)
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The scores as a table."""
+        """The scores as a table with the columns of ``summary.csv``."""
+        from .frames import summary_frame
+
         return summary_frame(self.scores)
 
     @cached_property
     def slices(self) -> Mapping[str, pd.DataFrame]:
-        """By resource name: what :func:`model.scoring.slices_frame` makes of all strategies."""
+        """By resource name: the table of :func:`.frames.slices_frame` of all strategies."""
+        from .frames import slices_frame
+
         return {
             resource.name: slices_frame(
                 self.epoch, {strategy: self.histories[strategy, resource.name] for strategy in self.strategies}
@@ -68,8 +93,7 @@ class Results:
 
 def replay_results(name: str, node_name: str, replay: Replay) -> Results:
     """The outcome of a replay that has just run."""
-    histories = replay.recorder.histories(replay.trace.config.positions)
-    return Results(name, node_name, np.array(replay.recorder.epoch), histories)
+    return Results(name, node_name, np.array(replay.recorder.epoch), replay.histories())
 
 
 def load_results(folder: str | Path) -> Results:
@@ -78,16 +102,16 @@ def load_results(folder: str | Path) -> Results:
     Raises
     ------
     DumpError
-        When there are none, when one can't be read, or when they are of different traces.
+        When there are none, when one cannot be read, or when they are of different traces.
     """
-    paths = sorted(Path(folder).glob("dump-*.json"), key=_by_registry)
+    paths = sorted(Path(folder).glob("dump-*.json"), key=_registry_order)
     if not paths:
         raise DumpError(f"{folder}: no dump-*.json in it")
-    found = [(path, dump) for path in paths for dump in read_dumps(path)]
-    dumps = [dump for _, dump in found]
+    dumps_of_paths = [(path, dump) for path in paths for dump in read_dumps(path)]
+    dumps = [dump for _, dump in dumps_of_paths]
     seen: set[str] = set()
-    for path, dump in found:
-        if not _of_one_replay(dump, dumps[0]):
+    for path, dump in dumps_of_paths:
+        if not _same_replay(dump, dumps[0]):
             raise DumpError(f"{path}: of another trace, or with other settings, than {paths[0].name}")
         if dump.strategy in seen:
             raise DumpError(f"{path}: there is another dump of {dump.strategy}")
@@ -98,7 +122,7 @@ def load_results(folder: str | Path) -> Results:
     return Results(Path(folder).resolve().name, dumps[0].node_name, dumps[0].epoch, histories)
 
 
-def _of_one_replay(a: Dump, b: Dump) -> bool:
+def _same_replay(a: Dump, b: Dump) -> bool:
     """Whether two dumps differ in their strategy alone."""
     if {**a.config, "strategy": ""} != {**b.config, "strategy": ""} or not np.array_equal(a.epoch, b.epoch):
         return False
@@ -110,8 +134,8 @@ def _of_one_replay(a: Dump, b: Dump) -> bool:
     )
 
 
-def _by_registry(path: Path) -> tuple[int, str]:
-    """The order in which the strategies are always shown."""
+def _registry_order(path: Path) -> tuple[int, str]:
+    """Strategies are always shown in the order of the registry."""
     names: Sequence[str] = list(STRATEGIES)
     name = path.stem.removeprefix("dump-")
     return (names.index(name) if name in names else len(names), name)

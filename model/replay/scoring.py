@@ -1,26 +1,22 @@
-"""How well a strategy served a node: what was promised against what then happened.
+"""Scores of a strategy on a node: what was published as free against what was used.
 
-Two questions, two scores. The *replay* score is the original's: the threshold of a slice against the next
-slice at the same position. The *published* score is the operator's: the figure that a scheduler was given
-at the end of a slice against the slice that followed.
+There are two scores. The *replay* score is the original's: the threshold of a slice against the next slice at the
+same position. The *published* score is the operator's: the figure that a scheduler got at the end of a slice against
+the slice that followed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..numerics import FloatArray
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-#: A promise may exceed the truth by this share of the node before it counts: binary fractions do.
+#: A smaller excess, as a share of the node, is rounding of binary fractions and no violation.
 TOLERANCE = 1e-9
 
 
@@ -31,11 +27,11 @@ class History:
     Attributes
     ----------
     config, booked : (k,) float64
-        What the node had and what was promised to VMs, cores or MB.
+        Capacity of the node and sum of the VMs' allocations, cores or MB.
     peak : (k,) float64
         99th percentile of the node's usage; NaN in a slice without data.
     free, published : (k,) float64
-        What the strategy called free, and what it published.
+        What the strategy computed as free, and what it published.
     lag : int
         S, the number of slices of a scope.
     """
@@ -48,19 +44,19 @@ class History:
     lag: int
 
     @property
-    def really_free(self) -> FloatArray:
-        """(k,) float64: config less peak."""
+    def unused(self) -> FloatArray:
+        """(k,) float64: config - peak."""
         return self.config - self.peak
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The figures of each slice from which a score is summed; NaN where a slice is not scored.
+    """The terms of a score, slice by slice; NaN where a slice is not scored.
 
     Attributes
     ----------
     truth, prediction : (k,) float64
-        Cores or MB, at the slice in which the prediction was to hold.
+        Cores or MB, at the slice that the prediction is about.
     misprediction, violation, decrease : (k,) float64
         Shares of the node.
     """
@@ -75,8 +71,8 @@ class Terms:
 def replay_terms(history: History) -> Terms:
     """The original's score, slice by slice.
 
-    truth(t) = config - peak(t); prediction(t) = free(t - S) - d, where d is the growth of what is booked,
-    or the growth of the peak when less is booked than before.
+    truth(t) = config - peak(t); prediction(t) = free(t - S) - d, where d is the growth of booked, or the growth of
+    the peak where booked shrinks.
     """
     booked_growth = history.booked - _shifted(history.booked, history.lag)
     peak_growth = history.peak - _shifted(history.peak, history.lag)
@@ -87,12 +83,13 @@ def replay_terms(history: History) -> Terms:
 def published_terms(history: History) -> Terms:
     """The operator's score, slice by slice.
 
-    truth(t) = config - peak(t); prediction(t) = published(t - 1) - max(0, growth of what is booked): who
-    places a VM takes its size off the promise. A slice without data promised nothing and is not scored.
+    truth(t) = config - peak(t); prediction(t) = published(t - 1) - max(0, booked(t) - booked(t - 1)): a scheduler
+    subtracts each VM that it places. The prediction is what was *left* of the published amount. A slice without
+    data publishes nothing, so the slice after it is not scored.
     """
     growth = history.booked - _shifted(history.booked, 1)
-    promised = np.where(np.isnan(history.peak), np.nan, history.published)
-    return _terms(history, _shifted(promised, 1) - np.maximum(growth, 0.0))
+    published = np.where(np.isnan(history.peak), np.nan, history.published)
+    return _terms(history, _shifted(published, 1) - np.maximum(growth, 0.0))
 
 
 def _shifted(values: FloatArray, lag: int) -> FloatArray:
@@ -103,7 +100,7 @@ def _shifted(values: FloatArray, lag: int) -> FloatArray:
 
 
 def _terms(history: History, prediction: FloatArray) -> Terms:
-    truth = history.really_free
+    truth = history.unused
     scored = ~np.isnan(truth) & ~np.isnan(prediction)
     truth, prediction = np.where(scored, truth, np.nan), np.where(scored, prediction, np.nan)
     return Terms(
@@ -145,7 +142,7 @@ def score(strategy: str, resource: str, history: History) -> Score:
     The free shares are means over all slices with data, the frequencies shares of the scored slices.
     """
     replay, published = replay_terms(history), published_terms(history)
-    measured = ~np.isnan(history.really_free)
+    measured = ~np.isnan(history.unused)
     return Score(
         strategy=strategy,
         resource=resource,
@@ -174,36 +171,6 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def best(scores: Sequence[Score], risk: float = 0.05) -> Score | None:
-    """The strategy of choice for one resource: whose promise is closest to the truth and seldom broken.
-
-    Parameters
-    ----------
-    scores : sequence of Score
-        Of one resource.
-    risk : float
-        In which share of the slices more may be used than was published. When every strategy breaks its
-        promise more often, the one that does so least often.
-
-    Returns
-    -------
-    Score or None
-        None when nothing could be scored.
-    """
-    return next((row for row in ranked(scores, risk) if not np.isnan(row.published_misprediction)), None)
-
-
-def ranked(scores: Sequence[Score], risk: float = 0.05) -> list[Score]:
-    """The scores of one resource, best first: within the risk by misprediction, the others by frequency."""
-
-    def order(row: Score) -> tuple[bool, bool, float]:
-        broken = row.published_violation_frequency > risk
-        key = row.published_violation_frequency if broken else row.published_misprediction
-        return bool(np.isnan(row.published_misprediction)), broken, 0.0 if np.isnan(key) else key
-
-    return sorted(scores, key=order)
-
-
 def summary_csv(scores: Sequence[Score]) -> str:
     """``summary.csv``: a row per strategy and resource; an empty cell where nothing could be scored."""
     text = io.StringIO()
@@ -217,58 +184,3 @@ def summary_csv(scores: Sequence[Score]) -> str:
 
 def _cell(value: float) -> str:
     return "" if np.isnan(value) else repr(round(value, 12))
-
-
-def summary_frame(scores: Sequence[Score]) -> pd.DataFrame:
-    """The scores as a pandas table, a row per strategy and resource."""
-    import pandas as pd  # only the notebook and the report need it
-
-    return pd.DataFrame([[getattr(row, name) for name in SUMMARY_COLUMNS] for row in scores], columns=SUMMARY_COLUMNS)
-
-
-def slices_frame(epoch: FloatArray, histories: Mapping[str, History]) -> pd.DataFrame:
-    """What was promised and what happened, slice by slice, as a pandas table.
-
-    Parameters
-    ----------
-    epoch : (k,) float64
-        The ends of the slices.
-    histories : mapping of strategy name to History
-        Of one resource.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per strategy and slice: ``strategy, scope, epoch, config, booked, used, free, published,
-        oversubscription`` (booked and free over config), ``useful_oversubscription`` (with what was really
-        free), ``misprediction, cumulated_misprediction, violation`` of the replay score, and
-        ``promised, really_free, broken`` of the published one (``broken``: more was used than promised).
-    """
-    import pandas as pd
-
-    tables = []
-    for strategy, history in histories.items():
-        replay, published = replay_terms(history), published_terms(history)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "strategy": strategy,
-                    "scope": np.arange(epoch.size) / history.lag,
-                    "epoch": epoch,
-                    "config": history.config,
-                    "booked": history.booked,
-                    "used": history.peak,
-                    "free": history.free,
-                    "published": history.published,
-                    "oversubscription": (history.booked + history.free) / history.config,
-                    "useful_oversubscription": (history.booked + history.really_free) / history.config,
-                    "misprediction": replay.misprediction,
-                    "cumulated_misprediction": np.nancumsum(replay.misprediction),
-                    "violation": replay.violation,
-                    "promised": published.prediction,
-                    "really_free": history.really_free,
-                    "broken": published.violation > TOLERANCE,
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True)

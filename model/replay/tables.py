@@ -1,38 +1,85 @@
-"""The scores of a replay as tables for a terminal."""
+"""The answer of a replay on stdout: a table per resource, or one JSON object."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from ..cli.tables import FILE_WIDTH, print_whole
-from ..slices import RESOURCES
-from .presentation import COLUMNS, TITLES, Column, cell, verdict
-from .scoring import Score, ranked
+from ..slices import RESOURCES, Resource
+from .evidence import Evidence, as_object
+from .presentation import DEFINITIONS, TITLES, Column, columns_of, exclusion_note
+from .results import Results
+
+#: Columns that every terminal gets: violations and their rate.
+_FEWEST_COLUMNS = 2
 
 
-def print_scores(scores: Sequence[Score], risk: float, stream: TextIO | None = None) -> None:
-    """The scores of every strategy, a table per resource, best first, and the choice that follows."""
+def print_results(results: Results, risks: Mapping[str, float], stream: TextIO | None = None) -> None:
+    """Print a table per resource, the best strategy first, and the verdict under it.
+
+    Parameters
+    ----------
+    results : Results
+    risks : mapping of resource name to float
+        The target risks.
+    """
     stream = stream or sys.stdout
     console = Console(file=stream, width=None if stream.isatty() else FILE_WIDTH, highlight=False)
     for resource in RESOURCES:
-        rows = ranked([row for row in scores if row.resource == resource.name], risk)
-        promised = [column for column in COLUMNS if column[0].startswith("published")]
-        print_whole(console, (_table(TITLES[resource.name], rows, columns) for columns in (COLUMNS, promised)))
-        console.print(verdict(rows, risk))
+        risk = risks[resource.name]
+        rows = results.ranked(resource, risk)
+        verdict = results.verdict(resource, risk)
+        print_whole(console, _tables(resource, rows, verdict.strategy))
+        for line in (verdict.reason, exclusion_note(rows)):
+            if line:
+                console.print(line, markup=False)
         console.print()
+    for line in DEFINITIONS:
+        console.print(line, markup=False)
 
 
-def _table(title: str, rows: Sequence[Score], columns: Sequence[Column]) -> Table:
-    table = Table(title=f"{title}: what was promised and what then happened", title_justify="left", box=None)
+def _tables(resource: Resource, rows: Sequence[Evidence], recommended: str | None) -> Iterator[Table]:
+    """The table with all columns, then with ever fewer of those at the right."""
+    columns = columns_of(resource)
+    for count in range(len(columns), _FEWEST_COLUMNS - 1, -1):
+        yield _table(TITLES[resource.name], rows, columns[:count], recommended)
+
+
+def _table(title: str, rows: Sequence[Evidence], columns: Sequence[Column], recommended: str | None) -> Table:
+    heading = f"{title}: what was published as free, and how often more was used"
+    table = Table(title=heading, title_justify="left", box=None)
     table.add_column("\nstrategy", no_wrap=True)
-    for _, heading, _ in columns:
-        table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
-    for i, row in enumerate(rows):
-        cells = (cell(row, attribute, form) for attribute, _, form in columns)
-        table.add_row(row.strategy, *cells, style="bold" if i == 0 else "")
+    for column in columns:
+        table.add_column(column.heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    for row in rows:
+        style = "bold" if row.strategy == recommended else ""
+        table.add_row(row.strategy, *(column.text(row) for column in columns), style=style)
     return table
+
+
+def print_json(results: Results, risks: Mapping[str, float], stream: TextIO | None = None) -> None:
+    """Print the same as one JSON object; a figure that does not exist is null."""
+    stream = stream or sys.stdout
+    answer = {
+        "node": results.node_name,
+        "slices": len(results.epoch),
+        **{resource.name: _resource_object(results, resource, risks[resource.name]) for resource in RESOURCES},
+    }
+    stream.write(msgspec.json.format(msgspec.json.encode(answer)).decode() + "\n")
+    stream.flush()
+
+
+def _resource_object(results: Results, resource: Resource, risk: float) -> Mapping[str, object]:
+    verdict = results.verdict(resource, risk)
+    return {
+        "unit": resource.display_unit,
+        "target_risk": risk,
+        "verdict": {"strategy": verdict.strategy, "reason": verdict.reason},
+        "rows": [as_object(row, resource) for row in results.ranked(resource, risk)],
+    }

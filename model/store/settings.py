@@ -6,11 +6,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.environment import Environment
+from ..common.settings import InvalidValue, Section
+from ..common.targets import http_url
+
+_STATUS = Section("Published status file (scroogevm.py)")
+STATE_ENDPOINT = _STATUS.text(
+    "STATE_ENDPOINT",
+    "/var/lib/scroogevm/status.json",
+    "The published status file. The other files of the daemons are beside it unless their own settings say otherwise.",
+)
+
+
+def _token(text: str) -> str:
+    if not text.isascii():
+        raise InvalidValue("cannot be sent: it contains characters that are not ASCII")
+    return text
+
+
+_STORE = Section("Store (all daemons)")
+INFLUXDB_URL = _STORE.text(
+    "INFLUXDB_URL",
+    "",
+    "URL of an InfluxDB 2.x server. When it is empty, samples are kept in the embedded store, a SQLite file. "
+    "misc/influxdb.sh starts a server and prints this setting and the next three.",
+    parse=http_url,
+    example="http://127.0.0.1:8086",
+)
+INFLUXDB_TOKEN = _STORE.text("INFLUXDB_TOKEN", "", "API token of InfluxDB.", parse=_token, secret=True)
+INFLUXDB_ORG = _STORE.text("INFLUXDB_ORG", "", "Organisation in InfluxDB.", example="scroogevm")
+INFLUXDB_BUCKET = _STORE.text("INFLUXDB_BUCKET", "", "Bucket in InfluxDB.", example="scroogevm")
+INFLUXDB_TIMEOUT_S = _STORE.number(
+    "INFLUXDB_TIMEOUT_S", 10.0, 0.1, 600, "Seconds after which a request to InfluxDB counts as failed."
+)
+STORE_PATH = _STORE.text(
+    "STORE_PATH",
+    "",
+    "File of the embedded store. The default is store.sqlite beside STATE_ENDPOINT.",
+    shown="/var/lib/scroogevm/store.sqlite",
+)
+STORE_RETENTION_S = _STORE.number(
+    "STORE_RETENTION_S",
+    30 * 86400.0,
+    3600,
+    1e12,
+    "Seconds for which the embedded store keeps a sample. The bucket of InfluxDB has its own retention.",
+)
+
+_SCRIPT = Section("misc/influxdb.sh only")
+_SCRIPT.whole("INFLUXDB_RETENTION_S", 2592000, 3600, 10**12, "Retention of the bucket that the script makes, seconds.")
+_SCRIPT.text("INFLUXDB_LISTEN", "127.0.0.1", "Address on which the server listens.")
+_SCRIPT.text("INFLUXDB_USER", "scroogevm", "Account of the web page.")
+_SCRIPT.text("INFLUXDB_PASSWORD", "", "Password of that account. The script makes one when it is empty.", secret=True)
+_SCRIPT.text("INFLUXDB_IMAGE", "influxdb:2.7", "Container image.")
+_SCRIPT.text("INFLUXDB_NAME", "scroogevm-influxdb", "Name of the container and of its volume.")
+_SCRIPT.whole("INFLUXDB_WAIT_S", 60, 1, 3600, "Seconds to wait until the server responds.")
 
 
 @dataclass(frozen=True, slots=True)
 class InfluxSettings:
-    """Where InfluxDB is, and who we are there."""
+    """An InfluxDB bucket and the credentials for it."""
 
     url: str
     token: str = field(repr=False)
@@ -21,15 +75,15 @@ class InfluxSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where samples are kept: in InfluxDB, or in a file of our own.
+    """Where samples are kept: in InfluxDB or in the embedded store.
 
     Attributes
     ----------
     influx : InfluxSettings or None
     path : Path
-        The file of the embedded store.
+        File of the embedded store.
     retention_s : float
-        How long the embedded store keeps a sample; InfluxDB's bucket has its own.
+        For how long the embedded store keeps a sample.
     """
 
     influx: InfluxSettings | None
@@ -37,32 +91,31 @@ class StoreSettings:
     retention_s: float
 
 
-def _influx(env: Environment) -> InfluxSettings | None:
-    url = env.url("INFLUXDB_URL")
-    if not env.text("INFLUXDB_URL"):
-        return None
-    why = "INFLUXDB_URL asks for it"
-    token = env.required("INFLUXDB_TOKEN", why)
-    if not token.isascii() or not token.isprintable():
-        env.fault("INFLUXDB_TOKEN", "can't be sent: it holds characters that no token has")
-    return InfluxSettings(
-        url=url,
-        token=token,
-        org=env.required("INFLUXDB_ORG", why),
-        bucket=env.required("INFLUXDB_BUCKET", why),
-        timeout_s=env.number("INFLUXDB_TIMEOUT_S", 10.0, 0.1, 600),
-    )
-
-
 def status_path(env: Environment) -> Path:
-    """Where the status file is."""
-    return Path(env.text("STATE_ENDPOINT", "/var/lib/scroogevm/status.json"))
+    """Path of the status file."""
+    path = Path(env.read(STATE_ENDPOINT))
+    if path.is_dir():
+        env.fault(STATE_ENDPOINT, f"{path} is a folder, not a file")
+    return path
 
 
 def store_settings(env: Environment) -> StoreSettings:
-    """Which store is meant, by all three daemons."""
-    return StoreSettings(
-        influx=_influx(env),
-        path=Path(env.text("STORE_PATH", str(status_path(env).parent / "store.sqlite"))),
-        retention_s=env.number("STORE_RETENTION_S", 30 * 86400.0, 3600),
+    """The store that all three daemons use."""
+    beside = status_path(env).parent / "store.sqlite"
+    path = Path(env.read(STORE_PATH, str(beside)))
+    if path.is_dir():
+        env.fault(STORE_PATH, f"{path} is a folder, not a file")
+    return StoreSettings(influx=_influx(env), path=path, retention_s=env.read(STORE_RETENTION_S))
+
+
+def _influx(env: Environment) -> InfluxSettings | None:
+    if not env.is_set(INFLUXDB_URL):
+        return None
+    reason = "INFLUXDB_URL requires it"
+    return InfluxSettings(
+        url=env.read(INFLUXDB_URL),
+        token=env.require(INFLUXDB_TOKEN, reason),
+        org=env.require(INFLUXDB_ORG, reason),
+        bucket=env.require(INFLUXDB_BUCKET, reason),
+        timeout_s=env.read(INFLUXDB_TIMEOUT_S),
     )

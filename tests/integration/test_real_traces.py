@@ -1,4 +1,4 @@
-"""Real usage data, where the folder that holds it is at hand."""
+"""Real usage data and all recordings of the original; skipped where the shared folder is missing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pytest
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.replay import Replay
+from model.replay.results import replay_results
 from model.replay.trace import read_trace
 from tests.conftest import SHARED, strict_json
+from tests.support.recordings import differences, recordings, replay_recording
 
+RECORDINGS = SHARED / "goldens"
 TRACES = sorted((SHARED / "traces").glob("*.json"))
 
 
@@ -21,13 +24,14 @@ TRACES = sorted((SHARED / "traces").glob("*.json"))
 def test_real_trace_is_replayed_with_every_strategy(path: Path) -> None:
     trace = read_trace(path)
     outcome = Replay(trace, ModelSettings(trace.config.historical, tuple(STRATEGIES))).run()
-    scores = {(row.strategy, row.resource): row for row in outcome.scores()}
+    results = replay_results(path.stem, "node", outcome)
+    scores = {(row.strategy, row.resource): row for row in results.scores}
     for resource in ("cpu", "mem"):
-        # By its formula: the larger of two is never less careful than either.
+        # The threshold of maxpeak is the larger of the two.
         most = scores["maxpeak", resource].published_free_share
         assert most <= scores["nsigma", resource].published_free_share
         assert most <= scores["rclike", resource].published_free_share
-    # Nobody used more cores than nine tenths of what was sold, and everybody is sometimes in his busiest tenth.
+    # Usage stays below booked / 1.1, and exceeds its 90th percentile.
     assert scores["borg", "cpu"].published_violation_frequency == 0
     assert scores["percentile", "cpu"].published_violation_frequency > 0
     for _, text in outcome.dumps("node", "mean"):
@@ -36,7 +40,14 @@ def test_real_trace_is_replayed_with_every_strategy(path: Path) -> None:
 
 @pytest.mark.skipif(not TRACES, reason="the shared folder with real traces is not here")
 def test_departed_vms_of_a_real_trace_are_gone() -> None:
-    """Twenty VMs leave bb09, each marked by a repetition of its last slice; the trace lists who really ran."""
+    """Twenty VMs leave bb09, each marked by a repetition of its last slice; the node lists the VMs that run."""
     path = SHARED / "traces" / "bb09_departures_6d.json"
     listed = [set(raw["vm"]) for raw in json.loads(path.read_bytes())["node"]["raw_data"]]
     assert [set(s.vms) for s in read_trace(path).slices()] == listed
+
+
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the shared folder with all recordings is not here")
+@pytest.mark.parametrize("path", recordings(RECORDINGS))
+def test_every_shared_recording_is_met(path: Path) -> None:
+    """All recordings, the larger traces included."""
+    assert differences(*replay_recording(path, RECORDINGS, []), path) == []

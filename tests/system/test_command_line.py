@@ -18,6 +18,7 @@ import pytest
 
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.scoring import SUMMARY_COLUMNS
+from model.stability import STABILITY_DETECTORS
 from tests.conftest import DATA, ROOT, Run, TraceObject, strict_json
 
 TINY = DATA / "goldens" / "traces" / "tiny.json"
@@ -158,7 +159,7 @@ def test_status_on_a_terminal_of_any_width_tells_every_node_and_figure(
     assert text.count("5% (4%)") == 6
     assert text.count("42.5") == 3
     assert all(len(line.rstrip()) <= columns for line in text.splitlines())
-    shown = "".join(line[1 : 1 + name_width].strip() for line in text.splitlines()[3:])
+    shown = "".join(line[1 : 1 + name_width].strip() for line in text[: text.rindex("\n\n")].splitlines()[3:])
     assert shown == "".join(names)
 
 
@@ -181,7 +182,7 @@ def test_program_without_its_libraries_says_how_to_get_them(program: str, tmp_pa
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert re.fullmatch(
-        rf"{Path(program).name}: \w+ is not installed here; misc/setup.sh \w+ makes .venv/bin/python ready\n",
+        rf"{Path(program).name}: \w+ is not installed; misc/setup.sh \w+ prepares .venv/bin/python\n",
         done.stderr,
     )
 
@@ -304,7 +305,7 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
         (["-l", TINY, "-d", "x"], "'x'"),
         (["-l", TINY, "--stability", "lstm"], "lstm"),
         (["-l", TINY, "--risk", "2"], "'2'"),
-        (["-l", TINY, "--url", "http://x"], "is not JSON"),
+        (["-l", TINY, "--url", "x"], "neither an http(s) URL nor JSON"),
         (["-l", TINY, "--url", "{}"], "not a list"),
         (["-l", TINY, "--url", '["a", "b"]'], "2 nodes"),
         (["-l", TINY, "--report"], "--output"),
@@ -474,6 +475,44 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 
 
 # --- what it costs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--version"], ["-l", str(TINY)], ["-l", str(TINY), "-s", "borg"]])
+def test_output_that_cannot_be_written_is_one_line(scroogevm: Run, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = scroogevm(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, "scroogevm.py: standard output: No space left on device\n")
+
+
+def test_closed_output_is_no_error_and_no_file_takes_its_place(scroogevm: Run, tmp_path: Path) -> None:
+    def close() -> None:
+        os.close(1)
+
+    done = scroogevm(
+        "-l", TINY, "-s", "borg", "-o", tmp_path / "out", stdout=None, capture_output=False, preexec_fn=close
+    )
+    assert done.returncode == 0
+    strict_json((tmp_path / "out" / "dump-borg.json").read_bytes())
+    assert (tmp_path / "out" / "summary.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--hlep", "unrecognized option --hlep; did you mean --help?"),
+        ("--strategie=borg", "unrecognized option --strategie; did you mean --strategy?"),
+        ("--xyzzy", "unrecognized option --xyzzy"),
+    ],
+)
+def test_misspelt_option_is_named_with_the_one_that_was_meant(scroogevm: Run, option: str, words: str) -> None:
+    done = scroogevm(option)
+    assert (done.returncode, done.stderr) == (2, f"scroogevm.py: {words}\n")
+
+
+@pytest.mark.parametrize("name", STABILITY_DETECTORS)
+def test_every_stability_detector_of_the_registry_is_accepted(scroogevm: Run, name: str) -> None:
+    assert scroogevm("-l", TINY, "-s", "greedy,scroogevm", f"--stability={name}").returncode == 0
+    assert name in scroogevm("-h").stdout
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""misc/demo.sh: what a newcomer sees, and that nothing of it stays."""
+"""misc/demo.sh: what it shows, and that no process and no file of it stays."""
 
 from __future__ import annotations
 
@@ -10,223 +10,351 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, bare_environment
-from tests.support.servers import wait_for
+from tests.support.servers import fetch, wait_for
 
 SCRIPT = ROOT / "misc" / "demo.sh"
 WAIT_S = 240
+#: A variable of the environment by which processes of one demo are found, wherever they work.
+MARK = "SCROOGEVM_TEST_DEMO"
+
+
+@contextlib.contextmanager
+def default_hangup() -> Iterator[None]:
+    """A shell cannot trap a signal that is ignored when it starts, as SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@dataclass
+class Demo:
+    """A demo with its own folder for temporary files, in the environment of a real installation."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir()
+        self.output_path = self.folder / "output"
+        self.environment = {
+            **bare_environment(),
+            MARK: self.mark,
+            "TMPDIR": str(self.temporary),
+            "STORE_PATH": "/nowhere/store",
+            "PLACEMENT_PROVIDERS": "nonsense",
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SCRIPT, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A demo in the background whose output goes to a file."""
+        with self.output_path.open("wb") as output, default_hangup():
+            process = subprocess.Popen(
+                [SCRIPT, *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    @property
+    def output(self) -> str:
+        return self.output_path.read_text()
+
+    def wait_until_shown(self, text: str, process: subprocess.Popen[bytes]) -> None:
+        wait_for(lambda: text in self.output or process.poll() is not None, 120)
+        assert process.poll() is None, self.output
+
+    def slow_down_starts(self) -> None:
+        """Delay each setpriv, as a loaded machine does."""
+        tools = self.folder / "tools"
+        tools.mkdir()
+        script = tools / "setpriv"
+        script.write_text(f'#!/bin/sh\nenv -u {MARK} sleep 0.3\nexec {shutil.which("setpriv")} "$@"\n')
+        script.chmod(0o755)
+        self.environment["PATH"] = f"{tools}:{self.environment['PATH']}"
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the processes of this demo by process id."""
+        running = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
+                    running[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        return running
+
+    def assert_nothing_stays(self) -> None:
+        assert self.processes() == {}
+        assert list(self.temporary.iterdir()) == []
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """Its folder is below ours; settings of a real installation are there, and must not get in."""
-    place = tmp_path / "tmp"
-    place.mkdir()
-    return {
-        **bare_environment(),
-        "TMPDIR": str(place),
-        "STORE_PATH": "/nowhere/store",
-        "PLACEMENT_PROVIDERS": "nonsense",
-    }
-
-
-def demo(environ: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SCRIPT, *arguments], env=environ, capture_output=True, text=True, timeout=WAIT_S, check=False, **more
-    )  # type: ignore[call-overload]
-
-
-def alive(folder: Path) -> dict[int, str]:
-    """Processes that work in a folder or below, even one that is gone; the demo's all do."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str((process / "cwd").readlink()).startswith(str(folder)):
-                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
-    return found
-
-
-def pids(output: str) -> list[int]:
-    return [int(pid) for pid in re.findall(r"runs \(pid (\d+)\)", output)]
-
-
-def nothing_stays(environ: dict[str, str], output: str) -> None:
-    place = Path(environ["TMPDIR"])
-    assert alive(place) == {}
-    assert not [pid for pid in pids(output) if Path(f"/proc/{pid}").exists()]
-    assert list(place.iterdir()) == []
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    for pid in demo.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def rows(output: str) -> list[list[str]]:
-    """Rows of the tables of what is free: node, then four figures of CPU and four of memory."""
-    found = [line.split() for line in output.splitlines() if re.match(r" http://node\d\s.*\bscroogevm$", line)]
-    assert found
-    return found
+    """Rows of the tables of published figures: node, four figures of CPU, four of memory."""
+    nodes = [line.split() for line in output.splitlines() if re.match(r" http://node\d\s.*\bscroogevm$", line)]
+    assert nodes
+    return nodes
 
 
-def test_a_newcomer_sees_everything_and_nothing_stays(environ: dict[str, str]) -> None:
-    done = demo(environ, "--seconds", "12")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
-    shown = done.stdout
-    # The table, whole from the beginning, and again.
-    assert shown.count("What may be placed on each node") >= 2
-    found = rows(shown)
-    assert {row[0] for row in found} == {f"http://node{i}" for i in range(3)}
-    for row in found:
+def importable(name: str) -> bool:
+    command = [ROOT / ".venv/bin/python", "-c", f"import {name}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# --- one demo from start to end ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A demo that has ended by itself, and the status page that it had."""
+
+    demo: Demo
+    kept: Path
+    code: int
+    output: str
+    status_page: bytes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("demo")
+    demo, kept = Demo(folder), folder / "my demo"
+    with demo.started("--seconds=12", f"--keep={kept}") as process:
+        demo.wait_until_shown("What may be placed", process)
+        (url,) = re.findall(
+            r"^The same figures are on the status page .*: (http://127\.0\.0\.1:\d+/)$", demo.output, re.M
+        )
+        status, page = fetch(url)
+        assert status == 200
+        code = process.wait(WAIT_S)
+    return Finished(demo, kept, code, demo.output, page)
+
+
+def test_demo_succeeds_and_leaves_no_process(finished: Finished) -> None:
+    assert finished.code == 0, finished.output
+    finished.demo.assert_nothing_stays()
+
+
+def test_table_shows_figures_of_each_node_that_change(finished: Finished) -> None:
+    assert finished.output.count("What may be placed on each node") >= 2
+    nodes = rows(finished.output)
+    assert {row[0] for row in nodes} == {f"http://node{i}" for i in range(3)}
+    for row in nodes:
         free_cpu, booked, of, ratio = map(float, row[1:5])
         assert 0 < free_cpu < of
         assert ratio == pytest.approx((booked + free_cpu) / of, abs=0.01)
-    assert len({tuple(row[1:9]) for row in found}) > 3, "no figure has moved"
-    # The status file of one node.
+    assert len({tuple(row[1:9]) for row in nodes}) > 3, "no figure has changed"
+
+
+def test_status_page_has_all_nodes(finished: Finished) -> None:
+    for i in range(3):
+        assert f"http://node{i}".encode() in finished.status_page
+
+
+def test_status_file_of_a_node_is_shown(finished: Finished) -> None:
+    shown = finished.output
     status = json.loads(shown[shown.index("\n{") : shown.index("\n}") + 2])
     (node,) = status.values()
     assert node["state"] == "ok"
     assert node["free_cpu"] == pytest.approx(node["cpu"]["config"] - node["cpu"]["tier0"], abs=16)
-    # Metrics, plan, replay.
+
+
+def test_metrics_of_each_daemon_and_the_ballooning_plan_are_shown(finished: Finished) -> None:
+    shown = finished.output
     assert re.search(r'^  scroogevm_scrapes_total\{node="http://node\d"\} [1-9]', shown, re.M)
     assert '  scroogevm_node_state{node="http://node0",state="ok"} 1.0' in shown
+    daemons = re.findall(r"^  (\w+) runs \(pid \d+\)$", shown, re.M)
     if importable("libvirt"):
         assert "  scroogevm_balloon_sessions_total 0.0" in shown
-        assert "\ntest:///default  test  skip  no mem_usage is stored of it\n" in shown
-        assert len(pids(shown)) == 4
+        assert re.search(r"\ntest:///default  test  skip  .*mem_usage", shown)
+        assert daemons == ["fakeworkers", "vmaggreg", "scroogevm", "vmballooning"]
     else:
-        assert "vmballooning.py is left out" in shown
+        assert "vmballooning.py does not run" in shown
+        assert daemons == ["fakeworkers", "vmaggreg", "scroogevm"]
+
+
+def test_replay_of_the_exported_trace_is_shown(finished: Finished) -> None:
     for strategy in ("scroogevm", "greedy", "borg"):
-        assert re.search(rf"^ {strategy} .*%", shown, re.M)
-    assert "at a risk of 5%: " in shown or "Most careful" in shown
-    nothing_stays(environ, shown)
+        assert re.search(rf"^ {strategy} .*%", finished.output, re.M)
+    assert "at a risk of 5%: " in finished.output or "Most careful" in finished.output
 
 
-def importable(name: str) -> bool:
-    return (
-        subprocess.run([ROOT / ".venv/bin/python", "-c", f"import {name}"], capture_output=True, check=False).returncode
-        == 0
-    )
-
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_interrupted_it_leaves_nothing(
-    sent: signal.Signals, code: int, environ: dict[str, str], tmp_path: Path
-) -> None:
-    said = tmp_path / "said"
-    # A shell can't trap what was ignored when it began, as SIGHUP is under nohup.
-    before = signal.signal(sent, signal.SIG_DFL)
-    try:
-        with said.open("w") as output:
-            process = subprocess.Popen([SCRIPT, "--seconds=120"], env=environ, stdout=output, stderr=output)
-    finally:
-        signal.signal(sent, before)
-    try:
-        wait_for(lambda: "What may be placed" in said.read_text() or process.poll() is not None, 120)
-        assert process.poll() is None, said.read_text()
-        assert len(alive(Path(environ["TMPDIR"]))) >= 3
-        process.send_signal(sent)
-        assert process.wait(60) == code
-    finally:
-        process.kill()
-        process.wait()
-    nothing_stays(environ, said.read_text())
-
-
-def test_killed_it_leaves_no_process(environ: dict[str, str], tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    with said.open("w") as output:
-        process = subprocess.Popen([SCRIPT, "--seconds=120"], env=environ, stdout=output, stderr=output)
-    wait_for(lambda: "scroogevm runs" in said.read_text(), 120)
-    process.kill()
-    process.wait()
-    wait_for(lambda: not alive(Path(environ["TMPDIR"])), 60)
-
-
-def test_a_daemon_that_ends_is_told_and_ends_it(environ: dict[str, str], tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    with said.open("w") as output:
-        process = subprocess.Popen([SCRIPT, "--seconds=120"], env=environ, stdout=output, stderr=output)
-    try:
-        found = wait_for(lambda: re.search(r"vmaggreg runs \(pid (\d+)\)", said.read_text()), 120)
-        os.kill(int(found[1]), signal.SIGKILL)
-        assert process.wait(60) == 1
-    finally:
-        process.kill()
-        process.wait()
-    assert "demo: vmaggreg has ended" in said.read_text()
-    nothing_stays(environ, said.read_text())
-
-
-def test_kept_folder_can_be_looked_at_and_is_not_used_twice(environ: dict[str, str], tmp_path: Path) -> None:
-    kept = tmp_path / "my demo"
-    done = demo(environ, "--seconds=10", f"--keep={kept}")
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert alive(kept) == {}
+def test_kept_folder_has_all_files_and_is_not_used_twice(finished: Finished, demo: Demo) -> None:
     for name in (".env", "store.sqlite", "status.json", "scroogevm.log", "trace.json", "replay/report.html"):
-        assert (kept / name).is_file(), name
-    again = demo(environ, f"--keep={kept}")
+        assert (finished.kept / name).is_file(), name
+    assert f"the report is {finished.kept}/replay/report.html" in finished.output
+    again = demo.run(f"--keep={finished.kept}")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "exists already" in again.stderr
 
 
+# --- demos that are interrupted -----------------------------------------------------------------------------
+
+#: What the demo has shown at the moment of the signal, and whether it is starting its next process then.
+STARTING = ("fakeworkers runs", "vmaggreg runs", "scroogevm runs")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("sent", "code", "shown"),
     [
-        (["--fast"], "unknown: --fast"),
-        (["now"], "unknown: now"),
+        (signal.SIGINT, 130, "What may be placed"),
+        (signal.SIGTERM, 143, "scroogevm runs"),
+        (signal.SIGHUP, 129, "fakeworkers runs"),
+    ],
+    ids=["SIGINT-shown", "SIGTERM-starting", "SIGHUP-starting"],
+)
+def test_interrupted_demo_leaves_nothing(sent: signal.Signals, code: int, shown: str, demo: Demo) -> None:
+    if shown in STARTING:
+        demo.slow_down_starts()
+    with demo.started("--seconds=120") as process:
+        demo.wait_until_shown(shown, process)
+        if shown not in STARTING:
+            assert len(demo.processes()) >= 4
+        process.send_signal(sent)
+        assert process.wait(60) == code
+    demo.assert_nothing_stays()
+
+
+@pytest.mark.parametrize("shown", ["", *STARTING])
+def test_killed_demo_leaves_no_process(shown: str, demo: Demo) -> None:
+    """Each kill meets a process that has not yet been tied to the life of the demo."""
+    demo.slow_down_starts()
+    with demo.started("--seconds=120") as process:
+        demo.wait_until_shown(shown, process)
+        wait_for(lambda: len(demo.processes()) > 1)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not demo.processes(), 10)
+
+
+def test_closed_terminal_leaves_nothing(demo: Demo) -> None:
+    terminal, inside = os.openpty()
+    with default_hangup():
+        process = subprocess.Popen(
+            ["setsid", "--ctty", SCRIPT, "--seconds=120"],
+            env={**demo.environment, "TERM": "dumb"},
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+        )
+    os.close(inside)
+    try:
+        output = b""
+        while b"vmaggreg runs" not in output:
+            output += os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+    demo.assert_nothing_stays()
+
+
+def test_demo_ends_with_a_daemon_that_fails(demo: Demo) -> None:
+    with demo.started("--seconds=120") as process:
+        pid = wait_for(lambda: re.search(r"vmaggreg runs \(pid (\d+)\)", demo.output), 120)[1]
+        os.kill(int(pid), signal.SIGKILL)
+        assert process.wait(60) == 1
+    assert "demo: vmaggreg has ended; its last log lines are above\n" in demo.output
+    demo.assert_nothing_stays()
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fast"], "unknown option: --fast"),
+        (["now"], "unknown option: now"),
         (["--seconds"], "--seconds needs a value"),
         (["--seconds", "soon"], "--seconds: 'soon'"),
         (["--seconds=3"], "--seconds: '3'"),
         (["--keep", ""], "--keep needs a value"),
     ],
 )
-def test_bad_option_is_one_line_with_the_usage(arguments: list[str], told: str, environ: dict[str, str]) -> None:
-    begun = time.monotonic()
-    done = demo(environ, *arguments)
+def test_invalid_option_is_one_line_with_the_usage(arguments: list[str], message: str, demo: Demo) -> None:
+    start = time.monotonic()
+    done = demo.run(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"demo: {told}")
+    assert done.stderr.startswith(f"demo: {message}")
     assert "usage: misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb]" in done.stderr
-    assert time.monotonic() - begun < 10
-    nothing_stays(environ, "")
-
-
-@pytest.mark.skipif(shutil.which("influxd") is None, reason="influxd is not on PATH")
-def test_the_same_runs_on_influxdb(environ: dict[str, str]) -> None:
-    done = demo(environ, "--seconds=10", "--influxdb")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
-    assert re.search(r"^ store http://127\.0\.0\.1:\d+ +ok +InfluxDB \S+, bucket scroogevm", done.stdout, re.M)
-    assert {row[0] for row in rows(done.stdout)} == {f"http://node{i}" for i in range(3)}
-    assert "at a risk of 5%: " in done.stdout or "Most careful" in done.stdout
-    nothing_stays(environ, done.stdout)
-
-
-def test_influxdb_that_cannot_be_had_is_one_line(environ: dict[str, str], tmp_path: Path) -> None:
-    """With a PATH of the ordinary tools alone: neither influxd, nor docker, nor podman."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for folder in ("/usr/bin", "/bin"):
-        for tool in Path(folder).iterdir():
-            if tool.name not in {"influxd", "docker", "podman"} and not (tools / tool.name).exists():
-                (tools / tool.name).symlink_to(tool)
-    done = demo({**environ, "PATH": str(tools)}, "--influxdb")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("demo: --influxdb: none can be had: ")
-    nothing_stays(environ, done.stdout)
-
-
-def test_influxdb_that_does_not_answer_is_told(environ: dict[str, str]) -> None:
-    environ |= {"INFLUXDB_URL": "http://127.0.0.1:1", "INFLUXDB_TOKEN": "s3cr3t"}
-    done = demo(environ, "--influxdb")
-    assert done.returncode == 2
-    assert "demo: --influxdb: InfluxDB at http://127.0.0.1:1 can't be used" in done.stderr
-    assert "s3cr3t" not in done.stdout + done.stderr
-    nothing_stays(environ, done.stdout)
+    assert time.monotonic() - start < 10
+    demo.assert_nothing_stays()
 
 
 @pytest.mark.parametrize("name", ["demo.sh", "setup.sh"])
-def test_shellcheck_has_nothing_to_say(name: str) -> None:
+def test_shellcheck_reports_nothing(name: str) -> None:
     command = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(ROOT / ".venv" / "bin"))
     if command is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([command, ROOT / "misc" / name], capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+# --- InfluxDB -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("influxd") is None, reason="influxd is not on PATH")
+def test_demo_runs_on_influxdb_and_removes_its_folder(demo: Demo) -> None:
+    done = demo.run("--seconds=10", "--influxdb")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
+    assert re.search(r"^ store http://127\.0\.0\.1:\d+ +ok +InfluxDB \S+, bucket scroogevm", done.stdout, re.M)
+    assert {row[0] for row in rows(done.stdout)} == {f"http://node{i}" for i in range(3)}
+    assert "at a risk of 5%: " in done.stdout or "Most careful" in done.stdout
+    demo.assert_nothing_stays()
+
+
+def test_missing_influxdb_is_one_line(demo: Demo) -> None:
+    """PATH has the ordinary tools only: no influxd, no docker, no podman."""
+    tools = demo.folder / "tools"
+    tools.mkdir()
+    for folder in ("/usr/bin", "/bin"):
+        for tool in Path(folder).iterdir():
+            if tool.name not in {"influxd", "docker", "podman"} and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    demo.environment["PATH"] = str(tools)
+    done = demo.run("--influxdb")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("demo: --influxdb: no server: ")
+    demo.assert_nothing_stays()
+
+
+def test_influxdb_that_does_not_respond_is_reported(demo: Demo) -> None:
+    demo.environment |= {"INFLUXDB_URL": "http://127.0.0.1:1", "INFLUXDB_TOKEN": "s3cr3t"}
+    done = demo.run("--influxdb")
+    assert done.returncode == 2
+    assert "demo: --influxdb: InfluxDB at http://127.0.0.1:1 cannot be used" in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
+    demo.assert_nothing_stays()

@@ -1,4 +1,4 @@
-"""The HTTP client of OpenStack Placement."""
+"""HTTP client of OpenStack Placement: login, requests, errors."""
 
 from __future__ import annotations
 
@@ -14,48 +14,154 @@ from keystoneauth1.adapter import Adapter
 from keystoneauth1.session import Session
 
 from ...common.errors import causes, system_words
+from ...common.text import printable
 from ..settings import PlacementSettings, Token
 
-#: The lowest that suffices: 1.23 says which kind of conflict it is, and up to 1.25 a whole inventory is refused when
-#: any class of it has all of its total reserved. Placement has it since Rocky, 2018.
+#: The lowest that suffices: 1.23 adds codes that distinguish conflicts, and before 1.26 a write is refused when any
+#: resource class has all of its total reserved. Placement supports it since Rocky, 2018.
 _MICROVERSION = "1.26"
 
-#: Nobody has it: whoever may list providers and speaks the microversion learns that.
-NO_PROVIDER = "00000000-0000-0000-0000-000000000000"
+#: A UUID that no provider has: a request for it shows whether login and microversion are accepted.
+_NO_PROVIDER = "00000000-0000-0000-0000-000000000000"
+
+_LONGEST_MESSAGE = 200
 
 
 class PlacementError(Exception):
-    """A provider that can't be brought up to date.
+    """A request that failed, or a provider that cannot be updated.
 
     Attributes
     ----------
     reason : str
-        One of few words, fit for the label of a metric.
+        A label for metrics, see :class:`~.reconciler.PlacementCounts`.
     """
 
-    def __init__(self, reason: str, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
 class ProviderMissing(PlacementError):
-    """There is no such provider."""
+    """The resource provider does not exist."""
 
 
 class ProviderConflict(PlacementError):
-    """Somebody wrote to the provider since it was read."""
+    """The provider has changed since it was read."""
 
 
-def open_adapter(settings: PlacementSettings) -> Adapter:
-    """An HTTP adapter that logs in as the settings say."""
-    # It warns of a Keystone that is away whenever it is asked; we say that ourselves, once.
+class PlacementClient:
+    """Reads and writes inventories of resource providers; usable from several threads.
+
+    Parameters
+    ----------
+    settings : PlacementSettings
+
+    Raises
+    ------
+    PlacementError
+        When keystoneauth1 does not accept the login options.
+    """
+
+    def __init__(self, settings: PlacementSettings) -> None:
+        self._adapter = _adapter(settings)
+
+    def check_access(self) -> None:
+        """Send one request that shows whether Placement is reachable and accepts login and microversion.
+
+        Raises
+        ------
+        PlacementError
+        """
+        self._providers({"uuid": _NO_PROVIDER})
+
+    def find_provider(self, name: str) -> str:
+        """The UUID of the provider with a name.
+
+        Raises
+        ------
+        ProviderMissing
+        PlacementError
+        """
+        providers = self._providers({"name": name})
+        if not providers:
+            raise ProviderMissing("missing", f"no resource provider is named {name}")
+        first = providers[0]
+        found = as_uuid(str(first.get("uuid"))) if isinstance(first, dict) else ""
+        if not found:
+            raise PlacementError("answer", "invalid list of resource providers")
+        return found
+
+    def inventories(self, provider: str) -> dict[str, Any]:
+        """The provider's generation and inventories, as :meth:`put_inventories` takes them.
+
+        Raises
+        ------
+        ProviderMissing
+        PlacementError
+        """
+        body = self._request("GET", f"/resource_providers/{provider}/inventories")
+        if not _is_inventories(body):
+            raise PlacementError("answer", "invalid inventories")
+        return body
+
+    def put_inventories(self, provider: str, body: dict[str, Any]) -> None:
+        """Replace all inventories of a provider.
+
+        Raises
+        ------
+        ProviderConflict
+            When the provider's generation is no longer that of the body.
+        ProviderMissing
+        PlacementError
+        """
+        self._request("PUT", f"/resource_providers/{provider}/inventories", json=body)
+
+    def _providers(self, params: dict[str, str]) -> list[Any]:
+        providers = self._request("GET", "/resource_providers", params=params).get("resource_providers")
+        if not isinstance(providers, list):
+            raise PlacementError("answer", "the response is not one of OpenStack Placement")
+        return providers
+
+    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._adapter.request(path, method, raise_exc=False, **options)
+        except exceptions.HttpError as error:
+            # With raise_exc=False only Keystone's statuses are raised.
+            raise PlacementError("login", f"Keystone: HTTP status {error.http_status}") from None
+        except (exceptions.ConnectionError, requests.exceptions.RequestException, OSError) as error:
+            raise _connection_error(error) from None
+        except exceptions.ClientException as error:
+            raise PlacementError("login", f"Keystone: {_one_line(str(error)) or type(error).__name__}") from None
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if response.status_code != 200:
+            raise _status_error(response.status_code, body)
+        if not isinstance(body, dict):
+            raise PlacementError("answer", "the response is not one of OpenStack Placement")
+        return body
+
+
+def as_uuid(text: str) -> str:
+    """The text in Placement's notation of a UUID; empty if it is none."""
+    try:
+        canonical = str(uuid.UUID(text))
+    except ValueError:
+        return ""
+    return canonical if canonical == text.lower() else ""
+
+
+def _adapter(settings: PlacementSettings) -> Adapter:
+    """An HTTP adapter with the login of the settings."""
+    # It warns at every request while Keystone is unreachable; the reconciler logs that once.
     logging.getLogger("keystoneauth").setLevel(logging.ERROR)
     login = settings.login
     common: dict[str, Any] = {
         "service_type": "placement",
         "default_microversion": _MICROVERSION,
-        # A deadlock in Placement's database is a status of 500, and the next try goes well. A write that was done all
-        # the same is a conflict then.
+        # A deadlock in Placement's database is a status 500, and the next attempt succeeds. If the write was done
+        # nevertheless, the next attempt is a conflict.
         "status_code_retries": 3,
         "retriable_status_codes": [500, 502, 503, 504],
         "status_code_retry_delay": 0.2,
@@ -63,7 +169,7 @@ def open_adapter(settings: PlacementSettings) -> Adapter:
     session = Session(
         timeout=settings.timeout_s,
         verify=settings.ca_file or True,
-        # A token is for the server that is named, not for where that may point.
+        # The token is meant for the configured server only.
         redirect=False,
         user_agent="scroogevm",
     )
@@ -72,7 +178,7 @@ def open_adapter(settings: PlacementSettings) -> Adapter:
     try:
         auth: Any = loading.get_plugin_loader(login.kind).load_from_options(**login.options)
     except exceptions.ClientException as error:
-        raise PlacementError("login", one_line(str(error))) from None
+        raise PlacementError("login", _one_line(str(error))) from None
     return Adapter(
         session,
         interface=login.interface,
@@ -83,42 +189,43 @@ def open_adapter(settings: PlacementSettings) -> Adapter:
     )
 
 
-def as_uuid(text: str) -> str:
-    """The text as Placement writes a UUID; empty if it is none."""
+def _is_inventories(body: dict[str, Any]) -> bool:
     try:
-        found = str(uuid.UUID(text))
-    except ValueError:
-        return ""
-    return found if found == text.lower() else ""
+        return isinstance(body["resource_provider_generation"], int) and all(
+            isinstance(record[name], (int, float))
+            for record in body["inventories"].values()
+            for name in ("total", "reserved", "allocation_ratio")
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
-def refusal_error(status: int, body: Any) -> PlacementError:
-    """The error that a status other than 200 stands for."""
+def _status_error(status: int, body: Any) -> PlacementError:
+    """The error for a status other than 200."""
     errors = body.get("errors") if isinstance(body, dict) else None
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
-    # The first paragraph says what the status says already.
-    said = one_line(str(first.get("detail", "")).strip().rpartition("\n\n")[2])
-    words = f"HTTP status {status}: {said}" if said else f"HTTP status {status}"
+    # The first paragraph only repeats the status.
+    detail = _one_line(str(first.get("detail", "")).strip().rpartition("\n\n")[2])
+    message = f"HTTP status {status}: {detail}" if detail else f"HTTP status {status}"
     if status == 409 and first.get("code") == "placement.concurrent_update":
-        return ProviderConflict("conflict", words)
+        return ProviderConflict("conflict", message)
     if status == 404:
-        return ProviderMissing("missing", words)
+        return ProviderMissing("missing", message)
     reasons = {401: "login", 403: "forbidden"}
-    return PlacementError(reasons.get(status, "server" if status >= 500 else "refused"), words)
+    return PlacementError(reasons.get(status, "server" if status >= 500 else "refused"), message)
 
 
-def connection_error(error: BaseException) -> PlacementError:
-    """What is at the bottom of an error; not its URL."""
-    # The system's own words come first: urllib3 counts a refused connection among those that took too long.
-    for number, words in system_words(error):
+def _connection_error(error: BaseException) -> PlacementError:
+    """The innermost cause of an error, without the URL."""
+    # System errors come first: urllib3 classes a refused connection as a timeout.
+    for number, message in system_words(error):
         if number != errno.ETIMEDOUT:
-            return PlacementError("connection", one_line(words))
-    silent = (exceptions.ConnectTimeout, requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-    if any(isinstance(cause, silent) for cause in causes(error)):
-        return PlacementError("timeout", "no answer in time")
+            return PlacementError("connection", _one_line(message))
+    timeouts = (exceptions.ConnectTimeout, requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+    if any(isinstance(cause, timeouts) for cause in causes(error)):
+        return PlacementError("timeout", "no response in time")
     return PlacementError("connection", f"no connection ({type(error).__name__})")
 
 
-def one_line(text: str) -> str:
-    """At most 200 printable characters."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:200]
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))[:_LONGEST_MESSAGE]

@@ -1,62 +1,46 @@
-"""OpenStack Placement: allocation ratios that make a provider's capacity what is booked and free on its node."""
+"""Keeps the allocation ratios of OpenStack Placement equal to (booked + free) / usable of each node."""
 
 from __future__ import annotations
 
 import logging
-import math
-import queue
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import requests.exceptions
-from keystoneauth1 import exceptions
 
 from ...common.logs import ProblemLog
+from ...common.threads import map_until
 from ..settings import PlacementSettings
-from .client import (
-    NO_PROVIDER,
-    PlacementError,
-    ProviderConflict,
-    ProviderMissing,
-    as_uuid,
-    connection_error,
-    one_line,
-    open_adapter,
-    refusal_error,
-)
-from .ratio import NodeCapacity, allocation_ratio
+from .client import PlacementClient, PlacementError, ProviderConflict, ProviderMissing
+from .providers import ProviderMap
+from .ratio import NodeCapacity, RatioLimits, update_inventories
 
 LOG = logging.getLogger("scroogevm.placement")
 
+#: Providers that are updated at the same time.
 _AT_ONCE = 8
 
+#: Attempts at one provider, and the pauses between them, which double.
 _TRIES = 12
-
 _FIRST_PAUSE_S = 0.02
-
 _LONGEST_PAUSE_S = 1.0
 
-#: How far a ratio that went through single precision is from itself, relative to it.
-_SAME = 1e-7
-
+#: Subject of problems that concern the service as a whole.
 _SERVICE = "Placement"
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """What became of the mapped nodes that something was promised for.
+class ReconcileResult:
+    """Outcome for the nodes that are mapped to a provider.
 
     Attributes
     ----------
     updated, unchanged : tuple of str
-        Nodes whose provider was written to; those for which nothing was to be written.
+        Nodes whose provider was written; nodes whose provider was up to date.
     failed : mapping of str to str
-        Node to the reason. A node that a stop left out is nowhere.
+        Node to the reason. Nodes that a stop left out are in none of the three.
     """
 
     updated: tuple[str, ...]
@@ -66,17 +50,17 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class PlacementCounts:
-    """What happened so far.
+    """Totals since the start.
 
     Attributes
     ----------
     updates, conflicts : int
-        Inventories written; writes that came too late and were tried again.
+        Inventories written; writes that were repeated because the provider had changed.
     failures : mapping of str to int
-        Nodes that were not brought up to date, by the reason: ``connection``, ``timeout``, ``login``, ``forbidden``,
-        ``missing``, ``duplicate``, ``conflict``, ``refused``, ``server``, ``answer``, ``internal``.
+        Failed updates by reason: ``connection``, ``timeout``, ``login``, ``forbidden``, ``missing``, ``duplicate``,
+        ``conflict``, ``refused``, ``server``, ``answer`` (an invalid response), ``internal``.
     last_error : str
-        One line; empty as long as there was none.
+        One line; empty when there was none.
     """
 
     updates: int
@@ -86,296 +70,208 @@ class PlacementCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """A provider that is up to date; notes by resource class, empty where all is well."""
+class _Success:
+    """A provider that is up to date; notes by resource class, see :class:`~.ratio.InventoryUpdate`."""
 
     written: bool
     notes: Mapping[str, str]
 
 
-class _Ending:
-    """The end of a round, by its time or by whoever stops it."""
+#: None: stopped.
+_Outcome = _Success | PlacementError | None
 
-    def __init__(self, timeout_s: float, stop: threading.Event) -> None:
-        self._at = time.monotonic() + timeout_s
+
+class _Deadline:
+    """The end of a reconciliation, by time or by a stop."""
+
+    def __init__(self, timeout_s: float, stop: threading.Event, clock: Callable[[], float]) -> None:
+        self.timeout_s = timeout_s
         self.stop = stop
+        self._clock = clock
+        self._end_s = clock() + timeout_s
 
     def left_s(self) -> float:
-        """Seconds; 0 when it is over."""
-        return 0.0 if self.stop.is_set() else max(0.0, self._at - time.monotonic())
+        """Seconds that are left; 0 when it has passed."""
+        return 0.0 if self.stop.is_set() else max(0.0, self._end_s - self._clock())
+
+    def error(self) -> PlacementError:
+        """The error of a provider that is late."""
+        return PlacementError("timeout", f"not updated within {self.timeout_s:g} s")
 
 
-class Placement:
-    """Keeps the allocation ratios of the providers that nodes are mapped to.
+class PlacementReconciler:
+    """Updates the allocation ratios of the providers that nodes are mapped to.
 
     Parameters
     ----------
     settings : PlacementSettings
+    clock : callable
+        Monotonic seconds.
 
     Raises
     ------
     PlacementError
-        When the login is one that keystoneauth1 does not take.
+        When keystoneauth1 does not accept the login options.
     """
 
-    def __init__(self, settings: PlacementSettings) -> None:
+    def __init__(self, settings: PlacementSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
-        self._api = open_adapter(settings)
+        self._limits = RatioLimits(settings.least_ratio, settings.most_ratio)
+        self._clock = clock
+        self._client = PlacementClient(settings)
+        self._providers = ProviderMap(settings.providers, self._client)
         self._problems = ProblemLog(LOG)
         self._lock = threading.Lock()
-        #: Nodes whose provider is named, and its UUID; whose provider a UUID is.
-        self._uuids: dict[str, str] = {}
-        self._owners: dict[str, str] = {}
-        self._under_way: set[str] = set()
+        self._in_progress: set[str] = set()
         self._updates = self._conflicts = 0
         self._failures: Counter[str] = Counter()
         self._last_error = ""
 
-    def publish(self, promises: Sequence[NodeCapacity], stop: threading.Event | None = None) -> Round:
-        """Bring the providers of mapped nodes up to date, several at a time; a fault is told, never raised.
+    def publish(self, capacities: Sequence[NodeCapacity], stop: threading.Event | None = None) -> ReconcileResult:
+        """Bring the providers of mapped nodes up to date, several at a time; problems are logged, never raised.
 
         Parameters
         ----------
-        promises : sequence of NodeCapacity
-            Those of nodes that are not mapped are left out.
+        capacities : sequence of NodeCapacity
+            Those of nodes without a provider are ignored.
         stop : threading.Event, optional
-            Ends the round at once.
+            Ends the reconciliation at once.
         """
-        wanted = {one.node: one for one in promises if one.node in self._settings.providers}
-        ending = _Ending(self._settings.round_timeout_s, stop or threading.Event())
-        if not wanted:
-            return Round((), (), {})
-        # A server that is away or does not know us is found out once, not by every node.
-        heard = self._together([_SERVICE], lambda _: self._knock(), ending)[_SERVICE]
-        if isinstance(heard, _Done):
+        mapped = {capacity.node: capacity for capacity in capacities if capacity.node in self._providers}
+        if not mapped:
+            return ReconcileResult((), (), {})
+        deadline = _Deadline(self._settings.round_timeout_s, stop or threading.Event(), self._clock)
+        # One request first: an unreachable server is one problem, not one per node.
+        access = self._run_all([_SERVICE], lambda _: self._check_access(), deadline)[_SERVICE]
+        if isinstance(access, _Success):
             self._problems.resolve(_SERVICE)
-            results = self._together(wanted, lambda node: self._update(wanted[node], ending), ending)
+            outcomes = self._run_all(mapped, lambda node: self._update(mapped[node], deadline), deadline)
+            self._log_nodes(outcomes)
         else:
-            results = dict.fromkeys(wanted, heard)
-            if heard is not None:
-                self._problems.report(_SERVICE, str(heard))
-        return self._summed_up(results, tell=isinstance(heard, _Done))
+            outcomes = dict.fromkeys(mapped, access)
+            if access is not None:
+                self._problems.report(_SERVICE, str(access))
+        self._count(outcomes, subject=None if isinstance(access, _Success) else _SERVICE)
+        return _result(outcomes)
 
     def counts(self) -> PlacementCounts:
-        """What happened so far."""
+        """Totals since the start."""
         with self._lock:
             return PlacementCounts(self._updates, self._conflicts, dict(self._failures), self._last_error)
 
     def check(self) -> str:
-        """Log in and read every provider, write nothing.
+        """Log in and read every provider without writing; one line on success.
 
         Raises
         ------
         PlacementError
-            Naming the first node whose provider can't be read.
+            With the first node whose provider cannot be read.
         """
-        self._knock()
+        self._client.check_access()
         for node in self._settings.providers:
             try:
-                self._inventories(self._uuid(node))
+                self._client.inventories(self._providers.uuid_of(node))
             except PlacementError as error:
                 raise PlacementError(error.reason, f"{node}: {error}") from None
         return f"OpenStack Placement, resource providers: {len(self._settings.providers)}"
 
-    def _together(
-        self, names: Iterable[str], work: Callable[[str], _Done], ending: _Ending
-    ) -> dict[str, _Done | PlacementError | None]:
-        """Do the work for all names, a few at a time, and wait no longer than to the end; None for who was stopped.
+    def _run_all(
+        self, names: Iterable[str], work: Callable[[str], _Success], deadline: _Deadline
+    ) -> dict[str, _Outcome]:
+        """Call a function for each name; a name whose earlier call still hangs is late and gets no second thread."""
 
-        The threads are no pool of the library's: those would hold up the end of the process. One that is stuck keeps
-        its name, and no other is started for that.
-        """
-        late = PlacementError("timeout", f"not done within {self._settings.round_timeout_s:g} s")
-        results: dict[str, _Done | PlacementError | None] = dict.fromkeys(names, late)
-        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-        answers: queue.SimpleQueue[tuple[str, _Done | PlacementError]] = queue.SimpleQueue()
-        with self._lock:
-            idle = [name for name in results if name not in self._under_way]
-        for name in idle:
-            waiting.put(name)
-
-        def run() -> None:
-            while ending.left_s():
-                try:
-                    name = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                with self._lock:
-                    self._under_way.add(name)
-                answer = _outcome(work, name)
-                with self._lock:
-                    self._under_way.discard(name)
-                answers.put((name, answer))
-
-        for i in range(min(_AT_ONCE, len(idle))):
-            threading.Thread(target=run, name=f"placement-{i}", daemon=True).start()
-        missing = set(idle)
-        while missing and (left_s := ending.left_s()):
+        def run(name: str) -> _Success | PlacementError:
+            with self._lock:
+                self._in_progress.add(name)
             try:
-                name, answer = answers.get(timeout=min(0.1, left_s))
-            except queue.Empty:
-                continue
-            results[name] = answer
-            missing.discard(name)
-        if ending.stop.is_set():
-            results.update(dict.fromkeys(missing))
-        return results
-
-    def _summed_up(self, results: Mapping[str, _Done | PlacementError | None], tell: bool) -> Round:
-        failed: dict[str, str] = {}
-        for node, result in results.items():
-            if isinstance(result, _Done):
-                self._problems.resolve(node)
-                for resource, words in result.notes.items():
-                    if words:
-                        self._problems.report(f"{node} {resource}", words)
-                    else:
-                        self._problems.resolve(f"{node} {resource}")
-            elif result is not None:
-                failed[node] = result.reason
-                if tell:
-                    self._problems.report(node, str(result))
+                return _outcome(work, name)
+            finally:
                 with self._lock:
-                    self._failures[result.reason] += 1
-                    self._last_error = f"{node}: {result}" if tell else f"{_SERVICE}: {result}"
-        done = {node: result.written for node, result in results.items() if isinstance(result, _Done)}
-        return Round(
-            updated=tuple(node for node, written in done.items() if written),
-            unchanged=tuple(node for node, written in done.items() if not written),
-            failed=failed,
-        )
+                    self._in_progress.discard(name)
 
-    def _update(self, promise: NodeCapacity, ending: _Ending) -> _Done:
+        outcomes: dict[str, _Outcome] = dict.fromkeys(names, deadline.error())
+        with self._lock:
+            pending = {name: None for name in outcomes if name not in self._in_progress}
+        for name, outcome in map_until(list(pending), run, _AT_ONCE, deadline.left_s, "placement"):
+            outcomes[name] = outcome
+            del pending[name]
+        if deadline.stop.is_set():
+            outcomes.update(pending)
+        return outcomes
+
+    def _check_access(self) -> _Success:
+        self._client.check_access()
+        return _Success(written=False, notes={})
+
+    def _update(self, capacity: NodeCapacity, deadline: _Deadline) -> _Success:
+        """Update one provider; conflicts are repeated, an outdated look-up is renewed."""
         pause_s = _FIRST_PAUSE_S
         for _ in range(_TRIES):
-            remembered = promise.node in self._uuids
+            looked_up = self._providers.is_looked_up(capacity.node)
             try:
-                return self._try(promise)
+                return self._update_once(capacity)
             except ProviderMissing:
-                # Its name may stand for another one by now.
-                if not remembered:
+                # The name may stand for another provider by now.
+                if not looked_up:
                     raise
-                with self._lock:
-                    self._owners.pop(self._uuids.pop(promise.node), None)
+                self._providers.drop_lookup(capacity.node)
             except ProviderConflict:
                 with self._lock:
                     self._conflicts += 1
-                ending.stop.wait(min(pause_s * random.uniform(0.5, 1.5), ending.left_s()))  # noqa: S311  # no secret
+                deadline.stop.wait(min(pause_s * random.uniform(0.5, 1.5), deadline.left_s()))  # noqa: S311  # no secret
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            if not ending.left_s():
-                raise PlacementError("timeout", f"not done within {self._settings.round_timeout_s:g} s")
-        raise PlacementError("conflict", f"somebody else wrote to the provider before us, {_TRIES} times in a row")
+            if not deadline.left_s():
+                raise deadline.error()
+        raise PlacementError("conflict", f"the provider changed between read and write, {_TRIES} times in a row")
 
-    def _try(self, promise: NodeCapacity) -> _Done:
-        """Read, change and write what a provider has; every field but the two ratios is handed back as it came."""
-        provider = self._uuid(promise.node)
-        body = self._inventories(provider)
-        notes = {}
-        changed = False
-        for resource, amount in (("VCPU", promise.cpu), ("MEMORY_MB", promise.mem)):
-            if amount is None:
-                continue
-            try:
-                ratio, notes[resource] = self._ratio(amount, body["inventories"].get(resource))
-            except ValueError as error:
-                notes[resource] = str(error)
-                continue
-            if not math.isclose(ratio, body["inventories"][resource]["allocation_ratio"], rel_tol=_SAME):
-                body["inventories"][resource]["allocation_ratio"] = ratio
-                changed = True
-        if changed:
-            self._ask("PUT", f"/resource_providers/{provider}/inventories", json=body)
+    def _update_once(self, capacity: NodeCapacity) -> _Success:
+        provider = self._providers.uuid_of(capacity.node)
+        body = self._client.inventories(provider)
+        update = update_inventories(body["inventories"], capacity, self._limits)
+        if update.changed:
+            self._client.put_inventories(provider, {**body, "inventories": update.inventories})
             with self._lock:
                 self._updates += 1
-        return _Done(changed, notes)
+        return _Success(update.changed, update.notes)
 
-    def _ratio(self, amount: float, record: Mapping[str, Any] | None) -> tuple[float, str]:
-        """The ratio for what is promised, and what a person should know of it.
+    def _log_nodes(self, outcomes: Mapping[str, _Outcome]) -> None:
+        for node, outcome in outcomes.items():
+            if isinstance(outcome, PlacementError):
+                self._problems.report(node, str(outcome))
+            elif outcome is not None:
+                self._problems.resolve(node)
+                for resource, note in outcome.notes.items():
+                    if note:
+                        self._problems.report(f"{node} {resource}", note)
+                    else:
+                        self._problems.resolve(f"{node} {resource}")
 
-        Raises
-        ------
-        ValueError
-            When there is none, with the words why.
-        """
-        if record is None:
-            raise ValueError("the provider has no such inventory")
-        usable = record["total"] - record["reserved"]
-        if usable <= 0:
-            raise ValueError("all of the provider's is reserved")
-        if not 0 <= amount < math.inf:
-            raise ValueError(f"{amount:g} can't be promised")
-        least, most = self._settings.least_ratio, self._settings.most_ratio
-        if amount > usable * most:
-            return most, f"a ratio of {amount / usable:g} is cut to {most:g}"
-        return max(allocation_ratio(amount, usable), least), ""
-
-    def _knock(self) -> _Done:
-        """One request that shows whether Placement is there, takes us and speaks our microversion."""
-        answer = self._ask("GET", "/resource_providers", params={"uuid": NO_PROVIDER})
-        if not isinstance(answer.get("resource_providers"), list):
-            raise PlacementError("answer", "what answers there is no Placement")
-        return _Done(written=False, notes={})
-
-    def _uuid(self, node: str) -> str:
-        given = self._settings.providers[node]
-        if not (found := self._uuids.get(node) or as_uuid(given)):
-            answer = self._ask("GET", "/resource_providers", params={"name": given})
-            providers = answer.get("resource_providers")
-            if not isinstance(providers, list) or not all(isinstance(one, dict) for one in providers):
-                raise PlacementError("answer", "a list of providers is none")
-            if not providers:
-                raise ProviderMissing("missing", f"no resource provider has the name {given}")
-            if not (found := as_uuid(str(providers[0].get("uuid")))):
-                raise PlacementError("answer", "a provider has no UUID")
-            with self._lock:
-                self._uuids[node] = found
+    def _count(self, outcomes: Mapping[str, _Outcome], subject: str | None) -> None:
         with self._lock:
-            owner = self._owners.setdefault(found, node)
-        if owner != node:
-            raise PlacementError("duplicate", f"has the same resource provider as {owner}")
-        return found
-
-    def _inventories(self, provider: str) -> dict[str, Any]:
-        """The body that a write takes, too: generation and all inventories."""
-        body = self._ask("GET", f"/resource_providers/{provider}/inventories")
-        try:
-            good = isinstance(body["resource_provider_generation"], int) and all(
-                isinstance(record[name], (int, float))
-                for record in body["inventories"].values()
-                for name in ("total", "reserved", "allocation_ratio")
-            )
-        except (KeyError, TypeError, AttributeError):
-            good = False
-        if not good:
-            raise PlacementError("answer", "what was read are no inventories")
-        return body
-
-    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        try:
-            response = self._api.request(path, method, raise_exc=False, **more)
-        except exceptions.HttpError as error:
-            # Of Placement itself no status is raised.
-            raise PlacementError("login", f"Keystone: HTTP status {error.http_status}") from None
-        except (exceptions.ConnectionError, requests.exceptions.RequestException, OSError) as error:
-            raise connection_error(error) from None
-        except exceptions.ClientException as error:
-            raise PlacementError("login", f"Keystone: {one_line(str(error)) or type(error).__name__}") from None
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if response.status_code != 200:
-            raise refusal_error(response.status_code, body)
-        if not isinstance(body, dict):
-            raise PlacementError("answer", "what answers there is no Placement")
-        return body
+            for node, outcome in outcomes.items():
+                if isinstance(outcome, PlacementError):
+                    self._failures[outcome.reason] += 1
+                    self._last_error = f"{subject or node}: {outcome}"
 
 
-def _outcome(work: Callable[[str], _Done], name: str) -> _Done | PlacementError:
+def _outcome(work: Callable[[str], _Success], name: str) -> _Success | PlacementError:
     try:
         return work(name)
     except PlacementError as error:
         return error
-    except Exception as error:  # whatever one provider's answer does to us, the others go on
+    except Exception as error:  # whatever one provider's response causes, the others are updated
         LOG.debug("%s", name, exc_info=True)
-        return PlacementError("internal", f"{type(error).__name__}, a fault of ScroogeVM")
+        return PlacementError("internal", f"internal error: {type(error).__name__}")
+
+
+def _result(outcomes: Mapping[str, _Outcome]) -> ReconcileResult:
+    written = {node: outcome.written for node, outcome in outcomes.items() if isinstance(outcome, _Success)}
+    return ReconcileResult(
+        updated=tuple(node for node, is_written in written.items() if is_written),
+        unchanged=tuple(node for node, is_written in written.items() if not is_written),
+        failed={node: outcome.reason for node, outcome in outcomes.items() if isinstance(outcome, PlacementError)},
+    )
+
+
+#: The former name; model/estimator still imports it.
+Placement = PlacementReconciler

@@ -1,62 +1,80 @@
-"""The last published slices of every node."""
+"""The published figures of the last slices of every node, in memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...numerics import FloatArray
-from ...slices import RESOURCES
+from ...slices import CPU, LARGEST, MEMORY, RESOURCES, Resource
 from ...status import NodeStatus
-from .page import KEPT, LARGEST_SHOWN
 
-# --- what was published ------------------------------------------------------------------------------
+#: Slices that are kept of each node.
+SLICES_KEPT = 96
+
+#: Columns of a history: the end of the slice, then free, booked and config of each resource.
+END_COLUMN = 0
+RESOURCE_COLUMNS: Mapping[Resource, slice] = {CPU: slice(1, 4), MEMORY: slice(4, 7)}
+COLUMNS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is published now and the history that led to it; immutable.
+
+    Attributes
+    ----------
+    statuses : sequence of NodeStatus
+    histories : mapping of node to (slices, 7) float64
+        Oldest slice first; NaN where a figure is missing.
+    """
+
+    statuses: Sequence[NodeStatus] = ()
+    histories: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 class History:
-    """The last slices of every node; an outlet of the estimator.
+    """A publisher that keeps the last slices of every node.
 
-    What is shown is exchanged whole and never changed, so that readers need no lock.
+    Each publication replaces ``snapshot`` as a whole, so that readers in other threads need no lock.
 
     Parameters
     ----------
-    kept : int
-        How many slices of a node.
+    slices_kept : int
     """
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self.shown: tuple[Sequence[NodeStatus], Mapping[str, FloatArray]] = ((), {})
-        """The newest statuses, and by node its course: (slices, 7) float64."""
+    def __init__(self, slices_kept: int = SLICES_KEPT) -> None:
+        self._slices_kept = slices_kept
+        self.snapshot = Snapshot()
 
     def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Take note; what was said of a slice before is replaced."""
-        _, courses = self.shown
-        self.shown = (
-            tuple(statuses),
-            {status.node: self._continued(courses.get(status.node), status) for status in statuses},
+        """Append a slice to each node's history; a slice that is published again is replaced."""
+        before = self.snapshot.histories
+        self.snapshot = Snapshot(
+            tuple(statuses), {status.node: self._extended(before.get(status.node), status) for status in statuses}
         )
 
-    def _continued(self, course: FloatArray | None, status: NodeStatus) -> FloatArray:
-        before = np.empty((0, 7)) if course is None else course
+    def _extended(self, history: FloatArray | None, status: NodeStatus) -> FloatArray:
+        if history is None:
+            history = np.empty((0, COLUMNS))
         if status.state == "unknown":
-            return before
-        # A clock that was put back takes back what came after.
-        kept = before[before[:, 0] < status.slice_end_s]
-        return np.vstack([kept[max(0, len(kept) - self._kept + 1) :], _row(status)])
+            return history
+        # After a clock was set back, slices later than this one never happened.
+        earlier = history[history[:, END_COLUMN] < status.slice_end_s]
+        return np.vstack([earlier[max(0, len(earlier) - self._slices_kept + 1) :], _row(status)])
 
 
 def _row(status: NodeStatus) -> list[float]:
     row = [status.slice_end_s]
     for resource in RESOURCES:
-        said = status.of(resource)
-        known = said.last is not None and said.state == "ok"
-        figures = (
-            said.free if known else math.nan,
-            said.last.booked if said.last is not None and known else math.nan,
-            said.last.config if said.last is not None else math.nan,
-        )
-        row += [value if abs(value) < LARGEST_SHOWN else math.nan for value in figures]
+        published = status.of(resource)
+        figures = (math.nan,) * 3
+        if published.last is not None:
+            fresh = published.state == "ok"
+            booked = published.last.booked if fresh else math.nan
+            figures = (published.free if fresh else math.nan, booked, published.last.config)
+        row += [value if abs(value) < LARGEST else math.nan for value in figures]
     return row

@@ -1,8 +1,9 @@
-"""The web application: status page, status file and metrics."""
+"""The web application of the estimator: status page, status file and metrics."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -11,16 +12,17 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ..status_file import encode
 from .history import History
-from .page import LOG, Query, StatusPage
+from .page import PageSettings
+from .query import Query
+from .renderer import StatusPage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-
-# --- who asks ----------------------------------------------------------------------------------------
+LOG = logging.getLogger("scroogevm.estimator")
 
 #: Status, headers, body.
-_Answer = tuple[str, list[tuple[str, str]], bytes]
+_Response = tuple[str, list[tuple[str, str]], bytes]
 
 _METHODS = ("GET", "HEAD")
 
@@ -34,6 +36,8 @@ _HEADERS = [
     ("Cache-Control", "no-store"),
 ]
 
+_GZIP_LEVEL = 5
+
 
 def application(
     history: History,
@@ -41,58 +45,66 @@ def application(
     slice_s: float,
     valid_s: float,
     clock: Callable[[], float] = time.time,
+    *,
+    refresh_s: int = 10,
 ) -> WSGIApplication:
-    """The page at ``/``, the status file's text at ``/status.json``, Prometheus' metrics at ``/metrics``.
+    """The status page at ``/``, the status file at ``/status.json``, metrics for Prometheus at ``/metrics``.
 
     Parameters
     ----------
     history : History
     registry : CollectorRegistry
-    slice_s, valid_s : float
-        See :class:`StatusPage`.
+    slice_s, valid_s, refresh_s
+        See :class:`PageSettings`.
     clock : callable
         Unix seconds.
     """
-    page = StatusPage(slice_s, valid_s)
+    page = StatusPage(PageSettings(slice_s, valid_s, refresh_s=refresh_s))
     metrics = make_wsgi_app(registry)
 
-    def html(environ: WSGIEnvironment) -> _Answer:
-        query = Query.parsed(environ.get("QUERY_STRING", ""))
-        text = page.render(*history.shown, query, clock())
-        return _packed(environ, "text/html; charset=utf-8", text)
+    def serve_page(environ: WSGIEnvironment) -> _Response:
+        query = Query.parse(environ.get("QUERY_STRING", ""))
+        return _ok(environ, "text/html; charset=utf-8", page.render(history.snapshot, query, clock()))
 
-    def json(environ: WSGIEnvironment) -> _Answer:
-        return _packed(environ, "application/json", encode(history.shown[0], valid_s))
+    def serve_status(environ: WSGIEnvironment) -> _Response:
+        return _ok(environ, "application/json", encode(history.snapshot.statuses, valid_s))
 
-    def prometheus(environ: WSGIEnvironment) -> _Answer:
-        told: list[tuple[str, list[tuple[str, str]]]] = []
-        pieces = metrics({**environ, "REQUEST_METHOD": "GET"}, lambda status, headers: told.append((status, headers)))
-        return *told[0], b"".join(pieces)
+    def serve_metrics(environ: WSGIEnvironment) -> _Response:
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        body = metrics({**environ, "REQUEST_METHOD": "GET"}, lambda *response: started.append(response))
+        return *started[0], b"".join(body)
 
-    pages = {"/": html, "/status.json": json, "/metrics": prometheus}
+    return _Application({"/": serve_page, "/status.json": serve_status, "/metrics": serve_metrics})
 
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        draw = pages.get(environ["PATH_INFO"])
+
+class _Application:
+    """Serves GET and HEAD of fixed paths; never raises."""
+
+    def __init__(self, pages: dict[str, Callable[[WSGIEnvironment], _Response]]) -> None:
+        self._pages = pages
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
-            if environ["REQUEST_METHOD"] not in _METHODS:
-                status, headers, text = _refused("405 Method Not Allowed", ("Allow", ", ".join(_METHODS)))
-            else:
-                status, headers, text = draw(environ) if draw else _refused("404 Not Found")
+            status, headers, body = self._respond(environ)
         except Exception:
-            LOG.exception("%s can't be shown", environ["PATH_INFO"])
-            status, headers, text = _refused("500 Internal Server Error")
-        start_response(status, [*headers, *_HEADERS, ("Content-Length", str(len(text)))])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [text]
+            LOG.exception("%s: page failed", environ["PATH_INFO"])
+            status, headers, body = _error("500 Internal Server Error")
+        start_response(status, [*headers, *_HEADERS, ("Content-Length", str(len(body)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    return answer
+    def _respond(self, environ: WSGIEnvironment) -> _Response:
+        if environ["REQUEST_METHOD"] not in _METHODS:
+            return _error("405 Method Not Allowed", ("Allow", ", ".join(_METHODS)))
+        page = self._pages.get(environ["PATH_INFO"])
+        return page(environ) if page else _error("404 Not Found")
 
 
-def _packed(environ: WSGIEnvironment, kind: str, text: bytes) -> _Answer:
-    headers = [("Content-Type", kind), ("Vary", "Accept-Encoding")]
+def _ok(environ: WSGIEnvironment, content_type: str, body: bytes) -> _Response:
+    headers = [("Content-Type", content_type), ("Vary", "Accept-Encoding")]
     if "gzip" not in environ.get("HTTP_ACCEPT_ENCODING", ""):
-        return "200 OK", headers, text
-    return "200 OK", [*headers, ("Content-Encoding", "gzip")], gzip.compress(text, 5)
+        return "200 OK", headers, body
+    return "200 OK", [*headers, ("Content-Encoding", "gzip")], gzip.compress(body, _GZIP_LEVEL)
 
 
-def _refused(status: str, *more: tuple[str, str]) -> _Answer:
-    return status, [("Content-Type", "text/plain; charset=utf-8"), *more], f"{status}\n".encode()
+def _error(status: str, *headers: tuple[str, str]) -> _Response:
+    return status, [("Content-Type", "text/plain; charset=utf-8"), *headers], f"{status}\n".encode()

@@ -1,144 +1,40 @@
-"""The recorded results of the original, met; and each difference, named."""
+"""Parity with the recorded results of the original, on the copies in the repository."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.nodemodel import ModelSettings
-from model.numerics import FloatArray
-from model.oversubscriptioncomputation import StrategySettings
-from model.replay.replay import Replay
-from model.replay.trace import Trace, parse_trace
-from model.slices import RESOURCES
-from model.stability import StabilityDetector, mean_predictor
-from tests.conftest import DATA, SHARED
+from tests.conftest import DATA
+from tests.support.recordings import differences, recordings, replay_recording
 
 SMALL = DATA / "goldens"
-ALL = SHARED / "goldens"
-#: The first version of the original had no memory in greedy, and only its first slices were recorded.
-ORIGINAL_SLICES = 37
-STATISTICS = ("avg", "std", "max")
 
 
-def recordings(folder: Path) -> list[Any]:
-    paths = sorted(folder.glob("expected/*/*.json"))
-    # Two percentiles that the original's own dump code could not write made it stop.
-    finished = [path for path in paths if not json.loads(path.read_bytes()).get("crash")]
-    return [pytest.param(path, id=f"{path.parent.name}-{path.stem}") for path in finished]
+Flags = list[tuple[bool, bool]]
 
 
-def trace_of(recorded: Any, folder: Path) -> Trace:
-    trace = json.loads((folder / "traces" / f"{recorded['trace']}.json").read_bytes())
-    if recorded["trace"] == "tiny-fraction" and recorded["strategy"] in {"rclike", "maxpeak"}:
-        trace["config"]["vm_cpu_unit"] = "share"
-    return parse_trace(json.dumps(trace).encode())
-
-
-def recorded_flags(recorded: Any, trace: Trace, seen: list[tuple[bool, bool]]) -> dict[str, StabilityDetector]:
-    """The original's flags in place of an assessor, who is asked from slice (h + 1) S on."""
-    first = (trace.config.historical + 1) * trace.config.positions
-
-    def playback(resource: str) -> StabilityDetector:
-        flags = iter(recorded["node"][f"{resource}_stable_state"][first:])
-
-        def detector(older: FloatArray, new: FloatArray, /) -> bool:
-            flag = bool(next(flags))
-            seen.append((flag, mean_predictor(older, new)))
-            return flag
-
-        return detector
-
-    return {resource.name: playback(resource.name) for resource in RESOURCES}
-
-
-def replay(path: Path, folder: Path, seen: list[tuple[bool, bool]]) -> tuple[Any, Any]:
-    recorded = json.loads(path.read_bytes())
-    trace = trace_of(recorded, folder)
-    settings = ModelSettings(
-        trace.config.historical,
-        (recorded["strategy"],),
-        StrategySettings(recorded["cpu_percentile"], recorded["aggregation"]),
-        StrategySettings(recorded["mem_percentile"], recorded["aggregation"]),
-    )
-    outcome = Replay(trace, settings, recorded_flags(recorded, trace, seen)).run()
-    return json.loads(dict(outcome.dumps("node", "recorded"))[recorded["strategy"]]), recorded
-
-
-def explained(path: Path) -> Callable[[str, int], bool]:
-    """Which figures of a recording may differ, by the rules of the contract."""
-    name, version = path.stem, path.parent.name
-    trace, strategy = name.split(".")[:2]
-    by_vm = strategy in {"rclike", "maxpeak"}
-    by_booking = strategy == "borg" or by_vm
-
-    def allowed(key: str, k: int) -> bool:
-        cpu = "cpu" in key
-        if version == "original" and not cpu:
-            return True
-        # The original took a share of a VM for cores, and multiplied; the later version of it, too.
-        if by_vm and cpu and (trace != "tiny-fraction" or version == "original"):
-            return True
-        if trace == "edge-constant":  # constant usage is no departure: the original lost all VMs at slice 1
-            return k >= 1 and (by_booking or "booked" in key)
-        if trace == "multi-slice":  # the original counted a departed VM for one scope more
-            return k in {13, 14, 15, 21, 22, 23} and (by_booking or "booked" in key)
-        if trace == "edge-vm-restart":  # VMs that are gone count no more, VMs that return count again
-            return k >= 4 and by_vm
-        # An exact tie: 14.95 cores.
-        return name == "small-increasing.greedy" and cpu and k == 6
-
-    return allowed
-
-
-def differences(dump: Any, recorded: Any, path: Path) -> list[str]:
-    allowed = explained(path)
-    found = []
-
-    def compare(key: str, ours: list[float], theirs: list[float]) -> None:
-        for k, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-            if abs(a - b) > 1e-6 * max(1.0, abs(b)) and not allowed(key, k):
-                found.append(f"{key}[{k}]: {a} where {b} was recorded")
-
-    for key in ("cpu_tier0", "mem_tier0", "free_cpu", "free_mem"):
-        compare(key, dump["model"][key], recorded["model"][key][:ORIGINAL_SLICES])
-    for key in ("booked_cpu", "booked_mem", "cpu_config", "mem_config"):
-        compare(key, dump["node"][key], recorded["node"][key])
-    if recorded["aggregation"] == 1:  # else the original's summaries are of aggregated samples
-        for resource in RESOURCES:
-            for figure in STATISTICS:
-                key = f"{resource.name}_{figure}"
-                compare(key, dump["node"][key], recorded["node"][key])
-        for key, percentile in (("cpu", "99"), ("cpu", "90"), ("mem", "90")):
-            ours = [figures[percentile] for figures in dump["node"][f"{key}_percentile"]]
-            compare(f"{key}_percentile_{percentile}", ours, recorded["node"][f"{key}_percentile_{percentile}"])
-    return found
+@functools.cache
+def replayed(path: Path) -> tuple[Any, Any, Flags]:
+    """Dump, recording, and each recorded flag with that of the mean predictor."""
+    flags: Flags = []
+    return (*replay_recording(path, SMALL, flags), flags)
 
 
 @pytest.mark.parametrize("path", recordings(SMALL))
 def test_recorded_result_is_met(path: Path) -> None:
-    """The copies of the recordings in the repository."""
-    assert differences(*replay(path, SMALL, []), path) == []
-
-
-@pytest.mark.skipif(not ALL.is_dir(), reason="the shared folder with all recordings is not here")
-@pytest.mark.parametrize("path", recordings(ALL))
-def test_every_shared_recording_is_met(path: Path) -> None:
-    """All recordings, the larger traces included."""
-    assert differences(*replay(path, ALL, []), path) == []
+    dump, recorded, _ = replayed(path)
+    assert differences(dump, recorded, path) == []
 
 
 def test_mean_predictor_gives_nine_of_ten_recorded_flags() -> None:
-    """What makes it a replacement of the original's recurrent network."""
-    seen: list[tuple[bool, bool]] = []
-    for parameter in recordings(SMALL):
-        path = parameter.values[0]
-        if path.stem.split(".")[1] in {"greedy", "scroogevm"}:
-            replay(path, SMALL, seen)
-    agreeing = sum(recorded == ours for recorded, ours in seen)
-    assert len(seen) > 100
-    assert agreeing / len(seen) > 0.9
+    """It replaces the recurrent network of the original."""
+    paths = [parameter.values[0] for parameter in recordings(SMALL)]
+    by_flags = [path for path in paths if path.stem.split(".")[1] in {"greedy", "scroogevm"}]
+    flags = [pair for path in by_flags for pair in replayed(path)[2]]
+    agreeing = sum(recorded == computed for recorded, computed in flags)
+    assert len(flags) > 100
+    assert agreeing / len(flags) > 0.9

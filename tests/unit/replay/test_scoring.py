@@ -10,9 +10,7 @@ import pytest
 from model.replay.scoring import (
     SUMMARY_COLUMNS,
     History,
-    Score,
     published_terms,
-    ranked,
     replay_terms,
     score,
     summary_csv,
@@ -37,12 +35,12 @@ def history(*, peak, free, booked=None, published=None, config=10.0, lag=1) -> H
 def test_replay_score_compares_with_the_predecessor() -> None:
     # truth 10 - peak = 7, 4; predictions free(t-1) = 6, 6: off by 1 and 2, the second a violation of 2.
     # decrease: prediction - free(t) = 6 - 6 and 6 - 5.
-    said = score("x", "cpu", history(peak=[2, 3, 6], free=[6, 6, 5]))
-    assert said.misprediction == pytest.approx(0.3)
-    assert said.violation == pytest.approx(0.2)
-    assert said.violation_frequency == pytest.approx(0.5)
-    assert said.decrease == pytest.approx(0.1)
-    assert said.free_share == pytest.approx((6 + 6 + 5) / 30)
+    row = score("x", "cpu", history(peak=[2, 3, 6], free=[6, 6, 5]))
+    assert row.misprediction == pytest.approx(0.3)
+    assert row.violation == pytest.approx(0.2)
+    assert row.violation_frequency == pytest.approx(0.5)
+    assert row.decrease == pytest.approx(0.1)
+    assert row.free_share == pytest.approx((6 + 6 + 5) / 30)
 
 
 def test_replay_score_takes_growth_of_booking_off_the_prediction() -> None:
@@ -58,12 +56,12 @@ def test_replay_score_compares_with_the_same_position() -> None:
 
 
 def test_published_score_compares_with_the_slice_that_followed() -> None:
-    # promised 5 and 4, then free 10 - 6 = 4 and 10 - 6 = 4: broken by 1, kept.
-    said = score("x", "cpu", history(peak=[1, 6, 6], free=[9, 9, 9], published=[5, 4, 3], lag=1))
-    assert said.published_misprediction == pytest.approx(0.1)
-    assert said.published_violation == pytest.approx(0.1)
-    assert said.published_violation_frequency == pytest.approx(0.5)
-    assert said.published_free_share == pytest.approx((5 + 4 + 3) / 30)
+    # left 5 and 4, unused 10 - 6 = 4 and 10 - 6 = 4: violated by 1, not violated.
+    row = score("x", "cpu", history(peak=[1, 6, 6], free=[9, 9, 9], published=[5, 4, 3], lag=1))
+    assert row.published_misprediction == pytest.approx(0.1)
+    assert row.published_violation == pytest.approx(0.1)
+    assert row.published_violation_frequency == pytest.approx(0.5)
+    assert row.published_free_share == pytest.approx((5 + 4 + 3) / 30)
 
 
 def test_published_score_takes_only_growth_of_booking_off() -> None:
@@ -83,14 +81,14 @@ def test_slice_without_data_is_left_out_on_both_sides() -> None:
     assert score("x", "cpu", gap).published_free_share == pytest.approx(0.5)
 
 
-def test_a_hair_of_rounding_is_no_violation() -> None:
+def test_rounding_error_is_not_a_violation() -> None:
     assert score("x", "cpu", history(peak=[1, 0.1 + 0.2], free=[9.7, 9.7])).violation_frequency == 0
 
 
 def test_nothing_to_score_is_not_zero() -> None:
-    said = score("x", "cpu", history(peak=[1], free=[9]))
-    assert math.isnan(said.misprediction)
-    assert summary_csv([said]).splitlines()[1] == "x,cpu,,,,,0.9,,,,0.9"
+    row = score("x", "cpu", history(peak=[1], free=[9]))
+    assert math.isnan(row.misprediction)
+    assert summary_csv([row]).splitlines()[1] == "x,cpu,,,,,0.9,,,,0.9"
 
 
 def test_summary_has_the_columns_of_the_contract() -> None:
@@ -99,18 +97,3 @@ def test_summary_has_the_columns_of_the_contract() -> None:
         "published_misprediction,published_violation,published_violation_frequency,published_free_share"
     )
     assert summary_csv([]).splitlines() == [",".join(SUMMARY_COLUMNS)]
-
-
-def row(name: str, misprediction: float, frequency: float) -> Score:
-    return Score(name, "cpu", 0, 0, 0, 0, 0, misprediction, 0, frequency, 0)
-
-
-def test_ranking_prefers_the_closest_within_the_risk_and_then_the_most_careful() -> None:
-    rows = [
-        row("far", 3, 0.0),
-        row("bold", 0.1, 0.5),
-        row("near", 1, 0.05),
-        row("none", NAN, NAN),
-        row("bolder", 0, 0.6),
-    ]
-    assert [r.strategy for r in ranked(rows, 0.05)] == ["near", "far", "bold", "bolder", "none"]

@@ -1,10 +1,11 @@
-"""Traces: what is odd but legal works, what is malformed is told with its place."""
+"""Traces: unusual but legal content is read, a malformed trace gives an error with its place."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,20 @@ def test_no_vm_at_all() -> None:
     assert present(trace) == [()] * 6
 
 
-def test_unknown_fields_are_ignored_wherever_they_stand(trace_object: TraceObject) -> None:
+def test_trace_without_the_key_vm_is_a_node_without_vms(trace_object: TraceObject) -> None:
+    del trace_object["vm"]
+    slices = list(parse(trace_object).slices())
+    assert [s.vms for s in slices] == [()] * 6
+    assert [s.cpu.node.tolist() for s in slices[:2]] == [[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]]
+
+
+def test_fault_in_a_trace_without_the_key_vm_has_its_place(trace_object: TraceObject) -> None:
+    del trace_object["vm"]
+    trace_object["node"]["raw_data"][1]["vm"] = "a"
+    assert "node.raw_data[1].vm: " in fault(trace_object)
+
+
+def test_unknown_fields_are_ignored(trace_object: TraceObject) -> None:
     trace_object["meta"] = {"deep": [[{"x": [1, "two", None]}]]}
     trace_object["node"]["more"] = 1
     trace_object["node"]["raw_data"][0] |= {"booked_cpu": 12.0, "weird": {"a": "b"}}
@@ -122,13 +136,13 @@ def test_unknown_fields_are_ignored_wherever_they_stand(trace_object: TraceObjec
     assert present(trace_object) == [("a", "b")] * 6
 
 
-def test_vm_without_data_is_not_there(trace_object: TraceObject) -> None:
+def test_vm_without_data_is_absent(trace_object: TraceObject) -> None:
     trace_object["vm"]["a"]["raw_data"][1] = {}
     trace_object["vm"]["a"]["raw_data"][2] = None
     assert present(trace_object) == [("a", "b"), ("b",), ("b",), ("a", "b"), ("a", "b"), ("a", "b")]
 
 
-def test_vm_whose_samples_are_all_null_is_not_there(trace_object: TraceObject) -> None:
+def test_vm_whose_samples_are_all_null_is_absent(trace_object: TraceObject) -> None:
     trace_object["vm"]["a"]["raw_data"][1] = {"time": [1.0], "cpu": [None], "cpu_usage": [None], "mem": []}
     assert present(trace_object)[1] == ("b",)
 
@@ -138,8 +152,8 @@ def test_history_may_be_written_as_a_float(trace_object: TraceObject) -> None:
     assert parse(trace_object).config.historical == 2
 
 
-def test_vm_that_the_node_does_not_list_is_not_there(trace_object: TraceObject) -> None:
-    trace_object["node"]["raw_data"][3]["vm"] = ["b", "unheard of"]
+def test_vm_that_the_node_does_not_list_is_absent(trace_object: TraceObject) -> None:
+    trace_object["node"]["raw_data"][3]["vm"] = ["b", "unlisted"]
     assert present(trace_object)[3] == ("b",)
 
 
@@ -150,7 +164,7 @@ def test_vm_that_repeats_its_slice_with_its_time_has_left(trace_object: TraceObj
     assert present(trace_object) == [("a", "b"), ("a", "b"), ("a",), ("a",), ("a", "b"), ("a", "b")]
 
 
-def test_departure_is_looked_for_at_the_same_position() -> None:
+def test_departure_is_a_repetition_at_the_same_position() -> None:
     trace = build_trace(slices=6, positions=2)
     raw = trace["vm"]["b"]["raw_data"]
     raw[1] = raw[0]  # the neighbour's samples are no departure
@@ -164,7 +178,7 @@ def test_constant_usage_is_no_departure(trace_object: TraceObject) -> None:
     assert present(trace_object) == [("a", "b")] * 6
 
 
-def test_repetition_in_other_words_is_still_one(trace_object: TraceObject) -> None:
+def test_repetition_with_other_notation_is_a_repetition(trace_object: TraceObject) -> None:
     text = json.dumps(trace_object)
     trace_object["vm"]["b"]["raw_data"][2] = trace_object["vm"]["b"]["raw_data"][1]
     before, after = json.dumps(trace_object["vm"]["b"]["raw_data"][1]), "1800.0, 2400.0"
@@ -246,7 +260,6 @@ def drop(path: str) -> Damage:
         (drop("config"), "config"),
         (drop("epoch"), "epoch"),
         (drop("node"), "node"),
-        (drop("vm"), "vm"),
         (drop("node.raw_data"), "node: "),
         (drop("vm.a.raw_data"), "vm.a: "),
         (drop("config.node_name"), "node_name"),
@@ -291,7 +304,7 @@ def drop(path: str) -> Damage:
         (put("vm.b.raw_data.2.time", [None, {}]), "vm.b.raw_data[2].time[1]: "),
     ],
 )
-def test_fault_is_told_with_its_place(trace_object: TraceObject, damage: Damage, place: str) -> None:
+def test_fault_is_reported_with_its_place(trace_object: TraceObject, damage: Damage, place: str) -> None:
     assert place in fault(damage(trace_object))
 
 
@@ -303,7 +316,7 @@ def test_fault_in_a_vm_with_an_unprintable_name_stays_on_one_line(trace_object: 
 @pytest.mark.parametrize(
     "text", [b"", b" \n", b"{", b"[]", b"null", b"7", b'"x"', b"hello", b"{} {}", b"\xff\xfe{}", b'{"config": NaN']
 )
-def test_what_is_no_json_object_is_refused(text: bytes) -> None:
+def test_text_other_than_a_json_object_is_refused(text: bytes) -> None:
     assert fault(text)
 
 
@@ -323,7 +336,7 @@ def test_truncation_anywhere_is_refused(trace_object: TraceObject) -> None:
         assert fault(text[:length])
 
 
-def test_random_damage_never_ends_in_anything_but_a_told_fault(trace_object: TraceObject) -> None:
+def test_random_damage_gives_a_trace_error_or_a_trace(trace_object: TraceObject) -> None:
     text = json.dumps(trace_object).encode()
     dice = random.Random(1)
     for _ in range(3000):
@@ -337,12 +350,21 @@ def test_random_damage_never_ends_in_anything_but_a_told_fault(trace_object: Tra
             list(parse_trace(bytes(damaged)).slices())
 
 
-def test_missing_file_and_folder_are_told(tmp_path: Path) -> None:
+def test_file_whose_name_is_not_utf8_is_read(trace_object: TraceObject, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"tr\xe4ce.json")
+    path.write_text(json.dumps(trace_object))
+    assert len(read_trace(path)) == 6
+    path.write_text("{")
+    with pytest.raises(TraceError, match=r"tr\\udce4ce\.json: not JSON"):
+        read_trace(path)
+
+
+def test_missing_file_and_folder_are_reported(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(TraceError, match=words):
             read_trace(path)
 
 
-def test_printable_leaves_words_and_shows_the_rest() -> None:
+def test_printable_keeps_text_and_escapes_the_rest() -> None:
     assert printable("vm-ü 1") == "vm-ü 1"
     assert printable("a\tb\x00") == "a\\tb\\x00"

@@ -1,0 +1,164 @@
+"""Decodes the lists of a trace to arrays."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from ..common.text import printable
+from ..numerics import FloatArray
+from ..slices import LARGEST
+from .trace_data import Period, TraceError
+
+_EMPTY: FloatArray = np.empty(0)
+
+_NUMBERS = msgspec.json.Decoder(list[float | None] | None)
+
+
+class RawPeriod(msgspec.Struct):
+    """The lists of one slice as JSON text; other keys are skipped."""
+
+    time: msgspec.Raw = msgspec.Raw(b"")
+    cpu: msgspec.Raw = msgspec.Raw(b"")
+    mem: msgspec.Raw = msgspec.Raw(b"")
+    cpu_usage: msgspec.Raw = msgspec.Raw(b"")
+    mem_usage: msgspec.Raw = msgspec.Raw(b"")
+
+
+class SharedLists:
+    """Decodes a list that is repeated for many VMs once.
+
+    All VMs of a scrape share its times, so the ``time`` of a slice is compared with the last one decoded for that
+    slice.
+
+    Parameters
+    ----------
+    slices : int
+    """
+
+    def __init__(self, slices: int) -> None:
+        self._texts = [b""] * slices
+        self._arrays = [_EMPTY] * slices
+
+    def array(self, k: int, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], FloatArray]) -> FloatArray:
+        """The array of slice k: the last one if its text is the same, else a decoded one."""
+        text = bytes(raw)
+        if text != self._texts[k] or not text:
+            self._arrays[k] = decode(raw)
+            self._texts[k] = text
+        return self._arrays[k]
+
+
+class PeriodReader:
+    """Turns the slices of the node or of one VM into periods.
+
+    Parameters
+    ----------
+    place : str
+        Where they are in the trace, for messages.
+    time : SharedLists
+    is_node : bool
+        A node keeps its configuration over gaps; a VM that returns may be another one.
+    share : bool
+        Whether CPU usage is a share of the VM's vCPUs, not cores.
+    """
+
+    def __init__(self, place: str, time: SharedLists, *, is_node: bool = False, share: bool = False) -> None:
+        self.place = place
+        self.time = time
+        self.is_node = is_node
+        self.share = share
+
+    def periods(self, raw_data: Sequence[RawPeriod | None]) -> list[Period]:
+        """One period per slice.
+
+        Raises
+        ------
+        TraceError
+        """
+        result: list[Period] = []
+        cpu = _ConfigReader(self, "cpu")
+        mem = _ConfigReader(self, "mem")
+        for k, lists in enumerate(raw_data):
+            raw = lists or RawPeriod()
+            time = self.time.array(k, raw.time, lambda text, k=k: self._array(text, k, "time"))  # type: ignore[misc]
+            cpu_config, cpu_known = cpu.update(raw.cpu, k)
+            mem_config, mem_known = mem.update(raw.mem, k)
+            cpu_usage = self._array(raw.cpu_usage, k, "cpu_usage")
+            mem_usage = self._array(raw.mem_usage, k, "mem_usage")
+            has_data = cpu_known or mem_known or _any_number(cpu_usage) or _any_number(mem_usage)
+            if not has_data and not self.is_node:
+                cpu.reset()
+                mem.reset()
+            if self.share:
+                cpu_usage = cpu_usage * cpu_config
+            result.append(Period(time, cpu_config, mem_config, cpu_usage, mem_usage, has_data))
+        return result
+
+    def _array(self, raw: msgspec.Raw, k: int, field: str) -> FloatArray:
+        numbers = self.numbers(raw, k, field)
+        if not numbers:
+            return _EMPTY
+        try:
+            # Three times as fast as np.array(list), which is half of the time to read a trace.
+            array = np.frombuffer(struct.pack(f"{len(numbers)}d", *numbers))
+        except struct.error:
+            array = np.array(numbers, dtype=np.float64)  # null becomes NaN
+        size = np.abs(array)
+        # A missing sample makes the maximum NaN; only then compare each.
+        if not size.max() <= LARGEST and (size > LARGEST).any():
+            raise TraceError(f"{self.where(k, field)}: {np.nanmax(size):g} exceeds any machine")
+        return array
+
+    def numbers(self, raw: msgspec.Raw, k: int, field: str) -> list[float | None] | None:
+        """The numbers of a list; None where it is missing or null."""
+        if not raw:
+            return None
+        try:
+            return _NUMBERS.decode(raw)
+        except msgspec.ValidationError as error:
+            reason, _, item = str(error).partition(" - at `$")
+            item = item.rstrip("`")
+            expected = "expected a number or null" if item else "expected a list of numbers"
+            got = reason.partition("got ")[2].replace("`", "")
+            raise TraceError(f"{self.where(k, field)}{item}: {expected}{', got ' + got if got else ''}") from None
+
+    def where(self, k: int, field: str) -> str:
+        """The place of a list in the trace."""
+        return printable(f"{self.place}.raw_data[{k}].{field}")
+
+
+def _any_number(samples: FloatArray) -> bool:
+    return samples.size > 0 and not math.isnan(np.fmin.reduce(samples))
+
+
+class _ConfigReader:
+    """Keeps the last known configuration; the same list again, the usual case, is not decoded."""
+
+    def __init__(self, reader: PeriodReader, field: str) -> None:
+        self._reader = reader
+        self._field = field
+        self._text = b""
+        self._known = math.nan
+
+    def update(self, raw: msgspec.Raw, k: int) -> tuple[float, bool]:
+        """The configuration at slice k, and whether the slice itself holds one."""
+        text = bytes(raw)
+        if text and text == self._text:
+            return self._known, True
+        numbers = self._reader.numbers(raw, k, self._field)
+        known = [number for number in numbers or () if number is not None]
+        if known:
+            too_small = known[-1] <= 0 if self._reader.is_node else known[-1] < 0
+            if too_small or known[-1] > LARGEST:
+                raise TraceError(f"{self._reader.where(k, self._field)}: {known[-1]:g} is not a size")
+            self._known, self._text = known[-1], text
+        return self._known, bool(known)
+
+    def reset(self) -> None:
+        """Start without a configuration."""
+        self._text, self._known = b"", math.nan

@@ -1,0 +1,98 @@
+"""Settings of OpenStack Placement."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from model.common.environment import Environment
+from model.publishers.settings import Keystone, PlacementSettings, placement_settings
+from tests.conftest import ROOT
+
+
+def from_environment(**values: str) -> PlacementSettings:
+    environment = Environment(values)
+    read = placement_settings(environment)
+    assert not environment.faults
+    assert read is not None
+    return read
+
+
+def test_placement_is_off_by_default() -> None:
+    environment = Environment({"OS_AUTH_TYPE": "nonsense", "PLACEMENT_TIMEOUT_S": "x"})
+    assert placement_settings(environment) is None
+    assert not environment.faults
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({}, ["OS_AUTH_URL", "OS_PASSWORD", "OS_PROJECT_NAME", "OS_USERNAME"]),
+        ({"PLACEMENT_TOKEN": "t"}, ["PLACEMENT_TOKEN"]),
+        ({"PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://u:p@h"}, ["PLACEMENT_ENDPOINT"]),
+        ({"OS_AUTH_TYPE": "kerberos"}, ["OS_AUTH_TYPE"]),
+        (
+            {"OS_AUTH_TYPE": "v3applicationcredential", "OS_AUTH_URL": "http://h"},
+            ["OS_APPLICATION_CREDENTIAL_ID", "OS_APPLICATION_CREDENTIAL_SECRET"],
+        ),
+        (
+            {
+                **{"PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h", "PLACEMENT_PROVIDERS": '["x"]'},
+                **{"PLACEMENT_MAX_RATIO": "0.5", "PLACEMENT_TIMEOUT_S": "0", "PLACEMENT_ALLOW_BELOW_ONE": "2"},
+                **{"PLACEMENT_ROUND_TIMEOUT_S": "x", "OS_CACERT": "/nowhere"},
+            },
+            [
+                *("OS_CACERT", "PLACEMENT_ALLOW_BELOW_ONE", "PLACEMENT_MAX_RATIO", "PLACEMENT_PROVIDERS"),
+                *("PLACEMENT_ROUND_TIMEOUT_S", "PLACEMENT_TIMEOUT_S"),
+            ],
+        ),
+    ],
+)
+def test_every_fault_is_reported_with_its_key(values: dict[str, str], keys: list[str]) -> None:
+    environment = Environment({"PLACEMENT_PROVIDERS": '{"a": "b"}', **values})
+    placement_settings(environment)
+    assert sorted(fault.partition(":")[0] for fault in environment.faults) == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "is not an object"),
+        ('{"a": ""}', "a: its provider"),
+        ('{"a": 1}', "a: its provider"),
+        ('{"": "x"}', "no node"),
+        ('{"a": "x", "b": "x"}', "a and b have the same provider"),
+        ('{"http://u:p@h": "x", "http://h": "y"}', "http://h is there already"),
+    ],
+)
+def test_invalid_mapping_is_reported(text: str, message: str) -> None:
+    environment = Environment({"PLACEMENT_PROVIDERS": text, "PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"})
+    placement_settings(environment)
+    (fault,) = environment.faults
+    assert message in fault
+
+
+def test_node_has_no_password_and_representation_has_no_secret() -> None:
+    read = from_environment(
+        PLACEMENT_PROVIDERS='{"http://u:s3cr3t@h/metrics": "x"}',
+        **{"OS_AUTH_URL": "http://h", "OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},
+    )
+    assert read.providers == {"http://h/metrics": "x"}
+    assert isinstance(read.login, Keystone)
+    assert read.login.options["password"] == "s3cr3t"
+    assert "s3cr3t" not in repr(read)
+
+
+def test_dotenv_shows_the_defaults_of_placement() -> None:
+    from dotenv import dotenv_values
+
+    text = re.sub(r"^#(?=[A-Z0-9_]+=)", "", (ROOT / "dotenv").read_text(), flags=re.M)
+    written = dotenv_values(stream=io.StringIO(text))
+    given = {
+        **{"PLACEMENT_PROVIDERS": '{"a": "b"}', "OS_AUTH_URL": "http://h", "OS_USERNAME": "u"},
+        **{"OS_PASSWORD": "p", "OS_PROJECT_NAME": "p"},
+    }
+    defaults = {key: value or "" for key, value in written.items() if key.startswith(("OS_", "PLACEMENT_"))}
+    assert from_environment(**{**defaults, **given}) == from_environment(**given)
