@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,11 +22,7 @@ Row = tuple[str, bool, str]
 def run_check(settings: BallooningSettings, *, as_json: bool) -> int:
     """Query store and hosts and print the results; the exit code is 1 when one fails. No file is created."""
     rows = [_check_store(settings.store), *_check_hosts(settings)]
-    if not as_json:
-        return 0 if print_checks(rows) else 1
-    for target, ok, message in rows:
-        print(json.dumps({"target": target, "ok": ok, "message": message}))
-    return 0 if all(ok for _, ok, _ in rows) else 1
+    return 0 if print_checks(rows, json=as_json) else 1
 
 
 def _check_store(settings: StoreSettings) -> Row:

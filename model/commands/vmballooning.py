@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     add("--once", action="store_true", help="make one plan, close its sessions, and exit")
     add("--check", action="store_true", help="validate the settings, query the store and each host once, and exit")
     add("--check-config", action="store_true", help="validate the settings without any other access, and exit")
-    add("--json", action="store_true", help="with --check or --dry-run: print JSON lines")
+    add("--json", action="store_true", help="with --check or --dry-run: print JSON")
     add_debug_and_version(parser, "0: warnings and errors; 1: a line per action as well")
     return parser
 
