@@ -3,7 +3,8 @@
 #
 #   ./launchallfromjson.sh TRACE.json OUTPUT_FOLDER
 #
-# Leaves in the folder, which must not exist yet: dump-<strategy>.json, summary.csv and report.html.
+# Writes dump-<strategy>.json, summary.csv and report.html into the folder, which must not exist yet. The last line of
+# the output is the path of the report.
 set -euo pipefail
 
 usage() {
@@ -16,11 +17,11 @@ case ${1:-} in -h | --help)
     exit 0
     ;;
 esac
-[ $# -eq 2 ] || usage "two arguments are needed: a trace, and the folder for the results"
+[ $# -eq 2 ] || usage "needs two arguments: a trace and the folder of the results"
 trace=$1 output=$2 here=$(cd "$(dirname "$0")" && pwd)
 [ -e "$trace" ] || usage "$trace does not exist"
 [ ! -d "$trace" ] || usage "$trace is a folder"
-[ -r "$trace" ] || usage "$trace can't be read"
+[ -r "$trace" ] || usage "$trace cannot be read"
 [ ! -e "$output" ] || usage "$output exists already; name a new folder"
 
 "$here/misc/setup.sh" offline

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="doc_pictures.") as name:
         temporary = Path(name)
         for picture, page, width, height in (
-            ("report.png", report_page(temporary), 1000, 1000),
+            ("report.png", report_page(temporary), 1000, 745),
             ("status-page.png", status_page(temporary), 1360, 900),
         ):
             take_picture(browser, page, folder / picture, width, height)

@@ -1,169 +1,165 @@
 #!/usr/bin/env python3
-"""Many traces through strategies with several settings: what each is worth, and which of them nothing beats.
+"""Compares strategies, with several values of their parameters, on many traces.
 
-Writes results.csv (a row per trace, variant and resource), pooled.csv (all traces together), pareto.png (broken
-promises against what is of use) and pictures of every trace. Judged is the published figure: a promise is broken when
-the slice that follows uses more. Broken off, the same command goes on where it was.
+Writes results.csv (a row per trace, variant and resource), pooled.csv (all traces together), pareto.png (violated
+slices against published free that was really free) and pictures of every trace. A slice is violated when its usage, the
+99th percentile of its samples, exceeds what was published as free before it. After an interruption the same command
+continues with the traces that are left.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.cli.main import run_cli, run_interruptible
+from model.cli.main import require_libraries, run_cli, run_interruptible
 from model.cli.parser import Parser, number, whole_number
-from model.common.errors import UsageError
 
-if TYPE_CHECKING:
-    from model.evaluation.grid import Row
-    from model.evaluation.result_cache import ResultCache
-    from model.evaluation.tasks import Plan, Task
+with require_libraries("offline"):
+    from model.cli.model_options import risk_fault
+    from model.common.errors import UsageError
+    from model.evaluation.grid import variants
+    from model.oversubscriptioncomputation import STRATEGIES
+    from model.stability import STABILITY_DETECTORS
 
 
-def _several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argument type: values with commas between them, each once."""
+def _list_of(value_type: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """An argument type: values separated by commas, duplicates dropped."""
 
     def parse(text: str) -> list[Any]:
-        return list(dict.fromkeys(one(word.strip()) for word in text.split(",")))
+        return list(dict.fromkeys(value_type(word.strip()) for word in text.split(",")))
 
     return parse
 
 
+def _name_in(names: Collection[str]) -> Callable[[str], str]:
+    """An argument type: one of several names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def _users_of(parameter: str) -> str:
+    """The strategies that a parameter changes."""
+    return ", ".join(name for name, strategy in STRATEGIES.items() if parameter in strategy.parameters)
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="evaluate.py", description=__doc__)
+    parser = Parser(prog="evaluate.py", description=__doc__, epilog=_epilog())
     add = parser.add_argument
     add("traces", nargs="+", metavar="TRACE|FOLDER", help="JSON traces, or folders of them")
-    add("-o", "--output", required=True, metavar="FOLDER", help="where tables and pictures go")
-    add("-s", "--strategy", default="all", metavar="NAME[,NAME...]|all", help="what is evaluated (default: all)")
+    add("-o", "--output", required=True, metavar="FOLDER", help="folder of the tables and pictures")
+    add(
+        *("-s", "--strategy"),
+        type=_list_of(_name_in((*STRATEGIES, "all"))),
+        default=["all"],
+        metavar="NAME[,NAME...]|all",
+        help="strategies to evaluate (default: all)",
+    )
     add(
         "--percentile",
-        type=_several(number(0, 100)),
+        type=_list_of(number(0, 100)),
         default=[90.0],
         metavar="PCT[,PCT...]",
-        help="of percentile and greedy (default: 90)",
+        help=f"percentile of {_users_of('percentile')} (default: 90)",
     )
     add(
         "--aggreg",
-        type=_several(whole_number(1)),
+        type=_list_of(whole_number(1)),
         default=[1],
         metavar="N[,N...]",
-        help="how many successive samples doa, greedy and scroogevm average (default: 1)",
+        help=f"average N successive samples; for {_users_of('aggregation')} (default: 1)",
     )
     add(
         "--risk",
-        type=_several(number(0, 1)),
+        type=_list_of(number(0, 1)),
         default=[0.05],
         metavar="SHARE[,SHARE...]",
-        help="what conformal aims at, above 0 and up to 0.3 (default: 0.05)",
+        help=f"target risk of {_users_of('risk')}, above 0 and up to 0.3 (default: 0.05)",
     )
     add(
         "--stability",
-        type=_several(str),
+        type=_list_of(_name_in(STABILITY_DETECTORS)),
         default=["mean"],
         metavar="NAME[,NAME...]",
-        help="who tells greedy and scroogevm that a slice is like its past: mean, range, always, never (default: mean)",
+        help=f"stability detector of {_users_of('stability')}: {', '.join(STABILITY_DETECTORS)} (default: mean)",
     )
     add(
         "--after",
         type=whole_number(0),
         default=10,
         metavar="N",
-        help="slices that a strategy has to learn before its promises count (default: 10)",
+        help="number of slices at the start of each trace that are not scored (default: 10)",
     )
     add("-j", "--jobs", type=whole_number(1), metavar="N", help="worker processes (default: one per core)")
     add(
         "--dask",
         metavar="ADDRESS",
-        help="work on this Dask cluster, such as tcp://master:8786; its workers find the traces under the same paths",
+        help="evaluate on this Dask cluster, such as tcp://master:8786; its workers need the traces under the same "
+        "paths",
     )
-    add("--no-pictures", action="store_true", help="tables and pareto.png alone")
+    add("--no-pictures", action="store_true", help="only tables and pareto.png")
     return parser
 
 
+def _epilog() -> str:
+    summaries = {
+        "strategies": {name: strategy.summary for name, strategy in STRATEGIES.items()},
+        "stability detectors": {name: detector.summary for name, detector in STABILITY_DETECTORS.items()},
+    }
+    return "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:12} {summary}" for name, summary in entries.items())])
+        for title, entries in summaries.items()
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate; the exit code, 2 when a trace could not be read."""
+    """Evaluate; the exit code, 2 when a trace could not be evaluated."""
     parser = build_parser()
     args = parser.parse_args(argv)
     setup = "offline" if args.dask is None else "live"
     return run_interruptible(lambda: run_cli(parser, lambda: _run(args), setup), _interrupted)
 
 
-def _interrupted() -> int:
-    print("evaluate.py: interrupted; the same command goes on where it was", file=sys.stderr)
-    return 130
-
-
 def _run(args: argparse.Namespace) -> int:
-    from model.evaluation.grid import chosen_variants
-    from model.evaluation.result_cache import ResultCache
-    from model.evaluation.tasks import Plan, tasks_of
+    from model.evaluation.command import EvaluationOptions, run_evaluation
 
-    plan = Plan(tuple(chosen_variants(args)), args.after, not args.no_pictures)
-    tasks = tasks_of(args.traces)
-    folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        rows, failed = _evaluated(args, tasks, plan, ResultCache(folder, plan))
-        if rows:
-            _write(folder, rows)
-    except OSError as error:
-        place = error.filename or folder
-        raise UsageError(f"{place}: {error.strerror or error}; what is done is kept") from None
-    if not rows:
-        raise UsageError("no trace could be evaluated")
-    return 2 if failed else 0
-
-
-def _evaluated(
-    args: argparse.Namespace, tasks: Sequence[Task], plan: Plan, kept: ResultCache
-) -> tuple[list[Row], bool]:
-    """The rows of every trace, in the order of the traces, and whether one had none."""
-    from model.cli.progress import ProgressBar
-    from model.evaluation.dask_cluster import on_cluster
-    from model.evaluation.workers import in_processes
-
-    found = {task: rows for task in tasks if (rows := kept.rows(task)) is not None}
-    if found:
-        print(f"evaluate.py: {len(found)} of {len(tasks)} traces were done already", file=sys.stderr)
-    # The largest first: then none is left that all but one worker wait for.
-    left = sorted((task for task in tasks if task not in found), key=lambda task: task.stamp, reverse=True)
-    outcomes = in_processes(left, plan, args.jobs) if args.dask is None else on_cluster(left, plan, args.dask)
-    complaints = []
-    try:
-        with ProgressBar().counted("evaluating", len(left)) as advance:
-            for task, outcome in outcomes if left else ():
-                if outcome.error:
-                    complaints.append(outcome.error)
-                else:
-                    kept.keep(task, outcome)
-                    found[task] = outcome.rows
-                advance()
-    finally:
-        for line in sorted(complaints):
-            print(f"evaluate.py: {line}", file=sys.stderr)
-    return [row for task in tasks for row in found.get(task, ())], bool(complaints)
+    strategies = list(STRATEGIES) if "all" in args.strategy else args.strategy
+    for risk in args.risk:
+        if fault := risk_fault(risk, tuple(strategies)):
+            raise UsageError(f"--risk: {fault}")
+    values = {
+        "percentile": args.percentile,
+        "aggregation": args.aggreg,
+        "risk": args.risk,
+        "stability": args.stability,
+    }
+    return run_evaluation(
+        EvaluationOptions(
+            traces=tuple(args.traces),
+            output=Path(args.output),
+            variants=tuple(variants(strategies, values)),
+            after=args.after,
+            jobs=args.jobs,
+            dask=args.dask,
+            pictures=not args.no_pictures,
+        )
+    )
 
 
-def _write(folder: Path, rows: Sequence[Row]) -> None:
-    from model.common.atomic_files import staged
-    from model.evaluation.figures import pareto_figure
-    from model.evaluation.grid import Pooled, Row, pooled, table_csv
-    from model.evaluation.tables import print_pooled
-    from model.replay.figures import png
-
-    together = pooled(rows)
-    with staged() as files:
-        files.write(folder / "results.csv", table_csv(rows, Row).encode())
-        files.write(folder / "pooled.csv", table_csv(together, Pooled).encode())
-        files.write(folder / "pareto.png", png(pareto_figure(together)))
-    print_pooled(together)
+def _interrupted() -> int:
+    print("evaluate.py: interrupted; run the same command to continue", file=sys.stderr)
+    return 130
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes a trace of a node that never existed: the same command, the same file.
+"""Generates the trace of a simulated node: the same command writes the same file.
 
-The VMs are drawn from a seed: their sizes, how much of them is used, and how that moves. What the node uses is
-the sum of its VMs and a small overhead, cut at what it has.
+Sizes, levels and courses of usage of the VMs are drawn from a seed. The node uses the sum of its VMs and a small
+overhead, capped at its capacity.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ with require_libraries("offline"):
 
 
 MIXES = {
-    "increasing": "VMs arrive one after the other, from a quarter of them to all",
-    "decreasing": "all VMs are there, then leave one after the other until a quarter is left",
-    "steady": "usage wanders little around each VM's own level",
+    "increasing": "VMs arrive one after another, from a quarter of them to all",
+    "decreasing": "VMs leave one after another, from all of them to a quarter",
+    "steady": "usage varies little around a level of each VM",
     "diurnal": "usage follows the day, most VMs in office hours",
-    "bursty": "low usage with bursts of a few minutes up to everything the VM has",
+    "bursty": "low usage with bursts of a few minutes, up to all that the VM has",
 }
 
-#: vCPUs of a VM and how many VMs in a hundred have them, about what public traces of clouds show.
+#: vCPUs of a VM and how many VMs in a hundred have them, similar to public traces of clouds.
 _SIZES = ((1, 30), (2, 35), (4, 20), (8, 12), (16, 3))
 _MEMORY_PER_VCPU_MB = (1024, 2048, 4096)
 _NODE_OVERHEAD_CORES = 0.5
@@ -45,7 +45,7 @@ _DAY_S = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asks for; times in seconds, memory in MB."""
+    """The options of the command line; times in seconds, memory in MB."""
 
     mix: str
     seed: int
@@ -65,13 +65,13 @@ class Plan:
 
     @property
     def slices(self) -> int:
-        """How many slices the trace has."""
+        """Number of slices of the trace."""
         return self.scopes * (self.scope_s // self.slice_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Vm:
-    """A VM and the slices in which it is there: first to last, the last one not."""
+    """A VM and its slices: from ``first`` up to, but not including, ``last``."""
 
     name: str
     vcpus: int
@@ -81,12 +81,12 @@ class _Vm:
 
 
 def generate(plan: Plan) -> Iterator[bytes]:
-    """The trace as pieces of JSON text, a VM at a time, so that large ones need no memory.
+    """Generate the trace as pieces of JSON text, one VM at a time, to limit the memory of large traces.
 
     Raises
     ------
     ValueError
-        When the plan contradicts itself.
+        If options contradict each other.
     """
     _check(plan)
     root = np.random.SeedSequence(plan.seed)
@@ -101,9 +101,9 @@ def generate(plan: Plan) -> Iterator[bytes]:
         random = np.random.default_rng(seed)
         cpu = np.round(_cpu_usage(plan, vm, time, random), 3)
         mem = np.round(_memory_usage(plan, vm, random), 1)
-        there = slice(vm.first, vm.last)
-        node_cpu[there] += 1.01 * cpu[there]
-        node_mem[there] += mem[there] + _VM_OVERHEAD_MB
+        stay = slice(vm.first, vm.last)
+        node_cpu[stay] += 1.01 * cpu[stay]
+        node_mem[stay] += mem[stay] + _VM_OVERHEAD_MB
         raw_data = [
             {
                 **_lists(time[k], vm.vcpus, vm.memory_mb, cpu[k], mem[k]),
@@ -142,7 +142,7 @@ def _check(plan: Plan) -> None:
     if plan.start % plan.scope_s:
         raise ValueError(f"--start: {plan.start} is not a multiple of --scope-s, {plan.scope_s}")
     if plan.arrivals + plan.departures > plan.vms:
-        raise ValueError("--arrivals and --departures: more of them than --vms")
+        raise ValueError("--arrivals and --departures: more than --vms in total")
 
 
 def _times(plan: Plan) -> FloatArray:
@@ -167,7 +167,7 @@ def _stays(plan: Plan, random: np.random.Generator) -> tuple[Sequence[int], Sequ
     first, last = np.zeros(plan.vms, dtype=int), np.full(plan.vms, plan.slices)
     order = random.permutation(plan.vms)
     moving = order[plan.vms // 4 :]
-    # Spread over the middle of the trace: there is a calm start and a calm end.
+    # In the middle of the trace; start and end are without changes.
     moments = np.linspace(0.1, 0.9, moving.size) * plan.slices
     if plan.mix == "increasing":
         first[moving] = np.clip(moments.astype(int), min(1, plan.slices - 1), None)
@@ -183,7 +183,7 @@ def _stays(plan: Plan, random: np.random.Generator) -> tuple[Sequence[int], Sequ
 def _cpu_usage(plan: Plan, vm: _Vm, time: FloatArray, random: np.random.Generator) -> FloatArray:
     """(slices, samples) float64: cores used."""
     level = random.beta(2, 6)
-    noise = _wander(random, time.size, memory=0.95) * 0.25
+    noise = _autoregressive(random, time.size, coefficient=0.95) * 0.25
     if plan.mix == "diurnal":
         hour = (time.ravel() % _DAY_S) / _DAY_S * 24
         peak = random.normal(14, 1.5) if random.random() < 0.8 else random.uniform(0, 24)
@@ -210,18 +210,18 @@ def _bursts(random: np.random.Generator, size: int, plan: Plan) -> FloatArray:
 
 
 def _memory_usage(plan: Plan, vm: _Vm, random: np.random.Generator) -> FloatArray:
-    """(slices, samples) float64: MB used; memory moves slowly."""
-    wander = _wander(random, plan.slices * plan.samples, memory=0.999) * 0.12
-    share = np.clip(random.beta(4, 4) * np.exp(wander), 0.05, 0.97)
+    """(slices, samples) float64: MB used; memory changes slowly."""
+    series = _autoregressive(random, plan.slices * plan.samples, coefficient=0.999) * 0.12
+    share = np.clip(random.beta(4, 4) * np.exp(series), 0.05, 0.97)
     return (share * vm.memory_mb).reshape(plan.slices, plan.samples)
 
 
-def _wander(random: np.random.Generator, size: int, memory: float) -> FloatArray:
+def _autoregressive(random: np.random.Generator, size: int, coefficient: float) -> FloatArray:
     """A first-order autoregressive series of variance 1."""
-    steps = random.normal(0, np.sqrt(1 - memory**2), size)
+    steps = random.normal(0, np.sqrt(1 - coefficient**2), size)
     value, series = random.normal(), np.empty(size)
     for i, step in enumerate(steps.tolist()):
-        value = memory * value + step
+        value = coefficient * value + step
         series[i] = value
     return series
 
@@ -237,7 +237,7 @@ def _lists(time: FloatArray, cpu: float, mem: float, cpu_usage: FloatArray, mem_
 
 
 def _extra(plan: Plan, random: np.random.Generator) -> dict[str, Any]:
-    """Further metrics, as a live node's trace has them and no strategy reads them."""
+    """Further metrics, like those in the trace of a live node that no strategy reads."""
     if not plan.extra_fields:
         return {}
     values = random.gamma(2, 500, (plan.extra_fields, plan.samples)).round(4)
@@ -245,13 +245,13 @@ def _extra(plan: Plan, random: np.random.Generator) -> dict[str, Any]:
 
 
 def build_parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     mixes = "\n".join(f"  {name:12} {meaning}" for name, meaning in MIXES.items())
     parser = Parser(prog="tracegen.py", description=__doc__, epilog=f"mixes:\n{mixes}")
     parser.add_argument("output", help="the trace to write")
-    parser.add_argument("--mix", choices=tuple(MIXES), default="steady", help="how the load moves (default: steady)")
+    parser.add_argument("--mix", choices=tuple(MIXES), default="steady", help="course of the load (default: steady)")
     for flag, kind, default, meaning in (
-        ("--seed", whole_number(0), 1, "another seed, another node"),
+        ("--seed", whole_number(0), 1, "seed of the random numbers"),
         ("--vms", whole_number(0), 40, "number of VMs"),
         ("--cores", number(0.001, 1e12), 256.0, "cores of the node"),
         ("--memory-mb", number(0.001, 1e12), 1048576.0, "memory of the node, MB of 2^20 bytes"),
@@ -261,13 +261,13 @@ def build_parser() -> Parser:
         ("--samples", whole_number(1), 60, "samples in a slice"),
         ("--historical", whole_number(0), 3, "earlier scopes in the window"),
         ("--start", whole_number(0), 1704067200, "start, Unix seconds, a multiple of the scope"),
-        ("--arrivals", whole_number(0), 0, "this many VMs arrive at a random slice, beside what the mix does"),
-        ("--departures", whole_number(0), 0, "this many VMs leave at a random slice, beside what the mix does"),
+        ("--arrivals", whole_number(0), 0, "further VMs that arrive at a random slice"),
+        ("--departures", whole_number(0), 0, "further VMs that leave at a random slice"),
         (
             "--extra-fields",
             whole_number(0),
             0,
-            "further lists in each slice of a VM, to make a file as large as a live one",
+            "further lists in each slice of a VM, for a file as large as that of a live node",
         ),
     ):
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
@@ -276,7 +276,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the trace that the command line asks for; the exit code."""
+    """Write the trace; returns the exit code."""
     parser = build_parser()
     args = vars(parser.parse_args(argv))
     output = Path(args.pop("output"))

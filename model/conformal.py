@@ -16,46 +16,47 @@ import numpy as np
 
 from .numerics import FloatArray, round_up
 
-# Chosen on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated ones of 2,000 slices, none of them among
-# the traces that README's table is made of. "Alike" means within a hundredth of the misprediction.
-#: N: errors kept of each candidate (64 to 128 alike).
-_MEMORY = 96
-#: p0: the tail begins at the quantile that this share exceeds, so that 38 of 96 errors fit it (0.35 to 0.5 alike).
-_BODY = 0.4
-#: Errors of slices that follow each other are alike: so many of them tell as much of the tail as one alone.
+# The constants were fitted on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated nodes of 2,000 slices.
+# The traces of the published comparison are not among them. A range in brackets changes the misprediction by less than
+# 1 %.
+#: N: errors kept per candidate (64 to 128).
+_ERRORS_KEPT = 96
+#: p0: the share of the errors that forms the tail, so that 38 of 96 errors fit it (0.35 to 0.5).
+_TAIL_SHARE = 0.4
+#: Errors of successive slices are correlated: this many count as one independent error.
 _DEPENDENCE = 2.0
-#: How fast an envelope sinks to the present: within two slices, within ten.
-_DECAYS = (0.5, 0.1)
-#: The usual 0.3 of exponential smoothing, for what a VM uses (0.15 to 0.6 alike) and for a position's peak.
+#: Decay of the two envelopes: they approach the present level within 2 and within 10 slices.
+_ENVELOPE_DECAYS = (0.5, 0.1)
+#: Exponential smoothing of what a VM uses (0.15 to 0.6) and of the peak of a position.
 _VM_DECAY = 0.3
 _SEASON_DECAY = 0.3
-#: Losses count for about 1 / (1 - 0.97) = 33 slices (0.95 to 0.99 alike).
-_FORGET = 0.97
-#: eta: a candidate 5 % worse than the best weighs 1/e of it (10 to 50 alike).
-_FOCUS = 20.0
-#: A unit too little counts as three too much (2 to 6 alike, 1 favours broken promises).
-_UNDER = 3.0
-#: Before errors are known: three standard deviations, gone after some ten slices.
+#: Discount of past losses: they count for about 1 / (1 - 0.97) = 33 slices (0.95 to 0.99).
+_LOSS_DISCOUNT = 0.97
+#: eta: a candidate whose loss is 5 % above the best has 1/e of its weight (10 to 50).
+_WEIGHT_RATE = 20.0
+#: Loss of a unit by which a bound is too low, in units by which it is too high (2 to 6; 1 favours violations).
+_UNDER_COST = 3.0
+#: The prior error is three standard deviations of the samples and fades within about 10 slices.
 _PRIOR_STDS, _PRIOR_DECAY = 3.0, 0.8
-#: Surplus of broken promises that is left alone, 0.2 of what is expected and 2.5 at most; the answer to more: a broken
-#: promise lengthens the tail as if the risk were exp(0.4) times smaller.
+#: Dead zone of the controller: a surplus of violations up to 0.2 of the expected count, at most 2.5, is tolerated.
+#: Gain: each further violation lengthens the tail as a risk exp(0.4) times smaller does.
 _DEAD_SHARE, _DEAD_MOST, _GAIN = 0.2, 2.5, 0.4
-#: Deficit that is left alone, and the answer to more, which makes the frequency exact in the long run.
+#: A deficit up to 2 is tolerated. A larger one shortens the tail, which makes the violation rate exact in the long run.
 _SLACK, _SLACK_GAIN = 2.0, 0.3
-#: The answer to a surplus that is no accident. Where broken promises are meant to be frequent, from one in twenty on,
-#: such a surplus is one of them larger.
-_ALARM_GAIN, _ALARM_REST, _ALARM_FROM = 6.0, 1.0, 0.05
-#: Where the surplus stops being counted, so that what is long past is not paid for without end.
-_FEWEST, _MOST = -6.0, 20.0
-#: How many promises the realised frequency is of.
-_JUDGED = 100
-#: A promise may exceed the truth by this share of the node before it is broken, as in the score.
+#: The alarm answers a surplus beyond chance. From a risk of 0.05 on, violations are frequent, so the alarm starts one
+#: violation later.
+_ALARM_GAIN, _ALARM_OFFSET, _ALARM_FROM = 6.0, 1.0, 0.05
+#: Limits of the surplus, so that the distant past does not dominate.
+_SURPLUS_LEAST, _SURPLUS_MOST = -6.0, 20.0
+#: Number of published figures over which the violation rate is computed.
+_RATE_SLICES = 100
+#: A slice is violated from this excess on, a share of the node, as in the published score.
 _TOLERANCE = 1e-9
 
-#: The largest target that can be kept to: a margin never sinks below the quantile that p0 exceeds.
+#: The largest target risk: a margin is never below the quantile that a share p0 of the errors exceeds.
 MOST_RISK = 0.3
 
-#: The attributes of a bound that are carried from slice to slice.
+#: The attributes of :class:`ConformalBound` that form its state.
 STATE_FIELDS = (
     *("slices", "surplus", "violations", "published", "booked"),
     *("spread", "own", "own_most", "envelopes", "season", "vms"),
@@ -65,21 +66,22 @@ STATE_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class SliceObservation:
-    """One resource of a slice that ended, cores or MB.
+    """One resource of a finished slice, cores or MB.
 
     Attributes
     ----------
     position, positions : int
-        Which slice of its scope it is, and how many these are.
+        Position of the slice in its scope, and number of positions.
     follows : bool
-        Whether the slice before had data too: only then was a promise put to the test.
+        Whether the slice before had data. Otherwise the last published figure is not scored.
     config, booked : float
-        What the node has, what its VMs were promised.
+        Capacity of the node, allocation of its VMs.
     peak, mean, std : float
         99th percentile, mean and population standard deviation of the node's samples.
     vms : tuple of v str
+        Names.
     vm_config, vm_mean, vm_peak : (v,) float64
-        What each VM was promised, NaN where unknown; mean and peak of its samples, NaN where it has none.
+        Allocation of each VM, NaN where unknown; mean and peak of its samples, NaN where it has none.
     """
 
     position: int
@@ -97,34 +99,34 @@ class SliceObservation:
 
 
 class ConformalBound:
-    r"""T, so that in a share ``risk`` of the slices more is used than T, and as close to the usage as that permits.
+    r"""The threshold T that usage exceeds in a share ``risk`` of the slices, as close to the usage as possible.
 
-    y(t) is the 99th percentile of the node's samples in slice t, g(t+1) the growth of booking from t to t+1, which
-    whoever placed the VMs has taken off the promise; i runs over the candidates.
+    y(t) is the 99th percentile of the node's samples in slice t; g(t+1) >= 0 is the growth of the allocation from t to
+    t+1, which the scheduler has already subtracted from the published figure; i runs over the candidates.
 
-    1. *Candidates* f_i(t) for y(t+1) - g(t+1): y(t); its decaying maxima e_a <- max(y, e_a + a (y - e_a)), a = 0.5
-       and 0.1; the VMs' own decaying peaks, summed, plus what the node itself uses; and, where a scope has several
-       positions, max(y(t), decaying maximum at the position of t+1). VMs that came or left move all remembered
-       levels by what they used or use to use.
-    2. *Margins* from each candidate's own last N errors r_i = y(t+1) - g(t+1) - f_i(t):
-       q_i = u_i + b_i (k ((p0 / risk)^(1/k) - 1) + c(t))+, with u_i the quantile of the errors that p0 of them exceed
-       and b_i their mean excess over it: an exponential tail, so that a risk of 1 % needs no hundred errors. b_i is
-       known from m excesses only, and k = m / 2 is how many of them are worth counting: the quantile is that of the
-       tail's predictive distribution, longer the less is known of it, ln(p0 / risk) in the end. One more error, three
-       standard deviations of the samples, stands for those not seen yet and fades. U_i = f_i + q_i.
-    3. *Weights* by recent errors: T = sum w_i U_i, w_i ~ exp(-eta (L_i - min L) / mean L), where L_i is the discounted
-       sum of |y - g - U_i|, threefold where U_i was too little.
-    4. *Steering*: D(t) = broken promises - risk x slices, E = risk x slices.
+    1. *Candidates* f_i(t) forecast y(t+1) - g(t+1): y(t); its decaying maxima e_a <- max(y, e_a + a (y - e_a)),
+       a = 0.5 and 0.1; the sum of the VMs' decaying peaks plus the node's own usage; and, with several positions per
+       scope, max(y(t), decaying maximum at the position of t+1). Arrivals and departures of VMs shift the stored
+       levels by the mean usage of these VMs.
+    2. *Margins* q_i from the last N errors of each candidate, r_i = y(t+1) - g(t+1) - f_i(t):
+       q_i = u_i + b_i (k ((p0 / risk)^(1/k) - 1) + c(t))+. u_i is the quantile that a share p0 of the errors exceeds,
+       b_i the mean excess over it: an exponential tail, so that a risk of 1 % does not need 100 errors. b_i is
+       estimated from m excesses, of which k = m / 2 count as independent, so the quantile is that of the tail's
+       predictive distribution: longer with fewer errors, ln(p0 / risk) in the limit. A prior error of three standard
+       deviations of the samples stands for the errors not yet observed and fades. U_i = f_i + q_i.
+    3. *Weights* by recent losses: T = sum w_i U_i, w_i ~ exp(-eta (L_i - min L) / mean L). L_i is the discounted sum
+       of |y - g - U_i|, times 3 where U_i was too low.
+    4. *Control* of the violation rate: D(t) = violations - risk x slices, E = risk x slices,
        c = 0.4 (D - d)+ + 6 (D - l)+ - 0.3 (-D - 2)+, with the dead zone d = min(0.2 E, 2.5) and the alarm at
-       l = min(E, sqrt(E)) + min(1, (risk / 0.05)^2): a standard deviation of a fair count, and a rest. In the end
-       this multiplies the level by exp(-c), the step of adaptive conformal inference, but on the sum of the steps.
-    5. *Limits*: 0 <= T <= min(config, booked + the most that the node itself used). The first T is what is booked, or
-       used if that is more. T is rounded up to what is published.
+       l = min(E, sqrt(E)) + min(1, (risk / 0.05)^2), a standard deviation of the expected count plus an offset. In the
+       limit c multiplies the level by exp(-c): the step of adaptive conformal inference, on the sum of the steps.
+    5. *Limits*: 0 <= T <= min(config, booked + the maximum of the node's own usage). The first T is the allocation, or
+       the usage if that is larger. T is rounded up to the published resolution.
 
     Parameters
     ----------
     risk : float
-        Above 0, at most :data:`MOST_RISK`.
+        Target share of violated slices, above 0, at most :data:`MOST_RISK`.
     resolution : float
         0.1 (cores) or 1 (MB).
 
@@ -150,13 +152,13 @@ class ConformalBound:
         self.resolution = resolution
         self.slices = 0
         self.surplus = 0.0  # D
-        self.violations: list[int] = []  # 1 for each of the last promises that was, 0 for each that was kept
+        self.violations: list[int] = []  # per published figure, newest last: 1 if violated, else 0
         self.published = self.booked = 0.0  # at the end of the last slice
-        self.spread = 0.0  # the largest standard deviation of a slice
-        self.own = self.own_most = 0.0  # what the node itself uses: usually, at most
+        self.spread = 0.0  # largest standard deviation of a slice
+        self.own = self.own_most = 0.0  # usage of the node beside its VMs: smoothed, maximum
         self.envelopes: list[float] = []
-        self.season: dict[int, float] = {}  # by position
-        self.vms: dict[str, list[float]] = {}  # by name: what it usually uses, its decaying peak
+        self.season: dict[int, float] = {}  # decaying maximum by position
+        self.vms: dict[str, list[float]] = {}  # by name: smoothed mean, decaying peak
         self.forecasts: FloatArray = np.empty(0)  # (i,)
         self.bounds: FloatArray = np.empty(0)  # (i,)
         self.losses: FloatArray = np.empty(0)  # (i,)
@@ -164,109 +166,115 @@ class ConformalBound:
 
     @property
     def violation_rate(self) -> float:
-        """The share of the last 100 promises that was broken; NaN before the first was put to the test."""
+        """Violated share of the last 100 published figures, 0 to 1; NaN before the first one is scored."""
         return sum(self.violations) / len(self.violations) if self.violations else math.nan
 
-    def update(self, seen: SliceObservation) -> float:
-        """Learn from the slice that ended and answer with T."""
+    def update(self, observation: SliceObservation) -> float:
+        """Process a finished slice and return T, cores or MB."""
         first = not self.slices
-        shift = self._see_vms(seen)
-        if seen.follows and not first:
-            self._score_published(seen)
-        self._move_levels(seen, 0.0 if first else shift)
-        self.forecasts = self._candidates(seen)
+        shift = self._track_vms(observation)
+        if observation.follows and not first:
+            self._score_published(observation)
+        self._move_levels(observation, 0.0 if first else shift)
+        self.forecasts = self._candidates(observation)
         if first:
             self.losses = np.zeros(self.forecasts.size)
             self.errors = np.empty((self.forecasts.size, 0))
         self.bounds = self.forecasts + self._margins()
-        threshold = max(seen.booked, seen.peak) if first else float(self._weights() @ self.bounds)
-        # Whatever the VMs do, they and the node use no more than this, and no more than there is.
-        most = min(max(seen.booked + self.own_most, seen.peak), seen.config)
+        threshold = max(observation.booked, observation.peak) if first else float(self._weights() @ self.bounds)
+        most = min(max(observation.booked + self.own_most, observation.peak), observation.config)
         threshold = round_up(max(0.0, min(threshold, most)), self.resolution)
-        self.published = round(max(0.0, seen.config - threshold), 6)
-        self.booked = seen.booked
+        self.published = round(max(0.0, observation.config - threshold), 6)
+        self.booked = observation.booked
         self.slices += 1
         return threshold
 
-    def _see_vms(self, seen: SliceObservation) -> float:
-        """Remember what each VM, and the node beside them, uses; by how much arrivals and departures move that."""
-        found: dict[str, list[float]] = {}
+    def _track_vms(self, observation: SliceObservation) -> float:
+        """Update the levels of the VMs and of the node itself.
+
+        Returns
+        -------
+        float
+            Mean usage of the VMs that arrived less that of those that left.
+        """
+        tracked: dict[str, list[float]] = {}
         arrived = used = 0.0
-        figures = (seen.vm_config.tolist(), seen.vm_mean.tolist(), seen.vm_peak.tolist())
-        for name, config, mean, peak in zip(seen.vms, *figures, strict=True):
-            known = self.vms.pop(name, None)
+        figures = (observation.vm_config.tolist(), observation.vm_mean.tolist(), observation.vm_peak.tolist())
+        for name, config, mean, peak in zip(observation.vms, *figures, strict=True):
+            previous = self.vms.pop(name, None)
             if math.isnan(mean):
-                # As before, or all that it may use.
-                found[name] = known or [0.0, 0.0 if math.isnan(config) else config]
-                used += found[name][0]
+                # No samples: keep the previous levels; a new VM may use its whole allocation.
+                tracked[name] = previous or [0.0, 0.0 if math.isnan(config) else config]
+                used += tracked[name][0]
                 continue
             used += mean
-            if known is None:
-                found[name] = [mean, peak]
+            if previous is None:
+                tracked[name] = [mean, peak]
                 arrived += mean
             else:
-                usual, top = known
-                found[name] = [usual + _VM_DECAY * (mean - usual), max(peak, top + _VM_DECAY * (peak - top))]
+                usual, top = previous
+                tracked[name] = [usual + _VM_DECAY * (mean - usual), max(peak, top + _VM_DECAY * (peak - top))]
         left = sum(usual for usual, _ in self.vms.values())
-        self.vms = found
-        own = seen.mean - used
+        self.vms = tracked
+        own = observation.mean - used
         self.own = self.own + _VM_DECAY * (own - self.own) if self.slices else own
-        self.own_most = max(self.own_most, own, seen.peak - seen.booked)
+        self.own_most = max(self.own_most, own, observation.peak - observation.booked)
         return arrived - left
 
-    def _score_published(self, seen: SliceObservation) -> None:
-        """Was the promise kept, and how far off was each candidate?"""
-        growth = max(0.0, seen.booked - self.booked)
-        over = self.published - growth - (seen.config - seen.peak)
-        violations = over > _TOLERANCE * seen.config
-        self.violations = [*self.violations, int(violations)][-_JUDGED:]
-        self.surplus = min(max(self.surplus + violations - self.risk, _FEWEST), _MOST)
-        needed = seen.peak - growth
-        self.errors = np.column_stack([self.errors, needed - self.forecasts])[:, -_MEMORY:]
-        off = needed - self.bounds
-        self.losses = _FORGET * self.losses + np.where(off > 0, _UNDER * off, -off)
+    def _score_published(self, observation: SliceObservation) -> None:
+        """Compare the last published figure and all candidates with the usage of this slice."""
+        growth = max(0.0, observation.booked - self.booked)
+        excess = self.published - growth - (observation.config - observation.peak)
+        violated = excess > _TOLERANCE * observation.config
+        self.violations = [*self.violations, int(violated)][-_RATE_SLICES:]
+        self.surplus = min(max(self.surplus + violated - self.risk, _SURPLUS_LEAST), _SURPLUS_MOST)
+        needed = observation.peak - growth
+        self.errors = np.column_stack([self.errors, needed - self.forecasts])[:, -_ERRORS_KEPT:]
+        shortfall = needed - self.bounds
+        self.losses = _LOSS_DISCOUNT * self.losses + np.where(shortfall > 0, _UNDER_COST * shortfall, -shortfall)
 
-    def _move_levels(self, seen: SliceObservation, shift: float) -> None:
-        """The decaying maxima, all of them moved by what came and left."""
-        peak = seen.peak
-        self.spread = max(self.spread, seen.std)
-        moved = [level + shift for level in self.envelopes] or [peak] * len(_DECAYS)
+    def _move_levels(self, observation: SliceObservation, shift: float) -> None:
+        """Update the decaying maxima, all of them shifted by the usage that arrived or left."""
+        peak = observation.peak
+        self.spread = max(self.spread, observation.std)
+        moved = [level + shift for level in self.envelopes] or [peak] * len(_ENVELOPE_DECAYS)
         self.envelopes = [
-            max(peak, level + decay * (peak - level)) for level, decay in zip(moved, _DECAYS, strict=True)
+            max(peak, level + decay * (peak - level)) for level, decay in zip(moved, _ENVELOPE_DECAYS, strict=True)
         ]
-        if seen.positions > 1:
+        if observation.positions > 1:
             self.season = {position: level + shift for position, level in self.season.items()}
-            old = self.season.get(seen.position, peak)
-            self.season[seen.position] = max(peak, old + _SEASON_DECAY * (peak - old))
+            old = self.season.get(observation.position, peak)
+            self.season[observation.position] = max(peak, old + _SEASON_DECAY * (peak - old))
 
-    def _candidates(self, seen: SliceObservation) -> FloatArray:
+    def _candidates(self, observation: SliceObservation) -> FloatArray:
         """f_i, (i,) float64."""
-        levels = [seen.peak, *self.envelopes, self.own + sum(top for _, top in self.vms.values())]
-        if seen.positions > 1:
-            levels.append(max(seen.peak, self.season.get((seen.position + 1) % seen.positions, seen.peak)))
+        peak = observation.peak
+        levels = [peak, *self.envelopes, self.own + sum(top for _, top in self.vms.values())]
+        if observation.positions > 1:
+            levels.append(max(peak, self.season.get((observation.position + 1) % observation.positions, peak)))
         return np.maximum(np.array(levels), 0.0)
 
     def _margins(self) -> FloatArray:
         """q_i, (i,) float64."""
-        candidates, known = self.errors.shape
-        prior = np.full(candidates, _PRIOR_STDS * self.spread * _PRIOR_DECAY**known)
+        candidates, count = self.errors.shape
+        prior = np.full(candidates, _PRIOR_STDS * self.spread * _PRIOR_DECAY**count)
         ordered = np.sort(np.column_stack([self.errors, prior]), axis=1)
-        # Conformal ranks count the error to come: the k-th of n is at k / (n + 1).
-        rank = min(max((known + 2) * (1.0 - _BODY) - 1.0, 0.0), float(known))
+        # Conformal ranks include the next error: the k-th of n is the quantile k / (n + 1).
+        rank = min(max((count + 2) * (1.0 - _TAIL_SHARE) - 1.0, 0.0), float(count))
         below = int(rank)
-        above = min(below + 1, known)
+        above = min(below + 1, count)
         body = ordered[:, below] + (rank - below) * (ordered[:, above] - ordered[:, below])
-        count = max(1, round((known + 1) * _BODY))
-        excess = np.maximum(ordered[:, -count:] - body[:, None], 0.0).mean(axis=1)
-        worth = count / _DEPENDENCE
-        length = worth * math.expm1(math.log(_BODY / self.risk) / worth)
-        return body + excess * max(0.0, length + self._pressure())
+        excesses = max(1, round((count + 1) * _TAIL_SHARE))
+        mean_excess = np.maximum(ordered[:, -excesses:] - body[:, None], 0.0).mean(axis=1)
+        independent = excesses / _DEPENDENCE
+        length = independent * math.expm1(math.log(_TAIL_SHARE / self.risk) / independent)
+        return body + mean_excess * max(0.0, length + self._pressure())
 
     def _pressure(self) -> float:
-        """c, by how much the tail is lengthened."""
+        """c, the length that the controller adds to the tail."""
         surplus, expected = self.surplus, self.risk * self.slices
         dead = min(_DEAD_SHARE * expected, _DEAD_MOST)
-        alarm = min(expected, math.sqrt(expected)) + _ALARM_REST * min(1.0, (self.risk / _ALARM_FROM) ** 2)
+        alarm = min(expected, math.sqrt(expected)) + _ALARM_OFFSET * min(1.0, (self.risk / _ALARM_FROM) ** 2)
         return (
             _GAIN * max(0.0, surplus - dead)
             + _ALARM_GAIN * max(0.0, surplus - alarm)
@@ -278,25 +286,25 @@ class ConformalBound:
         mean = self.losses.mean()
         if mean <= 0.0:
             return np.full(self.losses.size, 1.0 / self.losses.size)
-        weights = np.exp(-_FOCUS * (self.losses - self.losses.min()) / mean)
+        weights = np.exp(-_WEIGHT_RATE * (self.losses - self.losses.min()) / mean)
         return weights / weights.sum()
 
     def state(self) -> dict[str, Any]:
-        """What it carries on, as numbers, lists and dicts: N for each candidate, two per VM, one per position."""
+        """The state as numbers, lists and dicts: N errors per candidate, two levels per VM, one per position."""
         return {name: _plain(getattr(self, name)) for name in STATE_FIELDS}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from where another one's :meth:`state` was taken.
+        """Continue from the :meth:`state` of another instance.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            When it is none.
+            When a field is missing or has another type.
         """
         for name in STATE_FIELDS:
-            told = state[name]
+            value = state[name]
             is_array = isinstance(getattr(self, name), np.ndarray)
-            setattr(self, name, np.array(told, dtype=np.float64) if is_array else copy.copy(told))
+            setattr(self, name, np.array(value, dtype=np.float64) if is_array else copy.copy(value))
 
 
 def _plain(value: Any) -> Any:

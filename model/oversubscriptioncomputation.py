@@ -1,9 +1,8 @@
-"""The oversubscription strategies: how much of a resource is to be seen as used.
+"""The oversubscription strategies: how much of a resource counts as used.
 
-A strategy is one class and the line ``@register("name")`` above it. An instance serves one resource of
-one node at one position (or at all of them, see :attr:`Strategy.per_position`) and keeps what it has to
-remember itself. Once per finished slice, in time order, :meth:`Strategy.update` is told what was observed
-and answers with a threshold; free = config - threshold.
+A strategy is one class with ``@register("name")`` above it. An instance serves one resource of one node at one position
+(or at all positions, see :attr:`Strategy.per_position`) and holds its own state. :meth:`Strategy.update` is called once
+per finished slice, in time order, and returns the threshold T; free = config - T.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from .slices import Resource, Window
 
 @dataclass(frozen=True, slots=True)
 class StrategySettings:
-    """What the operator chose for one resource.
+    """The parameters of the strategies for one resource.
 
     Attributes
     ----------
     percentile : float
         P, 0 to 100 (``--cpu``, ``--mem``).
     aggregation : int
-        N, how many successive samples are averaged before per-slice figures (``--aggreg``).
+        N, number of successive samples that are averaged before per-slice figures (``--aggreg``).
     risk : float
-        In which share of the slices a promise may be broken (``--risk-cpu``, ``--risk-mem``).
+        Target share of violated slices, 0 to 1 (``--risk-cpu``, ``--risk-mem``).
     """
 
     percentile: float = 90.0
@@ -42,18 +41,18 @@ class StrategySettings:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a strategy sees of one resource at the end of a slice.
+    """The input of a strategy: one resource at the end of a slice.
 
     Attributes
     ----------
     window : Window
-        The current slice and its predecessors at the same position; the node has samples in the current.
+        The current slice, in which the node has samples, and its predecessors at the same position.
     stable : bool
-        Whether the current slice resembles the ones before (:mod:`model.stability`).
+        Whether the current slice resembles its predecessors, see :mod:`model.stability`.
     position, positions : int
-        Which slice of its scope it is, and how many these are.
+        Position of the slice in its scope, and number of positions.
     follows : bool
-        Whether the node gave data in the slice before, too, whatever its position.
+        Whether the node has data in the slice before, at whatever position.
     """
 
     window: Window
@@ -64,28 +63,30 @@ class Observation:
 
     @property
     def config(self) -> float:
-        """What the node has."""
+        """Capacity of the node, cores or MB."""
         return self.window.current.config
 
     @property
     def booked(self) -> float:
-        """What is promised to the VMs."""
+        """Allocation of its VMs, cores or MB."""
         return self.window.current.booked
 
 
 class Strategy(ABC):
-    """One way to tell how much of a resource is used."""
+    """Computes how much of a resource counts as used."""
 
+    summary: ClassVar[str]
+    """One line for help texts and documentation."""
     per_position: ClassVar[bool] = True
-    """False: one instance sees every slice in time order, whatever its position."""
+    """False: one instance processes all slices in time order, whatever their position."""
     uses_vm_samples: ClassVar[bool] = False
-    """Whether it looks at what single VMs used, and not only at what they were promised."""
+    """Whether it reads the usage of single VMs, in addition to their allocations."""
     keeps_vm_samples: ClassVar[bool] = False
-    """Whether it looks at that in the slices before the current one, too: they are much to remember."""
+    """Whether it reads that usage in earlier slices, too, which then have to be kept in memory."""
     parameters: ClassVar[tuple[str, ...]] = ()
-    """What changes its answer: ``percentile``, ``aggregation`` and ``risk`` of its settings; ``stability``."""
+    """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
     state_fields: ClassVar[tuple[str, ...]] = ()
-    """The attributes that it carries from slice to slice; numbers, texts, None, and lists or dicts of them."""
+    """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         self.resource = resource
@@ -93,65 +94,67 @@ class Strategy(ABC):
 
     @property
     def risk(self) -> float:
-        """The share of its promises that may be broken, as it means to have it; NaN: it means nothing of the kind."""
+        """Target risk, 0 to 1; NaN for a strategy without one."""
         return math.nan
 
     @property
     def violation_rate(self) -> float:
-        """The share of its last promises that was broken; NaN where nobody counts."""
+        """Violated share of its recent published figures, 0 to 1; NaN for a strategy that does not measure it."""
         return math.nan
 
     def state(self) -> dict[str, Any]:
-        """What it carries from slice to slice."""
+        """The state after the last slice, by name."""
         return {name: getattr(self, name) for name in self.state_fields}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from where another instance's :meth:`state` was taken.
+        """Continue from the :meth:`state` of another instance.
 
         Raises
         ------
         KeyError
-            When something is missing in it.
+            When a field is missing.
         """
         for name in self.state_fields:
             setattr(self, name, state[name])
 
     @abstractmethod
-    def update(self, observed: Observation) -> float:
-        """Learn from the slice that ended and answer with the threshold T, in cores or MB."""
+    def update(self, observation: Observation) -> float:
+        """Process a finished slice and return the threshold T, cores or MB."""
 
 
 STRATEGIES: dict[str, type[Strategy]] = {}
 
 
 def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
-    """Make a strategy known under the name that the command line uses."""
+    """Add a strategy to :data:`STRATEGIES`, under its name on the command line."""
 
-    def enter(strategy: type[Strategy]) -> type[Strategy]:
+    def add(strategy: type[Strategy]) -> type[Strategy]:
         STRATEGIES[name] = strategy
         return strategy
 
-    return enter
+    return add
 
 
 @register("percentile")
 class Percentile(Strategy):
     """T = P-th percentile (linear interpolation) of the pooled samples of the window."""
 
+    summary = "P-th percentile of the usage in the window"
     parameters = ("percentile",)
 
-    def update(self, observed: Observation) -> float:
-        return float(np.percentile(observed.window.pooled, self.settings.percentile))
+    def update(self, observation: Observation) -> float:
+        return float(np.percentile(observation.window.pooled, self.settings.percentile))
 
 
 @register("doa")
 class DegreeOfAggressiveness(Strategy):
-    """T starts at what is booked; calm slices lower it by a twentieth, a full one raises it by half.
+    """T starts at booked, falls by config / 20 after a calm slice and rises by config / 2 after a full one.
 
-    max(u) < 0.95 config: T - round(config / 20), not below -2 config; else T + round(config / 2).
-    u is the current slice, aggregated.
+    u is the current slice, aggregated. If max(u) < 0.95 config: T <- max(T - round(config / 20), -2 config);
+    else T <- T + round(config / 2).
     """
 
+    summary = "starts at the allocation; a step down after a calm slice, a step up after a full one"
     parameters = ("aggregation",)
     state_fields = ("threshold",)
 
@@ -159,11 +162,11 @@ class DegreeOfAggressiveness(Strategy):
         super().__init__(resource, settings)
         self.threshold: float | None = None
 
-    def update(self, observed: Observation) -> float:
-        config = observed.config
-        threshold = observed.booked if self.threshold is None else self.threshold
-        busiest = aggregate(observed.window.current.node, self.settings.aggregation).max()
-        if busiest < 0.95 * config:
+    def update(self, observation: Observation) -> float:
+        config = observation.config
+        threshold = observation.booked if self.threshold is None else self.threshold
+        peak = aggregate(observation.window.current.node, self.settings.aggregation).max()
+        if peak < 0.95 * config:
             threshold = max(threshold - round(config / 20), -2 * config)
         else:
             threshold += round(config / 2)
@@ -173,14 +176,15 @@ class DegreeOfAggressiveness(Strategy):
 
 @register("greedy")
 class Greedy(Strategy):
-    """The highest per-slice percentile, with half of any growth on top until the node calms down.
+    """T is the highest per-slice percentile, plus half of any growth until the node is stable.
 
-    P = max over the window's slices of their P-th percentile, rounded up to 0.1 core or 1 MB;
-    dB = booked - previous booked; dP = P - previous T. dB > 0 or dP > 0: T = P + max(dB, dP) / 2;
-    else stable: T = P; else T = previous T. The first time dB = booked and dP = 0. Nothing booked and nothing
-    used in the slice: T = P.
+    P = max over the slices of the window of their P-th percentile, rounded up to 0.1 core or 1 MB;
+    dB = booked - previous booked, dP = P - previous T. In the first slice dB = booked and dP = 0.
+    If nothing is booked and nothing used in the slice: T = P; if dB > 0 or dP > 0: T = P + max(dB, dP) / 2;
+    else if stable: T = P; else T = previous T.
     """
 
+    summary = "highest per-slice percentile, plus half of any growth until the node is stable"
     parameters = ("percentile", "aggregation", "stability")
     state_fields = ("previous_booked", "previous_threshold")
 
@@ -189,14 +193,14 @@ class Greedy(Strategy):
         self.previous_booked = 0.0
         self.previous_threshold: float | None = None
 
-    def update(self, observed: Observation) -> float:
-        chosen = self.settings
-        peaks = (past.peak(chosen.percentile, chosen.aggregation) for past in observed.window.slices)
+    def update(self, observation: Observation) -> float:
+        settings = self.settings
+        peaks = (past.peak(settings.percentile, settings.aggregation) for past in observation.window.slices)
         peak = round_up(max(peak for peak in peaks if not math.isnan(peak)), self.resource.resolution)
-        idle = observed.booked == 0 and not observed.window.current.node.any()
-        booked_growth = observed.booked - self.previous_booked
+        idle = observation.booked == 0 and not observation.window.current.node.any()
+        booked_growth = observation.booked - self.previous_booked
         peak_growth = 0.0 if self.previous_threshold is None else peak - self.previous_threshold
-        if idle or (observed.stable and booked_growth <= 0 and peak_growth <= 0):
+        if idle or (observation.stable and booked_growth <= 0 and peak_growth <= 0):
             threshold = peak
         elif booked_growth > 0 or peak_growth > 0:
             threshold = peak + max(booked_growth, peak_growth) / 2
@@ -204,19 +208,20 @@ class Greedy(Strategy):
             threshold = peak
         else:
             threshold = self.previous_threshold
-        self.previous_booked = observed.booked
+        self.previous_booked = observation.booked
         self.previous_threshold = threshold
         return threshold
 
 
 @register("scroogevm")
 class ScroogeVM(Strategy):
-    """T = mean + r std of the pooled samples; r shrinks while the node is stable, grows with its usage.
+    """T = mean + r std of the pooled samples; r shrinks while the node is stable and grows with its usage.
 
-    r starts at 3.5 and stays in [2, 5]. Stable: r - 0.1; else r + 0.2 when the mean exceeds the previous
-    slice's mean, rounded up to 0.1 (core or MB); else r stays.
+    r starts at 3.5 and stays in [2, 5]. Stable: r <- r - 0.1; else, if the mean of the window exceeds the mean of the
+    previous slice (aggregated, rounded up to 0.1 core or MB): r <- r + 0.2; else r stays.
     """
 
+    summary = "mean + r standard deviations; r shrinks while the node is stable (2 to 5)"
     parameters = ("aggregation", "stability")
     state_fields = ("ratio", "previous_mean")
 
@@ -225,9 +230,9 @@ class ScroogeVM(Strategy):
         self.ratio = 3.5
         self.previous_mean: float | None = None
 
-    def update(self, observed: Observation) -> float:
-        window = observed.window
-        if observed.stable:
+    def update(self, observation: Observation) -> float:
+        window = observation.window
+        if observation.stable:
             self.ratio = max(self.ratio - 0.1, 2.0)
         elif self.previous_mean is not None and window.mean > self.previous_mean:
             self.ratio = min(self.ratio + 0.2, 5.0)
@@ -241,26 +246,29 @@ class NSigma(Strategy):
     """T = mean + 5 std of the pooled samples.
 
     After the N-sigma predictor of Bashir et al., "Take it to the limit: peak prediction-driven resource
-    overcommitment in datacenters", EuroSys 2021; on absolute node usage and not capped.
+    overcommitment in datacenters", EuroSys 2021; here on absolute usage of the node, without a cap.
     """
 
-    def update(self, observed: Observation) -> float:
-        return observed.window.mean + 5 * observed.window.std
+    summary = "mean + 5 standard deviations"
+
+    def update(self, observation: Observation) -> float:
+        return observation.window.mean + 5 * observation.window.std
 
 
 @register("rclike")
 class ResourceCentralLike(Strategy):
-    """T = the sum of the VMs' own peaks; a VM whose window is not full counts with its configuration.
+    """T = the sum of the VMs' own peaks; a VM whose window is not full counts with its allocation.
 
-    A peak is the 99th percentile of a VM's CPU usage, at most its vCPUs, or the maximum of its memory.
+    A peak is the 99th percentile of a VM's CPU usage, at most its vCPUs, or the maximum of its memory usage.
     After Cortez et al., "Resource Central", SOSP 2017, as simplified in Bashir et al., EuroSys 2021.
     """
 
+    summary = "sum of the VMs' own peaks"
     uses_vm_samples = keeps_vm_samples = True
 
-    def update(self, observed: Observation) -> float:
-        config = observed.window.current.vm_config
-        peak = observed.window.vm_percentile(self.resource.vm_peak_percentile)
+    def update(self, observation: Observation) -> float:
+        config = observation.window.current.vm_config
+        peak = observation.window.vm_percentile(self.resource.vm_peak_percentile)
         if self.resource.vm_peak_capped:
             peak = np.fmin(peak, config)
         return float(np.nansum(np.where(np.isnan(peak), config, peak)))
@@ -268,36 +276,40 @@ class ResourceCentralLike(Strategy):
 
 @register("borg")
 class BorgDefault(Strategy):
-    """T = booked / 1.1: a fixed ratio, after the default of Borg as told in Bashir et al., EuroSys 2021."""
+    """T = booked / 1.1: a fixed ratio, the default of Borg according to Bashir et al., EuroSys 2021."""
 
-    def update(self, observed: Observation) -> float:
-        return observed.booked / 1.1
+    summary = "booked / 1.1"
+
+    def update(self, observation: Observation) -> float:
+        return observation.booked / 1.1
 
 
 @register("maxpeak")
 class MaxPeak(Strategy):
-    """T = max(nsigma, rclike), the most careful of both; Bashir et al., EuroSys 2021."""
+    """T = max(nsigma, rclike), the maximum predictor of Bashir et al., EuroSys 2021."""
 
+    summary = "the larger of nsigma and rclike"
     uses_vm_samples = keeps_vm_samples = True
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
         self.predictors = (NSigma(resource, settings), ResourceCentralLike(resource, settings))
 
-    def update(self, observed: Observation) -> float:
-        return max(predictor.update(observed) for predictor in self.predictors)
+    def update(self, observation: Observation) -> float:
+        return max(predictor.update(observation) for predictor in self.predictors)
 
 
 @register("conformal")
 class Conformal(Strategy):
-    """T is exceeded in a chosen share of the slices, ``--risk``, and as close to the usage as that permits.
+    """T is exceeded in a target share of the slices, ``--risk``, and as close to the usage as that permits.
 
-    T = sum of w_i (f_i + q_i), at most what is booked and the node itself uses. f_i: the last peak, decaying maxima of
-    the peaks before, of those at the next position of the scope, and of the VMs' own; q_i: a high quantile of the
-    errors that f_i made, the higher the more promises were broken; w_i: by recent errors. The formulas, and whose they
-    are, stand at :class:`~model.conformal.ConformalBound`.
+    T = sum of w_i (f_i + q_i), at most booked plus the node's own usage. f_i: the last peak, decaying maxima of past
+    peaks, of those at the next position of the scope, and of the VMs' own peaks; q_i: a high quantile of the errors of
+    f_i, higher after violations; w_i: weights by recent errors. :class:`~model.conformal.ConformalBound` has the
+    formulas and their sources.
     """
 
+    summary = "exceeded in a share --risk of the slices: forecasts, and a margin from their own errors"
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
@@ -321,23 +333,23 @@ class Conformal(Strategy):
     def restore(self, state: Mapping[str, Any]) -> None:
         self.bound.restore(state)
 
-    def update(self, observed: Observation) -> float:
-        present = observed.window.slices[-1]
-        usage = present.usage
+    def update(self, observation: Observation) -> float:
+        current = observation.window.slices[-1]
+        usage = current.usage
         samples = np.sort(usage.vm_usage, axis=1)  # NaN last
         count = samples.shape[1] - np.isnan(samples).sum(axis=1)
         peak = row_percentiles(samples, (self.resource.vm_peak_percentile,))[0]
         return self.bound.update(
             SliceObservation(
-                position=observed.position,
-                positions=observed.positions,
-                follows=observed.follows,
+                position=observation.position,
+                positions=observation.positions,
+                follows=observation.follows,
                 config=usage.config,
                 booked=usage.booked,
                 peak=float(row_percentiles(np.sort(usage.node)[None, :], (99.0,))[0, 0]),
                 mean=float(usage.node.mean()),
                 std=float(usage.node.std()),
-                vms=present.vms,
+                vms=current.vms,
                 vm_config=usage.vm_config,
                 vm_mean=np.nansum(samples, axis=1) / np.where(count > 0, count, np.nan),
                 vm_peak=np.fmin(peak, usage.vm_config) if self.resource.vm_peak_capped else peak,

@@ -1,6 +1,6 @@
-"""Samples between the exporters, the store and the models.
+"""Samples as exporters, the store and the models exchange them.
 
-A missing figure is an absent key in a scrape and NaN in an array, never 0.
+A missing value is an absent key in a scrape and NaN in an array, never 0.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What one scrape of a node told, in the words and units of vmprobe (``cpu_cputime``, ns; memory KiB).
+    """The metrics of one scrape of a node, with the names and units of vmprobe (``cpu_cputime``, ns; memory KiB).
 
     Attributes
     ----------
     epoch_ms : float
-        When the figures were taken, Unix milliseconds.
+        When the metrics were measured, Unix milliseconds.
     node : mapping of metric name to value
-    domains : mapping of domain name to such a mapping, or None
-        None when nothing is known of the domains, which is not to say that there are none.
+    domains : mapping of domain name to mapping of metric name to value, or None
+        None when the domains are unknown; an empty mapping when the node has none.
     """
 
     epoch_ms: float
@@ -36,16 +36,17 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class ScrapeSample:
-    """What is stored of one scrape: a row for the node, a row for each of its domains.
+    """The stored fields of one scrape: a row for the node and a row for each of its domains.
 
     Attributes
     ----------
     node : str
-        Its URL.
+        URL of the node.
     time_ms : int
+        Unix milliseconds.
     fields : mapping of field name to value
-        Of the node; memory in MB, CPU in cores.
-    domains : mapping of domain name to such a mapping
+        Fields of the node; memory in MB, CPU in cores.
+    domains : mapping of domain name to mapping of field name to value
     """
 
     node: str
@@ -56,14 +57,14 @@ class ScrapeSample:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Stored samples of a machine, in time order.
+    """Stored samples of a node or domain, in time order.
 
     Attributes
     ----------
     time_ms : (n,) int64
         Unix milliseconds.
     fields : mapping of field name to (n,) float64
-        NaN where a sample does not have the field.
+        NaN where a sample lacks the field.
     """
 
     time_ms: NDArray[np.int64]
@@ -72,7 +73,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """What a store knows of a node and its domains in a period; a domain has its own times."""
+    """Samples of a node and its domains in a period; each domain has its own times."""
 
     node: Samples
     domains: Mapping[str, Samples]

@@ -1,7 +1,11 @@
-"""Is this slice like the ones before? The question that ``greedy`` and ``scroogevm`` ask."""
+"""Detectors of stability: does a slice resemble the slices before it?
+
+The strategies ``greedy`` and ``scroogevm`` lower their thresholds in stable slices only.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +14,7 @@ from .numerics import FloatArray
 
 
 class StabilityDetector(Protocol):
-    """Judges one resource of one node."""
+    """Compares a slice of one resource of one node with its past."""
 
     def __call__(self, older: FloatArray, new: FloatArray, /) -> bool:
         """Whether the new slice resembles its past.
@@ -20,19 +24,38 @@ class StabilityDetector(Protocol):
         older : (n,) float64
             Pooled samples of the h + 1 slices before the new one, in shares of the node.
         new : (m,) float64
-            Samples of the slice that ended, in shares of the node.
+            Samples of the finished slice, in shares of the node.
         """
 
 
-#: What a threshold may be off by without an operator minding, share of the node.
+@dataclass(frozen=True, slots=True)
+class RegisteredDetector:
+    """A detector of the command line.
+
+    Attributes
+    ----------
+    summary : str
+        One line for help texts and documentation.
+    detect : StabilityDetector
+    """
+
+    summary: str
+    detect: StabilityDetector
+
+    def __call__(self, older: FloatArray, new: FloatArray, /) -> bool:
+        """Whether the new slice resembles its past, see :class:`StabilityDetector`."""
+        return self.detect(older, new)
+
+
+#: How far a threshold may be off without consequence for an operator, share of the node.
 _RANGE_SLACK = 0.02
 
 
 def mean_predictor(older: FloatArray, new: FloatArray) -> bool:
-    """Stable when the mean of the past errs on the new slice as much as on the past, within 1 %.
+    """Stable when the mean of the past has the same error on the new slice as on the past, within 1 % of the node.
 
-    The error is the root mean square one. The original asked a small recurrent network, trained anew at
-    every slice; this predictor gives its flag in nine cases of ten.
+    The error is the root mean square error. The original trains a small recurrent network at every slice instead; both
+    agree in nine cases of ten.
 
     >>> import numpy as np
     >>> mean_predictor(np.array([0.2, 0.4]), np.array([0.4, 0.2]))
@@ -47,11 +70,11 @@ def mean_predictor(older: FloatArray, new: FloatArray) -> bool:
 
 
 def within_range(older: FloatArray, new: FloatArray) -> bool:
-    """Stable when no sample of the new slice is outside the range of the older ones by more than 2 % of the node.
+    """Stable when no sample of the new slice exceeds the range of the older ones by more than 2 % of the node.
 
-    The extremes of what was seen, as limits of what is to come, are the distribution-free tolerance limits of Wilks,
-    "Determination of sample sizes for setting tolerance limits", Ann. Math. Statist. 12, 1941; the 2 % are ours.
-    ``misc/benchmarks/bench_stability.py`` compares it with the mean predictor.
+    The extremes of past samples as limits of future ones are the distribution-free tolerance limits of Wilks,
+    "Determination of sample sizes for setting tolerance limits", Ann. Math. Statist. 12, 1941. The 2 % are ours.
+    ``misc/benchmarks/bench_stability.py`` compares this detector with the mean predictor.
 
     >>> import numpy as np
     >>> within_range(np.array([0.2, 0.4]), np.array([0.42, 0.18]))
@@ -59,7 +82,7 @@ def within_range(older: FloatArray, new: FloatArray) -> bool:
     >>> within_range(np.array([0.2, 0.2]), np.array([0.2, 0.3]))
     False
     """
-    # Three digits are told, so that 0.4 + 0.02 is as good as 0.42.
+    # Samples have three digits: binary fractions must not separate 0.4 + 0.02 from 0.42.
     slack = _RANGE_SLACK + 1e-9
     return bool(new.max() <= older.max() + slack and new.min() >= older.min() - slack)
 
@@ -75,22 +98,22 @@ def never(_older: FloatArray, _new: FloatArray) -> bool:
 
 
 #: ``--stability NAME``
-STABILITY_DETECTORS: dict[str, StabilityDetector] = {
-    "mean": mean_predictor,
-    "range": within_range,
-    "always": always,
-    "never": never,
+STABILITY_DETECTORS: dict[str, RegisteredDetector] = {
+    "mean": RegisteredDetector("the past mean has the same error on the slice as on the past", mean_predictor),
+    "range": RegisteredDetector("no sample is outside the past range by more than 2 % of the node", within_range),
+    "always": RegisteredDetector("every slice is stable", always),
+    "never": RegisteredDetector("no slice is stable", never),
 }
 
 
 def is_stable(detector: StabilityDetector, older: FloatArray, new: FloatArray, config: float) -> bool:
-    """Put the samples of two periods before a judge, as shares of the node.
+    """Apply a detector to usage in absolute units.
 
     Parameters
     ----------
     older, new : (n,), (m,) float64
         Usage, cores or MB.
     config : float
-        What the node has now, same unit.
+        Present capacity of the node, same unit.
     """
     return detector(np.round(older / config, 3), np.round(new / config, 3))

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Measures the aggregator: against a Prometheus server that scrapes the same pages, over an hour of ticks, and how
-fast a node's last scope is read back.
+"""Measures the aggregator: CPU compared with a Prometheus server, memory over an hour of scrapes, reading back.
 
-Everything runs on loopback and ends by itself. Parts whose program is not there (prometheus, influxd) are left out,
-and that is said. Nothing is asserted.
+All processes run on the loopback and end with the benchmark. Parts that need a missing program (prometheus, influxd)
+are skipped with a message.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ with require_libraries("live"):
     from model.store.sqlite import SqliteStore
 
 
-_TICKS_OF_A_SCOPE = 360
+_SAMPLES_PER_SCOPE = 360
 _VMS = 40
 _DELAY_S = 5
 _FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss")
-_HOUR_OF_TICKS = 720
+_SAMPLES_PER_HOUR = 720
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; the exit code."""
+    """Run the benchmark; returns the exit code."""
     parser = Parser(prog="bench_aggregator.py", description=__doc__)
     for flag, default, meaning in (
         ("--nodes", 200, "worker nodes, of 40 VMs each"),
-        ("--seconds", 60, "how long each scraper is measured, after as long a start as its first rounds take"),
+        ("--seconds", 60, "length of each measurement, after the first rounds"),
     ):
         parser.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=f"{meaning} ({default})")
     args = parser.parse_args(argv)
@@ -67,47 +66,50 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
     with _workers(nodes, _DELAY_S * 1000) as stubs:
-        page = urllib.request.urlopen(stubs[0][0], timeout=10).read()  # noqa: S310  # our own, on loopback
+        page = urllib.request.urlopen(stubs[0][0], timeout=10).read()  # noqa: S310  # own server on the loopback
         samples = sum(1 for line in page.splitlines() if not line.startswith(b"#"))
         print(f"{nodes} nodes x {_VMS} VMs every {_DELAY_S} s: pages of {samples} samples, {len(page) / 1e3:.0f} kB")
         per_round = nodes * samples
         with _aggregator(folder / "store.sqlite", stubs, _DELAY_S) as pid:
-            ours = _tell_cpu("vmaggreg.py, into SQLite", pid, seconds, per_round)
+            aggregator_ns = _measure_cpu("vmaggreg.py, into SQLite", pid, seconds, per_round)
         store = SqliteStore(folder / "store.sqlite", 86400)
         print(f"    {store.check()}")
         store.close()
         if shutil.which("prometheus") is None:
-            print("    no prometheus on PATH to compare with")
+            print("    skipped: prometheus is not on PATH")
             return
         with _prometheus(folder / "prometheus", stubs) as pid:
-            theirs = _tell_cpu("prometheus", pid, seconds, per_round)
-        print(f"    ratio, CPU per scraped sample: {ours / theirs:.2f}\n", flush=True)
+            prometheus_ns = _measure_cpu("prometheus", pid, seconds, per_round)
+        print(f"    ratio, CPU per scraped sample: {aggregator_ns / prometheus_ns:.2f}\n", flush=True)
 
 
-def _tell_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> float:
-    """Print and answer the CPU time per sample, ns, once the first rounds are over."""
+def _measure_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> float:
+    """Measure, print and return the CPU time per sample, ns, after the first rounds."""
     time.sleep(3 * _DELAY_S)
     start = _cpu_s(pid)
     time.sleep(seconds)
-    used = _cpu_s(pid) - start
+    cpu_s = _cpu_s(pid) - start
     samples = samples_per_round * seconds / _DELAY_S
+    sample_ns = cpu_s / samples * 1e9
+    memory_mb = _rss_mb(pid)
     print(
-        f"{name:28} {used / seconds:6.1%} of a core, {used / samples * 1e9:6.0f} ns per sample, {_rss_mb(pid):5.0f} MB",
-        flush=True,
+        f"{name:28} {cpu_s / seconds:6.1%} of a core, {sample_ns:6.0f} ns per sample, {memory_mb:5.0f} MB", flush=True
     )
-    return used / samples * 1e9
+    return sample_ns
 
 
 def _watch_memory(folder: Path) -> None:
-    """As many ticks as an hour has, at fifty times the pace."""
+    """Print the memory during as many scrapes as in an hour, at fifty times the rate."""
     nodes, delay_s = 10, 0.1
     with _workers(nodes, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
-        held = []
+        memory_mb = []
         for part in range(1, 7):
-            time.sleep(_HOUR_OF_TICKS * delay_s / 6)
-            held.append(_rss_mb(pid))
-            print(f"after {part * _HOUR_OF_TICKS // 6:4} ticks of {nodes} nodes: {held[-1]:6.1f} MB", flush=True)
-    print(f"    growth from the first part to the last: {held[-1] - held[0]:+.1f} MB\n", flush=True)
+            time.sleep(_SAMPLES_PER_HOUR * delay_s / 6)
+            memory_mb.append(_rss_mb(pid))
+            print(
+                f"after {part * _SAMPLES_PER_HOUR // 6:4} scrapes of {nodes} nodes: {memory_mb[-1]:6.1f} MB", flush=True
+            )
+    print(f"    growth from the first part to the last: {memory_mb[-1] - memory_mb[0]:+.1f} MB\n", flush=True)
 
 
 @contextlib.contextmanager
@@ -151,8 +153,8 @@ def _prometheus(folder: Path, stubs: list[list[str]]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _process(command: list[Any], **how: Any) -> Iterator[Any]:
-    process = subprocess.Popen([str(word) for word in command], **how)
+def _process(command: list[Any], **options: Any) -> Iterator[Any]:
+    process = subprocess.Popen([str(argument) for argument in command], **options)
     try:
         yield process
     finally:
@@ -170,58 +172,59 @@ def _rss_mb(pid: int) -> float:
 
 
 def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 # --- reading back -----------------------------------------------------------------------------------
 
 
 def _read_back(folder: Path) -> None:
-    """One node among ten, 360 ticks of 40 VMs."""
+    """Measure how fast the last scope of one of ten nodes is read: 360 samples of 40 VMs."""
     end_ms = int(time.time()) * 1000
-    start_ms = end_ms - _TICKS_OF_A_SCOPE * _DELAY_S * 1000
+    start_ms = end_ms - _SAMPLES_PER_SCOPE * _DELAY_S * 1000
     store = SqliteStore(folder / "read.sqlite", 86400)
-    for k in range(_TICKS_OF_A_SCOPE):
-        store.write([store.encode(_tick(f"http://w{i}/", start_ms + k * _DELAY_S * 1000)) for i in range(10)])
-    took = _median(lambda: store.read("http://w7/", start_ms, end_ms, _FIELDS))
-    print(f"a node's last scope ({_TICKS_OF_A_SCOPE} ticks x {_VMS} VMs x {len(_FIELDS)} fields): SQLite {took:.1f} ms")
+    for k in range(_SAMPLES_PER_SCOPE):
+        store.write([store.encode(_sample(f"http://w{i}/", start_ms + k * _DELAY_S * 1000)) for i in range(10)])
+    read_ms = _median(lambda: store.read("http://w7/", start_ms, end_ms, _FIELDS))
+    print(f"last scope of a node ({_SAMPLES_PER_SCOPE} samples x {_VMS} VMs x {len(_FIELDS)} fields):")
+    print(f"    SQLite {read_ms:.1f} ms")
     store.close()
     if shutil.which("influxd") is None:
-        print("    no influxd on PATH to read from")
+        print("    skipped: influxd is not on PATH")
         return
     with _influx(folder) as influx:
-        for k in range(_TICKS_OF_A_SCOPE):
-            influx.write([influx.encode(_tick("http://w7/", start_ms + k * _DELAY_S * 1000))])
-        took = _median(lambda: influx.read("http://w7/", start_ms, end_ms, _FIELDS))
-        raw = _median(lambda: _all_of(influx.transfer("http://w7/", start_ms, end_ms, _FIELDS)))
-        print(f"    InfluxDB {took:.1f} ms; the bytes of the same query alone {raw:.1f} ms, ratio {took / raw:.2f}")
+        for k in range(_SAMPLES_PER_SCOPE):
+            influx.write([influx.encode(_sample("http://w7/", start_ms + k * _DELAY_S * 1000))])
+        read_ms = _median(lambda: influx.read("http://w7/", start_ms, end_ms, _FIELDS))
+        raw_ms = _median(lambda: _total_bytes(influx.transfer("http://w7/", start_ms, end_ms, _FIELDS)))
+        print(f"    InfluxDB {read_ms:.1f} ms; transfer of the response {raw_ms:.1f} ms, ratio {read_ms / raw_ms:.2f}")
 
 
-def _all_of(tables: Iterator[bytes]) -> int:
+def _total_bytes(tables: Iterator[bytes]) -> int:
     return sum(len(table) for table in tables)
 
 
-def _tick(node: str, time_ms: int) -> ScrapeSample:
-    dice = random.Random(time_ms)  # noqa: S311  # figures to fill a store with
+def _sample(node: str, time_ms: int) -> ScrapeSample:
+    draw = random.Random(time_ms)  # noqa: S311  # values to fill a store
 
     def machine(size: float) -> dict[str, float]:
-        usage = {"cpu_usage": dice.random() * size, "mem_usage": dice.random() * 4096, "mem_rss": dice.random() * 4096}
-        return {"cpu": size, "mem": size * 4096, **usage, **{f"f{i}": dice.random() for i in range(20)}}
+        usage = {"cpu_usage": draw.random() * size, "mem_usage": draw.random() * 4096, "mem_rss": draw.random() * 4096}
+        return {"cpu": size, "mem": size * 4096, **usage, **{f"f{i}": draw.random() for i in range(20)}}
 
     return ScrapeSample(node, time_ms, machine(64.0), {f"vm{i:03d}": machine(4.0) for i in range(_VMS)})
 
 
 def _median(job: Callable[[], Any], rounds: int = 15) -> float:
-    """The median time of a job, ms; the first rounds warm up and do not count."""
-    took = []
+    """The median time of a job, ms, after three rounds to warm up."""
+    times_ms = []
     for i in range(rounds + 3):
         start = time.perf_counter()
         job()
         if i >= 3:
-            took.append((time.perf_counter() - start) * 1000)
-    return statistics.median(took)
+            times_ms.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times_ms)
 
 
 @contextlib.contextmanager

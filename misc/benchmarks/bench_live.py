@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Measures the end of a slice: every node read from the embedded store, estimated, remembered and published.
+"""Measures the end of a slice: all nodes are read from the embedded store, estimated, saved and published.
 
-The windows of all nodes are full, as they are on a daemon that has run for days. One core; beside it what reading
-the same rows costs alone. Nothing is asserted.
+The windows of all nodes are full, as after days. Runs on one core; the time to only read the same rows is shown too.
 """
 
 from __future__ import annotations
@@ -45,26 +44,26 @@ with require_libraries("live"):
 
 
 _SLICE_S = 1800
-_EVERY_S = 5
+_PERIOD_S = 5
 _HISTORICAL = 3
-_LAST = 900_000  # the number of the measured slice: some day in 2021
+_LAST = 900_000  # number of the measured slice, in 2021
 _FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", *(f"other_{i:02}" for i in range(20)))
 _STRATEGIES = {"scroogevm": ("scroogevm",), "all": tuple(STRATEGIES)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; the exit code."""
+    """Run the benchmark; returns the exit code."""
     parser = Parser(prog="bench_live.py", description=__doc__)
     parser.add_argument("--nodes", type=whole_number(4), default=1000, metavar="N", help="at most (1000)")
     parser.add_argument("--vms", type=whole_number(1), default=40, metavar="N", help="of each node (40)")
-    parser.add_argument("--child", nargs=4, metavar=("WHAT", "FOLDER", "NODES", "STRATEGIES"), help="used by itself")
+    parser.add_argument("--child", nargs=4, metavar=("WHAT", "FOLDER", "NODES", "STRATEGIES"), help="internal")
     args = parser.parse_args(argv)
     if args.child:
         what, folder, nodes, strategies = args.child
         return _CHILDREN[what](Path(folder), int(nodes), strategies, args.vms)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = args.nodes * _SLICE_S // _EVERY_S
+        rows = args.nodes * _SLICE_S // _PERIOD_S
         free = shutil.disk_usage(folder).free
         needed = rows * (args.vms + 1) * len(_FIELDS) * 8
         if free < 2 * needed:
@@ -73,9 +72,11 @@ def main(argv: list[str] | None = None) -> int:
         start = time.monotonic()
         _fill_store(folder, args.nodes, args.vms)
         size = (folder / "store.sqlite").stat().st_size
-        took = time.monotonic() - start
-        print(f"{args.nodes} nodes x {args.vms} VMs, slices of {_SLICE_S // 60} min, a scrape every {_EVERY_S} s")
-        print(f"one slice: {rows} ticks of {len(_FIELDS)} fields, {size / 1e9:.1f} GB, written in {took:.0f} s\n")
+        elapsed_s = time.monotonic() - start
+        print(f"{args.nodes} nodes x {args.vms} VMs, slices of {_SLICE_S // 60} min, a scrape every {_PERIOD_S} s")
+        print(
+            f"one slice: {rows} samples of {len(_FIELDS)} fields, {size / 1e9:.1f} GB, written in {elapsed_s:.0f} s\n"
+        )
         for strategies in _STRATEGIES:
             _compare(folder, args.nodes, args.vms, strategies)
     return 0
@@ -96,11 +97,14 @@ def _compare(folder: Path, most: int, vms: int, strategies: str) -> None:
         f"  the same rows read with sqlite3 alone: {floor:.2f} s wall, {cpu:.2f} s CPU; ratio {walls[-1] / floor:.1f}"
     )
     growth = (walls[2] - walls[1]) / (walls[1] - walls[0])
-    print(f"  twice the nodes: the second doubling added x{growth:.2f} what the first did (linear: x2)\n", flush=True)
+    print(
+        f"  twice the nodes: the second doubling added {growth:.2f} times the time of the first (linear: 2)\n",
+        flush=True,
+    )
 
 
 def _run(what: str, folder: Path, nodes: int, strategies: str, vms: int) -> tuple[float, float, float]:
-    """Wall and CPU seconds and MB of a child that may use one core."""
+    """Wall seconds, CPU seconds and MB of a child process on one core."""
     command = [sys.executable, __file__, "--vms", str(vms), "--child", what, str(folder), str(nodes), strategies]
     core = min(os.sched_getaffinity(0))
     done = subprocess.run(
@@ -108,7 +112,7 @@ def _run(what: str, folder: Path, nodes: int, strategies: str, vms: int) -> tupl
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # nothing else runs in this process
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # this process has one thread
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
     wall, cpu, memory = map(float, done.stdout.split())
@@ -119,20 +123,20 @@ def _node(i: int) -> str:
     return f"http://worker-{i:05}:9100/metrics"
 
 
-def _figures(draw: np.random.Generator, samples: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(ticks, fields of the node and its VMs): all of one kind, for nobody looks at what they mean."""
-    figures = draw.uniform(0, 4, (samples, (vms + 1) * len(_FIELDS)))
-    table = figures.reshape(samples, vms + 1, len(_FIELDS))
+def _values(draw: np.random.Generator, samples: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(samples, fields of node and VMs): random values, since only their number matters."""
+    values = draw.uniform(0, 4, (samples, (vms + 1) * len(_FIELDS)))
+    table = values.reshape(samples, vms + 1, len(_FIELDS))
     table[:, :, _FIELDS.index("cpu")] = [64.0, *[4.0] * vms]
     table[:, :, _FIELDS.index("mem")] = [262144.0, *[8192.0] * vms]
-    return figures
+    return values
 
 
 def _fill_store(folder: Path, nodes: int, vms: int) -> None:
-    """A slice of every node, each with figures of its own, in the form in which the store keeps it."""
+    """Write a slice of random values for each node, in the encoding of the store."""
     store = SqliteStore(folder / "store.sqlite", 86400)
     draw = np.random.default_rng(1)
-    # Fields are kept in the order of their names.
+    # The store sorts fields by name.
     example = ScrapeSample(
         "", 0, dict.fromkeys(_FIELDS, 0.0), {f"vm-{i:03}": dict.fromkeys(_FIELDS, 0.0) for i in range(vms)}
     )
@@ -140,11 +144,11 @@ def _fill_store(folder: Path, nodes: int, vms: int) -> None:
     order = np.argsort(_FIELDS)
     start_ms, _ = Calendar(_SLICE_S, 48).bounds_ms(_LAST)
     for i in range(nodes):
-        samples = _SLICE_S // _EVERY_S
-        table = _figures(draw, samples, vms).reshape(samples, vms + 1, -1)[:, :, order].reshape(samples, -1)
+        samples = _SLICE_S // _PERIOD_S
+        table = _values(draw, samples, vms).reshape(samples, vms + 1, -1)[:, :, order].reshape(samples, -1)
         store.write(
             [
-                Encoded((_node(i), start_ms + k * _EVERY_S * 1000, layout, table[k].tobytes()), 0, vms + 1)
+                Encoded((_node(i), start_ms + k * _PERIOD_S * 1000, layout, table[k].tobytes()), 0, vms + 1)
                 for k in range(samples)
             ]
         )
@@ -152,14 +156,14 @@ def _fill_store(folder: Path, nodes: int, vms: int) -> None:
 
 
 class _Generated:
-    """Stands in for the store while the windows are filled: what is measured later reads the real one."""
+    """Stands in for the store while the windows are filled; the measurement reads the real store."""
 
     def __init__(self, vms: int) -> None:
         self._vms = vms
         self._draw = np.random.default_rng(2)
 
     def _samples(self, start_ms: int, config: tuple[float, float]) -> Samples:
-        times = np.arange(start_ms, start_ms + _SLICE_S * 1000, _EVERY_S * 1000)
+        times = np.arange(start_ms, start_ms + _SLICE_S * 1000, _PERIOD_S * 1000)
         fields = {name: self._draw.uniform(0, 4, times.size) for name in ("cpu_usage", "mem_usage")}
         return Samples(times, fields | {"cpu": np.full(times.size, config[0]), "mem": np.full(times.size, config[1])})
 
@@ -190,16 +194,16 @@ def _estimator(
         store=StoreSettings(None, folder / "store.sqlite", 86400),
     )
     model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies])
-    memory = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1)
+    checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1)
     registry = CollectorRegistry()
     detectors = {"cpu": mean_predictor, "mem": mean_predictor}
     publishers = {"status file": StatusFile(settings.status, 3600)}
     estimator = Estimator(
-        *(settings, model, detectors, store, memory, publishers),  # type: ignore[arg-type]
+        *(settings, model, detectors, store, checkpoints, publishers),  # type: ignore[arg-type]
         clock=lambda: next(clock),
     )
     publishers["metrics"] = EstimatorMetrics(registry, estimator.counts)  # type: ignore[assignment]
-    return estimator, memory, registry
+    return estimator, checkpoints, registry
 
 
 def _at(number: int) -> Iterator[float]:
@@ -208,26 +212,26 @@ def _at(number: int) -> Iterator[float]:
 
 
 def _fill_windows(folder: Path, nodes: int, strategies: str, vms: int) -> int:
-    estimator, memory, _ = _estimator(folder, nodes, strategies, _Generated(vms), _at(_LAST - 1))
-    return _timed(estimator, memory, None)
+    estimator, checkpoints, _ = _estimator(folder, nodes, strategies, _Generated(vms), _at(_LAST - 1))
+    return _timed(estimator, checkpoints, None)
 
 
 def _measure(folder: Path, nodes: int, strategies: str, _vms: int) -> int:
     store = SqliteStore(folder / "store.sqlite", 1e12)
-    estimator, memory, registry = _estimator(folder, nodes, strategies, store, _at(_LAST))
-    return _timed(estimator, memory, registry)
+    estimator, checkpoints, registry = _estimator(folder, nodes, strategies, store, _at(_LAST))
+    return _timed(estimator, checkpoints, registry)
 
 
-def _timed(estimator: Estimator, memory: CheckpointFile, registry: CollectorRegistry | None) -> int:
+def _timed(estimator: Estimator, checkpoints: CheckpointFile, registry: CollectorRegistry | None) -> int:
     start, cpu = time.monotonic(), time.process_time()
-    silent = asyncio.run(estimator.once())
+    missing = asyncio.run(estimator.once())
     if registry is not None:
-        # A scrape of ours belongs to what a slice end costs.
+        # The end of a slice includes a scrape of the metrics.
         generate_latest(registry)
-    _tell(start, cpu)
-    memory.close()
+    _print_usage(start, cpu)
+    checkpoints.close()
     states = {status.state for status in estimator.statuses()}
-    return 1 if silent or states != {"ok"} else 0
+    return 1 if missing or states != {"ok"} else 0
 
 
 def _floor(folder: Path, nodes: int, _strategies: str, _vms: int) -> int:
@@ -242,11 +246,11 @@ def _floor(folder: Path, nodes: int, _strategies: str, _vms: int) -> int:
             "AND time_ms >= ? AND time_ms < ? ORDER BY time_ms",
             (_node(i), start_ms, end_ms),
         ).fetchall()
-    _tell(start, cpu)
+    _print_usage(start, cpu)
     return 0
 
 
-def _tell(start: float, cpu: float) -> None:
+def _print_usage(start: float, cpu: float) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(time.monotonic() - start, time.process_time() - cpu, memory)
 

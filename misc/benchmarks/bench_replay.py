@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures the replay of a large trace with all strategies against the least that reading it costs.
+"""Measures the replay of a large trace with all strategies, and compares it with the minimum cost of reading the trace.
 
-The floor is a process that reads the file and decodes the fields that the strategies need with msgspec, and does
-nothing with them. Everything is timed as a whole process, start included, in turn with what it is compared to;
-figures are medians. Nothing is asserted.
+The floor is a process that reads the file and decodes the fields that the strategies need with msgspec. Whole processes
+are timed, including their start, in alternation with those they are compared with; figures are medians. Nothing is
+asserted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ with open(sys.argv[1], "rb") as file:
     trace = msgspec.json.decode(file.read(), type=Trace)
 """
 
-#: What the original needed for such a trace, CPU seconds: measured once, by others, on a machine of this kind.
+#: CPU seconds of the original for such a trace: one earlier measurement on a machine of this kind.
 ORIGINAL_SIMPLE_STRATEGY_S = 32.0
 ORIGINAL_FIVE_STRATEGIES_S = 600.0
 
@@ -64,7 +64,7 @@ PROGRAM: tuple[str | Path, ...] = (sys.executable, ROOT / "scroogevm.py")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a process cost: CPU and wall seconds, and the most memory that it held, MB."""
+    """Cost of a process: CPU and wall seconds, and its peak of resident memory, MB."""
 
     cpu_s: float
     wall_s: float
@@ -72,7 +72,7 @@ class Cost:
 
 
 def run(command: Sequence[str | Path]) -> Cost:
-    """Run a command to its end and measure it.
+    """Run a command and measure it.
 
     Raises
     ------
@@ -95,19 +95,19 @@ def median_of(costs: Sequence[Cost]) -> Cost:
     return Cost(*(statistics.median(column) for column in zip(*columns, strict=True)))
 
 
-def in_turn(commands: Sequence[Sequence[str | Path]], rounds: int) -> list[Cost]:
-    """The median cost of each command; they take turns, after one round that does not count."""
+def alternate(commands: Sequence[Sequence[str | Path]], rounds: int) -> list[Cost]:
+    """The median cost of each command, in alternating rounds after one warm-up round."""
     costs: list[list[Cost]] = [[] for _ in commands]
     for i in range(rounds + 1):
-        for taken, command in zip(costs, commands, strict=True):
+        for command_costs, command in zip(costs, commands, strict=True):
             cost = run(command)
             if i:
-                taken.append(cost)
-    return [median_of(taken) for taken in costs]
+                command_costs.append(cost)
+    return [median_of(command_costs) for command_costs in costs]
 
 
-def tell(name: str, cost: Cost, floor: Cost | None = None) -> None:
-    """Print one line, with ratios to the floor if there is one."""
+def print_cost(name: str, cost: Cost, floor: Cost | None = None) -> None:
+    """Print one line, with ratios to the floor if given."""
     line = f"{name:44} {cost.cpu_s:8.3f} s CPU {cost.wall_s:8.3f} s wall {cost.peak_mb:7.0f} MB"
     if floor is not None:
         line += f"   x{cost.cpu_s / floor.cpu_s:.2f} CPU, x{cost.peak_mb / floor.peak_mb:.2f} memory"
@@ -115,7 +115,7 @@ def tell(name: str, cost: Cost, floor: Cost | None = None) -> None:
 
 
 def generate(path: Path, *, vms: int, samples: int, scopes: int, fields: int) -> None:
-    """Write a trace of a given size; six of the fields are those that every trace has."""
+    """Write a trace of a given size; every trace has six of the fields."""
     options = {"vms": vms, "samples": samples, "scopes": scopes, "extra-fields": max(fields - 6, 0)}
     flags = [f"--{key}={value}" for key, value in options.items()]
     run([sys.executable, ROOT / "misc" / "tracegen.py", *flags, path])
@@ -139,42 +139,45 @@ def main(argv: list[str] | None = None) -> int:
         floor_code = folder / "floor.py"
         floor_code.write_text(FLOOR)
         everything = [*PROGRAM, f"--load={trace}", "--strategy=all", f"--output={folder / 'out'}"]
-        floor, replayed, one = in_turn(
+        floor, replayed, one = alternate(
             [[sys.executable, floor_code, trace], everything, [*everything, "--strategy=percentile"]], args.rounds
         )
-        tell("floor: decode the needed fields", floor)
-        tell("replay, all strategies, dumps written", replayed, floor)
-        tell("replay, one strategy", one, floor)
+        print_cost("floor: decode the required fields", floor)
+        print_cost("replay, all strategies, dumps written", replayed, floor)
+        print_cost("replay, one strategy", one, floor)
         print(
             f"the original: {ORIGINAL_SIMPLE_STRATEGY_S:.0f} s for a simple strategy, "
             f"x{ORIGINAL_SIMPLE_STRATEGY_S / one.cpu_s:.0f}; {ORIGINAL_FIVE_STRATEGIES_S:.0f} s for its five, "
             f"x{ORIGINAL_FIVE_STRATEGIES_S / replayed.cpu_s:.0f}\n"
         )
-        _tell_growth(folder, (args.vms, args.samples), size, args.rounds)
-        helped, numpy = in_turn([[*PROGRAM, "-h"], [sys.executable, "-c", "import numpy"]], args.rounds)
-        tell("python -c 'import numpy'", numpy)
-        tell("scroogevm.py -h", helped, numpy)
-    print(f"\nthe benchmark itself held {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most")
+        _print_growth(folder, (args.vms, args.samples), size, args.rounds)
+        helped, numpy = alternate([[*PROGRAM, "-h"], [sys.executable, "-c", "import numpy"]], args.rounds)
+        print_cost("python -c 'import numpy'", numpy)
+        print_cost("scroogevm.py -h", helped, numpy)
+    print(f"\npeak memory of the benchmark itself: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
     return 0
 
 
-def _tell_growth(folder: Path, largest: tuple[int, int], size: dict[str, int], rounds: int) -> None:
-    """Three sizes each way: the cost of twice as much should be twice as high, less what a process costs anyway."""
+def _print_growth(folder: Path, largest: tuple[int, int], size: dict[str, int], rounds: int) -> None:
+    """Double the VMs twice, then the samples: at linear cost the second doubling adds twice as much as the first."""
     vms, samples = largest
-    for what, sizes in (
+    for dimension, sizes in (
         ("VMs", [(vms // 4, samples), (vms // 2, samples), (vms, samples)]),
         ("samples", [(vms, samples // 4), (vms, samples // 2), (vms, samples)]),
     ):
         commands = []
-        for few_vms, few_samples in sizes:
-            path = folder / f"{few_vms}-{few_samples}.json"
-            generate(path, vms=few_vms, samples=few_samples, **size)
+        for vm_count, sample_count in sizes:
+            path = folder / f"{vm_count}-{sample_count}.json"
+            generate(path, vms=vm_count, samples=sample_count, **size)
             commands.append([*PROGRAM, f"--load={path}", f"--output={folder / 'out'}"])
-        costs = in_turn(commands, min(rounds, 3))
-        for (few_vms, few_samples), cost in zip(sizes, costs, strict=True):
-            tell(f"{few_vms} VMs x {few_samples} samples", cost)
+        costs = alternate(commands, min(rounds, 3))
+        for (vm_count, sample_count), cost in zip(sizes, costs, strict=True):
+            print_cost(f"{vm_count} VMs x {sample_count} samples", cost)
         rise = (costs[2].cpu_s - costs[1].cpu_s) / max(costs[1].cpu_s - costs[0].cpu_s, 1e-9)
-        print(f"twice the {what}: the second doubling added x{rise:.2f} what the first did (linear: x2)\n", flush=True)
+        print(
+            f"twice the {dimension}: the second doubling added x{rise:.2f} what the first did (linear: x2)\n",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +104,12 @@ class Shapes:
             resident = np.maximum(resident, np.roll(resident, steps, axis=1))
         self.memory: FloatArray = memory.astype(np.float32)
         self.resident: FloatArray = resident.astype(np.float32)
+
+
+@cache
+def shapes_of(seed: int) -> Shapes:
+    """The shapes of a seed; they are expensive, and never change."""
+    return Shapes(seed)
 
 
 def _autoregressive(draw: np.random.Generator, coefficient: float) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 from aiohttp import web
 
 from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT, Fault, PageRequest, page_response
-from misc.fakeworkers.machines import Plan, Shapes, Worker, build_worker
+from misc.fakeworkers.machines import Plan, Worker, build_worker, shapes_of
 from misc.fakeworkers.pages import RENDERERS
 from model.common.threads import start_thread
 
@@ -45,7 +45,7 @@ class FakeWorkers:
         self.plan = plan
         self.base_url = ""
         self.requests = 0
-        shapes = Shapes(plan.seed)
+        shapes = shapes_of(plan.seed)
         self.workers = [build_worker(plan, shapes, index) for index in range(plan.workers)]
         self._host, self._port, self._clock = host, port, clock
         self._faults: dict[int, Fault] = {}

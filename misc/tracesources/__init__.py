@@ -1,1 +1,1 @@
-"""Where usage data comes from, a module per source."""
+"""Sources of usage data, a module for each."""

@@ -1,8 +1,7 @@
-"""Bitbrains VM files (GWA-T-12: fastStorage, rnd), one per VM."""
+"""Converts Bitbrains files (GWA-T-12: fastStorage, rnd), one per VM."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import random
@@ -18,11 +17,13 @@ from misc.tracesources.grid import (
     ConversionError,
     Grid,
     Machine,
+    NodeOptions,
+    TraceOptions,
     binned_last,
     binned_means,
     carried_forward,
-    fill_holes,
-    grouped,
+    fill_gaps,
+    put_on_node,
 )
 from misc.tracesources.textfiles import LARGEST, Columns, lines_of
 from model.numerics import FloatArray
@@ -41,12 +42,31 @@ _BITBRAINS_KB_PER_MB = 1024.0
 #: The header says ms, the published files hold seconds; 1e11 is 1973 in ms and the year 5138 in seconds.
 _MILLISECONDS_FROM = 1e11
 #: 1973 to 2286.
-_PLAUSIBLE_STAMPS_S = (1e8, 1e10)
+_PLAUSIBLE_TIMES_S = (1e8, 1e10)
+
+
+@dataclass(frozen=True, slots=True)
+class BitbrainsOptions:
+    """The data to convert.
+
+    Attributes
+    ----------
+    files : sequence of Path
+        Files of VMs, or folders of them.
+    vms : int or None
+        Convert only so many VMs, picked at random.
+    seed : int
+        Of the random numbers.
+    """
+
+    files: Sequence[Path]
+    vms: int | None
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of one VM's file in time order; (n,) float64 each, cores and MB."""
+    """The rows of the file of a VM in the order of time; (n,) float64 each, cores and MB."""
 
     stamp: FloatArray
     cores: FloatArray
@@ -55,48 +75,53 @@ class _Rows:
     mem_usage: FloatArray
 
 
-def convert_bitbrains(args: argparse.Namespace) -> Conversion:
-    """The VMs of the files given, or some of them, on the node given."""
-    paths = _bitbrains_paths(args.files)
+def convert_bitbrains(data: BitbrainsOptions, options: TraceOptions, node: NodeOptions) -> Conversion:
+    """Convert VMs of Bitbrains files to a trace of one node.
+
+    Raises
+    ------
+    ConversionError
+    """
+    paths = _bitbrains_paths(data.files)
     names = sorted(paths)
-    if args.vms is not None:
-        random.Random(args.seed).shuffle(names)  # noqa: S311 (a choice to repeat, not a secret)
-    earliest = -math.inf if args.start is None else args.start
-    latest = math.inf if args.end is None else args.end
+    if data.vms is not None:
+        random.Random(data.seed).shuffle(names)  # noqa: S311 (a repeatable choice, not a secret)
+    earliest = -math.inf if options.start is None else options.start
+    latest = math.inf if options.end is None else options.end
     files: dict[str, _Rows] = {}
     for name in names:
         rows = _read_bitbrains(paths[name])
         if ((rows.cores > 0) & (rows.stamp >= earliest) & (rows.stamp < latest)).any():
             files[name] = rows
-        if len(files) == args.vms:
+        if len(files) == data.vms:
             break
-    if not files or len(files) < (args.vms or 1):
-        raise ConversionError(f"{len(files)} of the {len(names)} VMs are ever switched on in the period asked for")
-    first = min(rows.stamp[0] for rows in files.values()) // args.step_s
-    last = max(rows.stamp[-1] for rows in files.values()) // args.step_s
-    grid = Grid.within(first * args.step_s, (last + 1) * args.step_s, args)
-    vms = {name: _bitbrains_vm(rows, grid, args.hold) for name, rows in files.items()}
+    if not files or len(files) < (data.vms or 1):
+        raise ConversionError(f"{len(files)} of the {len(names)} VMs run in the period")
+    first = min(rows.stamp[0] for rows in files.values()) // options.step_s
+    last = max(rows.stamp[-1] for rows in files.values()) // options.step_s
+    grid = Grid.within(first * options.step_s, (last + 1) * options.step_s, options)
+    vms = {name: _bitbrains_vm(rows, grid, options.hold) for name, rows in files.items()}
     meta = {
         "source": "Bitbrains, Grid Workloads Archive, GWA-T-12",
         "terms": "graciously provided by Bitbrains IT Services Inc.; published material must acknowledge the source",
     }
-    return grouped(vms, grid, args, meta)
+    return put_on_node(vms, grid, options, node, meta)
 
 
 def _bitbrains_paths(given: Sequence[Path]) -> dict[str, Path]:
-    """The files by the name of their VM: the file's, with its folder's before it if that is ambiguous."""
+    """The files by VM. The name of a VM is the one of its file, after the one of its folder if that is ambiguous."""
     paths: list[Path] = []
     for path in given:
-        found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-        if not found:
+        files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not files:
             raise ConversionError(f"{path}: no .csv file in this folder")
-        paths += found
-    short = [os.fsencode(path.stem).decode(errors="backslashreplace") for path in paths]
-    if len(set(short)) < len(short):
+        paths += files
+    names = [os.fsencode(path.stem).decode(errors="backslashreplace") for path in paths]
+    if len(set(names)) < len(names):
         folders = [os.fsencode(path.resolve().parent.name).decode(errors="backslashreplace") for path in paths]
-        short = [f"{folder}/{name}" for folder, name in zip(folders, short, strict=True)]
+        names = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
     result: dict[str, Path] = {}
-    for name, path in zip(short, paths, strict=True):
+    for name, path in zip(names, paths, strict=True):
         if name in result:
             raise ConversionError(f"{path}: {result[name]} is already VM {name}")
         result[name] = path
@@ -107,8 +132,8 @@ def _read_bitbrains(path: Path) -> _Rows:
     lines = lines_of(path)
     _, header = next(lines, (1, b""))
     titles = header.decode("ascii", "replace").split(";")
-    found = tuple(title.partition("[")[0].strip() for title in titles[: len(_BITBRAINS_COLUMNS)])
-    if found != _BITBRAINS_COLUMNS:
+    header_columns = tuple(title.partition("[")[0].strip() for title in titles[: len(_BITBRAINS_COLUMNS)])
+    if header_columns != _BITBRAINS_COLUMNS:
         raise ConversionError(f"{path}, line 1: not the header of a Bitbrains (GWA-T-12) file")
 
     columns = Columns(path, titles)
@@ -122,15 +147,15 @@ def _read_bitbrains(path: Path) -> _Rows:
             )
         stamp, cores, capacity, used, _, provisioned, memory = columns.numbers(line_number, fields, needed)
         seconds = stamp / 1000.0 if stamp >= _MILLISECONDS_FROM else stamp
-        if not _PLAUSIBLE_STAMPS_S[0] <= seconds <= _PLAUSIBLE_STAMPS_S[1]:
-            raise ConversionError(f"{columns.place(line_number, 0)}: {stamp:.0f} is no time")
-        # Switched off: no cores or no capacity, whatever the other columns still say.
+        if not _PLAUSIBLE_TIMES_S[0] <= seconds <= _PLAUSIBLE_TIMES_S[1]:
+            raise ConversionError(f"{columns.place(line_number, 0)}: {stamp:.0f} is not a time")
+        # A VM without cores or capacity is switched off, whatever the other columns hold.
         if capacity == 0.0:
             cores = 0.0
         cores_used = cores * used / capacity if cores else 0.0
         if cores_used > LARGEST:
             place = columns.place(line_number, 3)
-            raise ConversionError(f"{place}: {used:g} MHz of {capacity:g} makes no sense")
+            raise ConversionError(f"{place}: {used:g} MHz of {capacity:g} is not plausible")
         table.extend((seconds, cores, cores_used, provisioned, memory))
     rows = np.array(table).reshape(-1, 5).T
     in_order = rows[:, np.argsort(rows[0], kind="stable")]
@@ -146,13 +171,13 @@ def _read_bitbrains(path: Path) -> _Rows:
 def _bitbrains_vm(rows: _Rows, grid: Grid, hold: int) -> Machine:
     """One VM on the grid.
 
-    It is there from its first row to its last one unless a row says that it is switched off; where rows are
-    missing, what the row before said still holds. Steps with both kinds of rows count as switched on.
+    It runs from its first row to its last one, except where rows have it switched off; where rows are missing, the
+    state of the row before holds. Steps with both kinds of rows count as switched on.
     """
     index = grid.index(rows.stamp)
     inside = (index >= 0) & (index < grid.steps)
     running = inside & (rows.cores > 0)
-    # A VM that has just been switched on may be without memory for a sample: nothing is known of it then.
+    # A VM that was just switched on may have a sample without memory: that sample is missing.
     measured = running & (rows.mem_config > 0)
 
     state = binned_last(index[inside], np.zeros(int(inside.sum())), grid.steps)
@@ -165,6 +190,6 @@ def _bitbrains_vm(rows: _Rows, grid: Grid, hold: int) -> Machine:
         present=present,
         cpu_config=binned_last(index[running], rows.cores[running], grid.steps),
         mem_config=binned_last(index[measured], rows.mem_config[measured], grid.steps),
-        cpu_usage=fill_holes(cpu, present, hold),
-        mem_usage=fill_holes(mem, present, hold),
+        cpu_usage=fill_gaps(cpu, present, hold),
+        mem_usage=fill_gaps(mem, present, hold),
     )

@@ -1,8 +1,7 @@
-"""Samples on a grid of steps, the machines that they are of, and the trace that they make."""
+"""Samples of machines on a grid of steps, and the trace made of them."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,26 +17,75 @@ from model.numerics import FloatArray
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.int64]
 
-#: More than nine years of five minutes: a wrong stamp rather than data.
+#: More than nine years of five minutes: a wrong time stamp.
 _MOST_STEPS = 1_000_000
 
 
 class ConversionError(ValueError):
-    """Data that can't be converted; the message is one line that names the place."""
+    """Data that cannot be converted; the message is one line that names the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """The trace to write.
+
+    Attributes
+    ----------
+    node_name : str
+    slice_s, scope_s, step_s : int
+        Length of a slice, of a scope in whole slices, and of a step of the grid.
+    historical : int
+        Number of earlier scopes in the window.
+    hold : int
+        Gaps of at most so many steps are filled with the last sample.
+    start, end : float or None
+        Part of the data to convert, Unix seconds.
+    """
+
+    node_name: str
+    slice_s: int
+    scope_s: int
+    historical: int
+    step_s: int
+    hold: int
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """A node that is not part of the data.
+
+    Attributes
+    ----------
+    cores, memory_mb : float
+        Its capacity.
+    cpu_overhead, memory_overhead_mb : float
+        Usage of the node itself, cores and MB.
+    least_known : float
+        Share of the allocation, 0 to 1, whose VMs must have a sample at a step; otherwise the usage of the node at
+        this step is missing. The sum of a few VMs would look like an idle node.
+    """
+
+    cores: float
+    memory_mb: float
+    cpu_overhead: float
+    memory_overhead_mb: float
+    least_known: float
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The steps on which samples are aligned, and the slices they make up.
+    """The steps to which samples are aligned, and the slices made of them.
 
     Attributes
     ----------
     start_s : int
-        Where the first slice starts, Unix seconds; a multiple of ``slice_s``.
+        Start of the first slice, Unix seconds; a multiple of ``slice_s``.
     slices : int
-        How many slices there are.
+        Number of slices.
     slice_s, step_s : int
-        Their length and that of a step.
+        Length of a slice and of a step.
     """
 
     start_s: int
@@ -47,60 +95,60 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """How many steps all slices have."""
+        """Number of steps of all slices."""
         return self.slices * self.steps_per_slice
 
     @property
     def steps_per_slice(self) -> int:
-        """How many steps each slice has."""
+        """Number of steps of a slice."""
         return self.slice_s // self.step_s
 
     @property
     def end_s(self) -> int:
-        """Where the last slice ends, Unix seconds."""
+        """End of the last slice, Unix seconds."""
         return self.start_s + self.slices * self.slice_s
 
     @classmethod
-    def within(cls, start_s: float, end_s: float, args: argparse.Namespace) -> Grid:
-        """The whole slices between two times, or between those the user asked for if these are narrower.
+    def within(cls, start_s: float, end_s: float, options: TraceOptions) -> Grid:
+        """The whole slices of a period, which ``start`` and ``end`` of the options may narrow.
 
         Raises
         ------
         ConversionError
-            When there is none, or far too many.
+            If there is none, or too many.
         """
-        start_s = start_s if args.start is None else max(start_s, args.start)
-        end_s = end_s if args.end is None else min(end_s, args.end)
-        first = math.ceil(start_s / args.slice_s)
-        slices = math.floor(end_s / args.slice_s) - first
+        start_s = start_s if options.start is None else max(start_s, options.start)
+        end_s = end_s if options.end is None else min(end_s, options.end)
+        first = math.ceil(start_s / options.slice_s)
+        slices = math.floor(end_s / options.slice_s) - first
         if slices < 1:
             if end_s <= start_s:
                 raise ConversionError("the data has nothing between --start and --end")
-            raise ConversionError(f"no whole slice of {args.slice_s} s between {utc(start_s)} and {utc(end_s)}")
-        if slices * (args.slice_s // args.step_s) > _MOST_STEPS:
+            raise ConversionError(f"no whole slice of {options.slice_s} s between {utc(start_s)} and {utc(end_s)}")
+        if slices * (options.slice_s // options.step_s) > _MOST_STEPS:
             raise ConversionError(
-                f"more than {_MOST_STEPS} steps of {args.step_s} s between {utc(start_s)} and {utc(end_s)}:"
-                " is a time stamp wrong? --start and --end keep to a part"
+                f"more than {_MOST_STEPS} steps of {options.step_s} s between {utc(start_s)} and {utc(end_s)}:"
+                " is a time stamp wrong? --start and --end select a part"
             )
-        return cls(first * args.slice_s, slices, args.slice_s, args.step_s)
+        return cls(first * options.slice_s, slices, options.slice_s, options.step_s)
 
     def index(self, stamps: FloatArray) -> IndexArray:
-        """(n,) int: the step of each stamp; negative before the first one."""
+        """(n,) int: the step of each time; negative before the first one."""
         return np.floor((stamps - self.start_s) / self.step_s).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The node or a VM, step by step; NaN where nothing is known.
+    """The node or a VM, a value for each step; NaN where it is missing.
 
     Attributes
     ----------
     present : (n,) bool
-        Whether it was there.
+        Whether it was running.
     cpu_config, cpu_usage : (n,) float64
         Cores.
     mem_config, mem_usage, mem_rss : (n,) float64
-        MB; None when the source does not have it at all.
+        MB; None if the source does not have it.
     """
 
     present: BoolArray
@@ -111,7 +159,7 @@ class Machine:
     mem_rss: FloatArray | None = None
 
     def periods(self, grid: Grid, times: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
-        """The slices as they stand in a trace: an empty object where the machine was not there."""
+        """Build the slices of a trace; the object of a slice without the machine is empty."""
         usages = {
             name: np.round(usage, digits)
             for name, usage, digits in (
@@ -125,12 +173,12 @@ class Machine:
         result: list[dict[str, Any]] = []
         for k, time_list in enumerate(times):
             steps = slice(k * grid.steps_per_slice, (k + 1) * grid.steps_per_slice)
-            there = np.flatnonzero(self.present[steps])
+            running = np.flatnonzero(self.present[steps])
             period: dict[str, Any] = {}
-            if there.size:
+            if running.size:
                 period["time"] = time_list
                 for name, config in configs.items():
-                    last = float(config[steps][there[-1]])
+                    last = float(config[steps][running[-1]])
                     if not math.isnan(last):
                         period[name] = [last]
                 for name, usage in usages.items():
@@ -141,20 +189,20 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Everything a trace is made of.
+    """The content of a trace.
 
     Attributes
     ----------
     config, meta : dict
-        As they are to stand in the trace; the reader ignores ``meta``, people should not.
+        Objects of the trace; the reader ignores ``meta``.
     grid : Grid
     stamp_s : int
-        What a sample's time is, seconds after the start of its step.
+        Time of a sample, seconds after the start of its step.
     node : Machine
     vms : mapping of str to Machine
-        Those that are never there are left out.
+        VMs that run at some time.
     notes : list of str
-        What the user should know, one line each.
+        Messages for the user, a line each.
     """
 
     config: dict[str, Any]
@@ -166,7 +214,7 @@ class Conversion:
     notes: list[str]
 
     def encode(self) -> bytes:
-        """The trace as strict JSON."""
+        """Encode the trace as strict JSON."""
         grid = self.grid
         starts = range(grid.start_s, grid.end_s, grid.slice_s)
         times = [
@@ -196,28 +244,28 @@ class Conversion:
         )
 
 
-def trace_config(args: argparse.Namespace) -> dict[str, Any]:
-    """The ``config`` object of the trace that the command line asks for."""
+def trace_config(options: TraceOptions) -> dict[str, Any]:
+    """Build the ``config`` object of the trace."""
     return {
-        "node_name": args.node_name,
-        "node_scope": args.scope_s,
-        "slice_scope": args.slice_s,
-        "historical_occurences": args.historical,
+        "node_name": options.node_name,
+        "node_scope": options.scope_s,
+        "slice_scope": options.slice_s,
+        "historical_occurences": options.historical,
         "vm_cpu_unit": "cores",
     }
 
 
 def carried_forward(values: FloatArray) -> FloatArray:
-    """Every NaN replaced by the last number before it, where there is one."""
+    """(n,) float64: every NaN replaced by the last number before it, if there is one."""
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(values.size)))
     return values[last]
 
 
-def fill_holes(samples: FloatArray, present: BoolArray, longest: int) -> FloatArray:
-    """Fill short holes with the sample before them, and drop the samples of a machine that is not there.
+def fill_gaps(samples: FloatArray, present: BoolArray, longest: int) -> FloatArray:
+    """Fill short gaps with the sample before them, and drop the samples of a machine that does not run.
 
-    A hole longer than ``longest`` steps stays empty from its first step on: nobody knows when the last
-    sample ceased to be true. A sample is never carried over a time when the machine was not there.
+    A gap longer than ``longest`` steps stays empty from its first step: it is unknown how long the last sample
+    was valid. A sample is never carried over a time when the machine did not run.
     """
     known = ~np.isnan(samples) & present
     if not known.any():
@@ -245,41 +293,40 @@ def binned_last(index: IndexArray, samples: FloatArray, steps: int) -> FloatArra
     return result
 
 
-def _node_from_vms(vms: Sequence[Machine], grid: Grid, args: argparse.Namespace) -> tuple[Machine, list[str]]:
-    """The node under its VMs: what it needs itself plus what they use, and what the user should know."""
-    cpu = _summed([(vm.present, vm.cpu_config, vm.cpu_usage) for vm in vms], args.node_cpu_overhead, args.least_known)
+def _node_from_vms(vms: Sequence[Machine], grid: Grid, node: NodeOptions) -> tuple[Machine, list[str]]:
+    """The node with the usage of its VMs plus its overhead, and messages for the user."""
+    cpu = _summed([(vm.present, vm.cpu_config, vm.cpu_usage) for vm in vms], node.cpu_overhead, node.least_known)
     memories = [(vm.present, vm.mem_config, vm.mem_usage) for vm in vms if vm.mem_usage is not None]
-    mem = _summed(memories, args.node_memory_overhead_mb, args.least_known) if memories else None
-    over_cpu = int((cpu > args.node_cores).sum())
-    over_mem = 0 if mem is None else int((mem > args.node_memory_mb).sum())
+    mem = _summed(memories, node.memory_overhead_mb, node.least_known) if memories else None
+    over_cpu = int((cpu > node.cores).sum())
+    over_mem = 0 if mem is None else int((mem > node.memory_mb).sum())
     notes = []
     if over_cpu or over_mem:
         notes.append(
             f"the VMs used more than the node has in {over_cpu} (CPU) and {over_mem} (memory) of {grid.steps} steps;"
-            " the node's figures are capped there"
+            " the usage of the node is capped in these"
         )
-    node = Machine(
+    machine = Machine(
         present=np.full(grid.steps, True),
-        cpu_config=np.full(grid.steps, args.node_cores),
-        mem_config=np.full(grid.steps, args.node_memory_mb),
-        cpu_usage=np.minimum(cpu, args.node_cores),
-        mem_usage=None if mem is None else np.minimum(mem, args.node_memory_mb),
+        cpu_config=np.full(grid.steps, node.cores),
+        mem_config=np.full(grid.steps, node.memory_mb),
+        cpu_usage=np.minimum(cpu, node.cores),
+        mem_usage=None if mem is None else np.minimum(mem, node.memory_mb),
     )
-    return node, notes
+    return machine, notes
 
 
 def _summed(
     parts: Sequence[tuple[BoolArray, FloatArray, FloatArray]], overhead: float, least_known: float
 ) -> FloatArray:
-    """(n,) float64: overhead and the usages that are known, NaN where too little is known.
+    """(n,) float64: overhead plus the known usages, NaN where too little is known.
 
     Parameters
     ----------
     parts : sequence of (present, config, usage), each (n,)
     overhead : float
     least_known : float
-        What share of the configured total the VMs with a sample must hold: the sum of a few VMs while the
-        others are silent would pass for an idle node. A VM that never has one is left out of both.
+        See :class:`NodeOptions`. A VM without any sample does not count.
     """
     steps = parts[0][0].size
     total, configured, known = np.full(steps, overhead), np.zeros(steps), np.zeros(steps)
@@ -292,29 +339,31 @@ def _summed(
     return np.where(known < least_known * configured, np.nan, total)
 
 
-def grouped(vms: Mapping[str, Machine], grid: Grid, args: argparse.Namespace, meta: dict[str, Any]) -> Conversion:
-    """The VMs on the node that the command line describes, which uses what they use and its overhead."""
-    there = {name: vm for name, vm in vms.items() if vm.present.any()}
-    if not there:
-        raise ConversionError(f"no VM is there between {utc(grid.start_s)} and {utc(grid.end_s)}")
-    node, notes = _node_from_vms(list(there.values()), grid, args)
-    silent = sum(bool(np.isnan(vm.cpu_usage).all()) for vm in there.values())
-    if silent:
-        notes.append(f"{silent} of {len(there)} VMs have no CPU sample at all: they are booked and use nothing")
-    incomplete: BoolArray = np.any([vm.present & np.isnan(vm.cpu_usage) for vm in there.values()], axis=0)
+def put_on_node(
+    vms: Mapping[str, Machine], grid: Grid, options: TraceOptions, node_options: NodeOptions, meta: dict[str, Any]
+) -> Conversion:
+    """Put VMs on one node, whose usage is the sum of theirs and its overhead."""
+    running = {name: vm for name, vm in vms.items() if vm.present.any()}
+    if not running:
+        raise ConversionError(f"no VM runs between {utc(grid.start_s)} and {utc(grid.end_s)}")
+    node, notes = _node_from_vms(list(running.values()), grid, node_options)
+    unsampled = sum(bool(np.isnan(vm.cpu_usage).all()) for vm in running.values())
+    if unsampled:
+        notes.append(f"{unsampled} of {len(running)} VMs have no CPU sample: they count as booked with no usage")
+    incomplete: BoolArray = np.any([vm.present & np.isnan(vm.cpu_usage) for vm in running.values()], axis=0)
     meta |= {
         "assigned": "the grouping on one node, the node's size and its overhead",
-        "node_cpu_overhead": args.node_cpu_overhead,
-        "node_memory_overhead_mb": args.node_memory_overhead_mb,
-        "step_s": args.step_s,
-        "hold": args.hold,
+        "node_cpu_overhead": node_options.cpu_overhead,
+        "node_memory_overhead_mb": node_options.memory_overhead_mb,
+        "step_s": options.step_s,
+        "hold": options.hold,
         "steps": grid.steps,
         "steps_where_cpu_of_a_vm_is_unknown": int(incomplete.sum()),
         "notes": notes,
     }
-    return Conversion(trace_config(args), meta, grid, 0, node, there, notes)
+    return Conversion(trace_config(options), meta, grid, 0, node, running, notes)
 
 
 def utc(stamp_s: float) -> str:
-    """A time as it stands in messages."""
+    """A time as ISO 8601, for messages."""
     return datetime.fromtimestamp(stamp_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Lines and numbers of CSV files, plain or gzipped, with the place of every fault."""
+"""Lines and numbers of CSV files, plain or gzipped; errors name the place."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from misc.tracesources.grid import ConversionError
 
-#: What the reader of traces accepts at most.
+#: The largest number that the reader of traces accepts.
 LARGEST = 1e15
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something and their numbers, of a plain or a gzip file.
+    """Iterate over the non-blank lines of a plain or gzip file, with their numbers.
 
     Raises
     ------
@@ -38,17 +38,17 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a file: reads their numbers, and names the place of what is none."""
+    """The columns of a file: parses numbers; errors name the place."""
 
     path: Path
     titles: Sequence[str]
 
     def place(self, line_number: int, column: int) -> str:
-        """Where a field stands."""
+        """The place of a field, for messages."""
         return f"{self.path}, line {line_number}, column {column + 1} ({self.titles[column].strip()})"
 
     def numbers(self, line_number: int, fields: Sequence[bytes], columns: Sequence[int]) -> list[float]:
-        """Some fields of a line as numbers.
+        """Parse fields of a line as numbers.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Columns:
         """
         try:
             numbers = [float(fields[column]) for column in columns]
-            if all(0.0 <= found <= LARGEST for found in numbers):
+            if all(0.0 <= value <= LARGEST for value in numbers):
                 return numbers
         except ValueError:
             pass
@@ -67,11 +67,11 @@ class Columns:
 
 
 def parsed_number(text: str, place: str) -> float:
-    """A number of a file: not negative, and not beyond any machine."""
+    """Parse a number from 0 to ``LARGEST``; ``place`` names it in errors."""
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        raise ConversionError(f"{place}: {text.strip()[:40]!r} is no number") from None
-    if not 0.0 <= found <= LARGEST:
-        raise ConversionError(f"{place}: {text.strip()[:40]} makes no sense")
-    return found
+        raise ConversionError(f"{place}: {text.strip()[:40]!r} is not a number") from None
+    if not 0.0 <= value <= LARGEST:
+        raise ConversionError(f"{place}: {text.strip()[:40]} is not from 0 to {LARGEST:g}")
+    return value

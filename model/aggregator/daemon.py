@@ -1,129 +1,205 @@
-"""``vmaggreg.py``: settings in; a store, a spool, an aggregator and its metrics, wired and run."""
+"""``vmaggreg.py``: scrapes nodes until it is stopped, or once, or checks targets and settings."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import logging
-import threading
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from ..cli.tables import print_checks
+from .. import __version__
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
-from ..common.http_server import serve_metrics
-from ..common.lifecycle import stop_on_signals
-from ..common.logs import set_up_logging
-from ..store.base import Store, StoreRefused, StoreUnavailable
-from ..store.factory import ask_store, open_store, store_name
-from ..store.sqlite import SqliteStore
+from ..common.http_server import Server, serve_metrics
+from ..common.lifecycle import StopRequest, run_daemon
+from ..common.logs import EVENT, set_up_logging
+from ..store.base import StoreRefused
+from ..store.factory import store_name
+from .check import check
 from .metrics import AggregatorMetrics
-from .scrape_manager import ScrapeManager, gather_limited
-from .scraper import ScrapeError, Scraper, open_session
+from .scrape_manager import ScrapeManager
 from .settings import AggregatorSettings, aggregator_settings
-from .write_queue import WriteQueue
+from .store_writer import StoreWriter, open_writer, writer_settings
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
-#: How long the last ticks may take at the end.
-_FLUSH_S = 10.0
-_EXPIRE_EVERY_S = 600.0
-#: By how much a page's time may differ from ours, at least; and how many of the probe's delays.
-_OLD_S = 60.0
-_OLD_DELAYS = 3
+
+@dataclass(frozen=True, slots=True)
+class AggregatorOptions:
+    """Options of the command line.
+
+    Attributes
+    ----------
+    once : bool
+        Scrape each node once.
+    check : bool
+        Check targets and store.
+    debug : int
+        0 logs warnings and errors, 1 also informational records.
+    json : bool
+        Print the results of ``check`` as JSON.
+    check_config : bool
+        Validate the settings only.
+    """
+
+    once: bool
+    check: bool
+    debug: int
+    json: bool = False
+    check_config: bool = False
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run what the command line asks for; the exit code.
+def run(options: AggregatorOptions) -> int:
+    """Run the aggregator as the options ask for; the exit code.
 
     Raises
     ------
     UsageError
-        When settings or store can't be used.
+        When settings or store are not usable.
     """
-    set_up_logging(args.debug > 0)
+    set_up_logging(options.debug > 0)
     try:
-        settings = aggregator_settings(environment())
-        store = open_store(settings.store)
+        if options.check_config:
+            _read_settings()
+            print("settings ok")
+            return 0
+        if options.check:
+            return check(_read_settings(), as_json=options.json)
+        if options.once:
+            return _scrape_once(_read_settings())
+        return AggregatorDaemon(_read_settings).run()
     except (SettingsError, StoreRefused) as error:
         raise UsageError(str(error)) from None
-    with contextlib.closing(store):
-        if args.check:
-            return asyncio.run(_check(settings, store))
-        return _aggregate(settings, store, once=args.once)
 
 
-def _aggregate(settings: AggregatorSettings, store: Store, *, once: bool) -> int:
-    registry = CollectorRegistry()
-    metrics = AggregatorMetrics(registry)
-    write_queue = WriteQueue(store, settings.queue_bytes)
-    metrics.watch(write_queue, registry)
-    aggregator = ScrapeManager(settings, write_queue.put, metrics)
-    stopped = threading.Event()
+def _read_settings() -> AggregatorSettings:
+    return aggregator_settings(environment())
+
+
+def _scrape_once(settings: AggregatorSettings) -> int:
+    writer = open_writer(settings)
+    metrics = AggregatorMetrics(CollectorRegistry())
+    responded, flushed = 0, False
     try:
-        if once:
-            answered = asyncio.run(aggregator.once())
-            LOG.info("%d of %d nodes answered", answered, len(settings.stubs))
-        else:
-            if settings.metrics_port:
-                serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-            if isinstance(store, SqliteStore):
-                threading.Thread(target=_expire, args=(store, stopped), daemon=True).start()
-            asyncio.run(_until_stopped(aggregator))
-            answered = len(settings.stubs)
+        writer.start(expire=False)
+        responded = asyncio.run(ScrapeManager(settings, writer.queue.put, metrics).scrape_once())
+        LOG.info("scraped once: nodes=%d responded=%d", len(settings.stubs), responded)
     finally:
-        stopped.set()
-        flushed = write_queue.close(_FLUSH_S)
-    lost = write_queue.counts().dropped + write_queue.counts().refused
-    return 0 if flushed and answered == len(settings.stubs) and not (once and lost) else 1
+        flushed = writer.close()
+    counts = writer.queue.counts()
+    stored = flushed and not counts.dropped and not counts.refused
+    return 0 if stored and responded == len(settings.stubs) else 1
 
 
-async def _until_stopped(aggregator: ScrapeManager) -> None:
-    stop = asyncio.Event()
-    stop_on_signals(stop)
-    await aggregator.run(stop)
+class _Run(NamedTuple):
+    """What is needed to scrape from one reload to the next."""
+
+    settings: AggregatorSettings
+    writer: StoreWriter
 
 
-def _expire(store: SqliteStore, stopped: threading.Event) -> None:
-    """Delete what is too old, from time to time."""
-    while not stopped.is_set():
+class AggregatorDaemon:
+    """Scrapes until it is stopped; SIGHUP reloads the settings.
+
+    A reload keeps store and queue unless their settings change, so that it loses no sample that waits for the store.
+
+    Parameters
+    ----------
+    read_settings : callable
+        Raises a SettingsError when the settings are not valid.
+    """
+
+    def __init__(self, read_settings: Callable[[], AggregatorSettings]) -> None:
+        self._read_settings = read_settings
+        self._writer: StoreWriter | None = None
+        self._started = False
+
+    def run(self) -> int:
+        """Run until stopped; the exit code."""
+        flushed = True
         try:
-            deleted = store.expire()
-            LOG.info("deleted %d ticks older than %g s", deleted, store.retention_s)
-        except StoreUnavailable as error:
-            LOG.warning("old ticks could not be deleted: %s", error)
-        stopped.wait(_EXPIRE_EVERY_S)
+            code = run_daemon(self._load, self._serve)
+        finally:
+            if self._writer is not None:
+                flushed = self._writer.close()
+        return code if flushed else 1
+
+    def _load(self) -> _Run:
+        """Read the settings and open the store if its settings are new.
+
+        Raises
+        ------
+        SettingsError
+            Also when the store cannot be opened; the store before stays open.
+        """
+        settings = self._read_settings()
+        if self._writer is not None and self._writer.settings == writer_settings(settings):
+            return _Run(settings, self._writer)
+        try:
+            writer = open_writer(settings)
+        except StoreRefused as error:
+            raise SettingsError([str(error)]) from None
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = writer
+        writer.start(expire=True)
+        return _Run(settings, writer)
+
+    def _serve(self, run: _Run, request: StopRequest) -> int:
+        """Scrape until a stop or a reload is requested."""
+        registry = CollectorRegistry()
+        metrics = AggregatorMetrics(registry)
+        metrics.watch(run.writer.queue, registry)
+        manager = ScrapeManager(run.settings, run.writer.queue.put, metrics)
+        server = self._open_metrics(run.settings, registry)
+        try:
+            self._log_start(run.settings, server)
+            asyncio.run(_scrape_until(manager, request))
+        finally:
+            if server is not None:
+                server.close()
+        return 0
+
+    def _open_metrics(self, settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
+        """Serve the metrics, if the settings ask for it.
+
+        Raises
+        ------
+        UsageError
+            When the port cannot be used at the start. After a reload the daemon continues without metrics.
+        """
+        if not settings.metrics_port:
+            return None
+        try:
+            return serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
+        except UsageError as error:
+            if not self._started:
+                raise
+            LOG.error("reload: %s; the daemon continues without metrics", error)
+            return None
+
+    def _log_start(self, settings: AggregatorSettings, server: Server | None) -> None:
+        """Log what runs: once at the start, and after each reload."""
+        LOG.info(
+            "%s: version=%s store=%s nodes=%d metrics=%s",
+            "running" if self._started else "started",
+            __version__,
+            store_name(settings.store).removeprefix("store "),
+            len(settings.stubs),
+            "none" if server is None else _metrics_url(settings),
+            extra=EVENT,
+        )
+        self._started = True
 
 
-async def _check(settings: AggregatorSettings, store: Store) -> int:
-    """Ask every target and the store once, and print what they said."""
-    async with open_session(settings.timeout_s) as session:
-        scrapers = [Scraper(stub, session, settings.timeout_s, settings.max_page_bytes) for stub in settings.stubs]
-        answers = await gather_limited(_ask(scraper) for scraper in scrapers)
-    rows = [(stub.node, *answer) for stub, answer in zip(settings.stubs, answers, strict=True)]
-    rows.append((store_name(settings.store), *ask_store(store)))
-    return 0 if print_checks(rows) else 1
+async def _scrape_until(manager: ScrapeManager, request: StopRequest) -> None:
+    await manager.run(request.as_asyncio_event())
 
 
-async def _ask(scraper: Scraper) -> tuple[bool, str]:
-    start = time.monotonic()
-    try:
-        scrape = await scraper.scrape()
-    except ScrapeError as error:
-        return False, str(error)
-    took = f"{(time.monotonic() - start) * 1000:.0f} ms"
-    cores, memory = scrape.node.get("cpu_total", 0), scrape.node.get("memory_total", 0) / 2**20
-    if scrape.domains is None:
-        return False, f"{cores:g} cores, {memory:.0f} GB, but nothing is known of its VMs ({took})"
-    old_s = time.time() - scrape.epoch_ms / 1000
-    if abs(old_s) > max(_OLD_S, _OLD_DELAYS * scrape.node.get("probe_delay", 0.0) / 1000):
-        when = "old: the probe has stopped" if old_s > 0 else "ahead"
-        return False, f"the page is {abs(old_s):.0f} s {when}, or the clocks differ ({took})"
-    missing = ""
-    for metric, words in (("cpu_cputime", "CPU time"), ("memory_unused", "guest memory")):
-        silent = sum(metric not in domain for domain in scrape.domains.values())
-        missing += f", {silent} of them without {words}" if silent else ""
-    return True, f"{cores:g} cores, {memory:.0f} GB, {len(scrape.domains)} VMs{missing} ({took})"
+def _metrics_url(settings: AggregatorSettings) -> str:
+    address = settings.metrics_address
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{settings.metrics_port}/metrics"

@@ -1,4 +1,4 @@
-"""The Prometheus text format: lines of unusual form and limits."""
+"""The Prometheus text format: units of the exporters, limits, and a tolerant parser of single lines."""
 
 from __future__ import annotations
 
@@ -6,27 +6,42 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-#: A number as both float() and the format know it: no underscores, no white space, ASCII.
+#: A number in a form that float() and the format have in common: ASCII without underscores and white space.
 VALUE_PATTERN = rb"[!-^`-~]+"
 
+#: Bytes of a KiB, the unit of memory of vmprobe.
 KIB = 1024.0
 
+#: Nanoseconds of a second; vmprobe counts CPU time in nanoseconds.
 NS_PER_S = 1e9
 
-
-class PageError(ValueError):
-    """A page that tells nothing: a missed scrape. The message is one line."""
-
-
+#: Longer lines are skipped; a page may be made to be slow to parse.
 _LONGEST_LINE = 4096
 
+#: Lines of a page that are parsed one by one, because regular expressions do not match them; further ones are skipped.
 MOST_UNUSUAL_LINES = 5000
 
+#: Name, labels and value.
 Sample = tuple[str, Mapping[str, str], float]
 
 
+class PageError(ValueError):
+    """A page that cannot be used; the scrape has failed. The message is one line."""
+
+
+def require_complete_lines(page: bytes) -> None:
+    """Refuse a page whose last line has no end.
+
+    Raises
+    ------
+    PageError
+    """
+    if not page.endswith(b"\n"):
+        raise PageError("the page is truncated in the middle of a line")
+
+
 def parse_line(line: bytes) -> Iterator[Sample]:
-    """The sample on a line, if there is one."""
+    """The sample of a line, if it is valid, by the reference parser of the format."""
     if len(line) > _LONGEST_LINE:
         return
     try:

@@ -8,7 +8,7 @@ from .write_queue import WriteQueue
 
 
 class AggregatorMetrics:
-    """What the aggregator tells of itself to a Prometheus server.
+    """Counters and gauges of scrapes, by node.
 
     Parameters
     ----------
@@ -16,21 +16,33 @@ class AggregatorMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.scrapes = Counter("scroogevm_scrapes", "Scrapes of a node.", ["node"], registry=registry)
+        node = ["node"]
+        self.scrapes = Counter("scroogevm_scrapes", "Scrapes of a node.", node, registry=registry)
         self.failures = Counter(
-            "scroogevm_scrape_failures", "Scrapes that brought nothing.", ["node", "reason"], registry=registry
+            "scroogevm_scrape_failures", "Scrapes that failed, by reason.", ["node", "reason"], registry=registry
         )
-        self.missed = Counter("scroogevm_scrapes_missed", "Scrapes left out: too late.", ["node"], registry=registry)
-        self.duration = Summary("scroogevm_scrape_duration_seconds", "Time it took.", ["node"], registry=registry)
-        self.up = Gauge("scroogevm_node_up", "1 if the last scrape brought news.", ["node"], registry=registry)
-        self.bad_lines = Gauge("scroogevm_page_bad_lines", "Lines that made no sense.", ["node"], registry=registry)
+        self.missed = Counter(
+            "scroogevm_scrapes_missed", "Scrapes skipped because the one before took too long.", node, registry=registry
+        )
+        self.duration = Summary(
+            "scroogevm_scrape_duration_seconds", "Duration of a scrape, failed ones included.", node, registry=registry
+        )
+        self.up = Gauge(
+            "scroogevm_node_up",
+            "1 if the last scrape succeeded and its page was not stale, else 0.",
+            node,
+            registry=registry,
+        )
+        self.bad_lines = Gauge(
+            "scroogevm_page_bad_lines", "Lines of the pages that could not be parsed so far.", node, registry=registry
+        )
 
     def watch(self, write_queue: WriteQueue, registry: CollectorRegistry) -> None:
-        """Tell of the spool too."""
-        for name, words, read in (
-            ("written", "Points that the store keeps.", lambda: write_queue.counts().written),
-            ("dropped", "Points given up because the queue was full.", lambda: write_queue.counts().dropped),
-            ("refused", "Points that the store refused for good.", lambda: write_queue.counts().refused),
-            ("queued", "Points that wait for the store.", lambda: write_queue.counts().queued),
+        """Register gauges of the write queue."""
+        for name, documentation, read in (
+            ("written", "Points stored.", lambda: write_queue.counts().written),
+            ("dropped", "Points dropped because the queue was full.", lambda: write_queue.counts().dropped),
+            ("refused", "Points rejected by the store.", lambda: write_queue.counts().refused),
+            ("queued", "Points waiting for the store.", lambda: write_queue.counts().queued),
         ):
-            Gauge(f"scroogevm_points_{name}", words, registry=registry).set_function(read)
+            Gauge(f"scroogevm_points_{name}", documentation, registry=registry).set_function(read)

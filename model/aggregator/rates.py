@@ -1,7 +1,7 @@
-"""Counters to rates: what an exporter told twice becomes what was used in between.
+"""Computes rates from the counters of two successive scrapes.
 
-A rate that can't be known is absent, never 0 and never guessed: at a first sample, after a counter went
-backwards, when no time has passed, and for a VM that was not on the page before.
+An unknown rate is absent, never 0 and never estimated: at the first scrape, after a counter decreased, when no time
+has passed, and for a VM that was not on the page before.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..samples import Metrics, Scrape, ScrapeSample
+from .exposition import KIB, NS_PER_S
 
-#: Bytes and kibibytes of a MB.
+#: Bytes of a MB.
 _MB = 2.0**20
 
-_KIB_PER_MB = 1024.0
+_KIB_PER_MB = _MB / KIB
 
-_NS_PER_MS = 1e6
+_NS_PER_MS = NS_PER_S / 1e3
 
-#: Counters of a machine: their increase since the last sample is stored under the same name.
+#: Counters of a machine; their increase since the last scrape is stored under the same name.
 _DELTAS = ("sched_runtime", "sched_waittime", "sched_timeslices")
 
 _FAULTS = ("stat_minflt", "stat_majflt", "stat_cminflt", "stat_cmajflt")
@@ -33,35 +34,45 @@ _RATIOS = (
 
 _FREQUENCIES = (("freq", "cpu_freq"), ("minfreq", "cpu_minfreq"), ("maxfreq", "cpu_maxfreq"))
 
-#: How long a guest may take to tell statistics of its new size before the old way of telling is given up, ms.
+#: How long after a change of its size a guest may report a different reserve before that is its new reserve, ms.
 _SETTLING_MS = 60_000.0
 
-#: How much more than it has a node may seem to have used: clocks and counters are not read at one moment.
+#: Largest plausible usage of a node per capacity; above 1 because clock and counters are not read at the same time.
 _MOST_USAGE = 1.5
 
-#: By how much of a VM's memory what its kernel keeps for itself may differ from one size to another.
+#: Largest difference between the reserves of a guest at two sizes, as a fraction of its memory.
 _RESERVE_TOLERANCE = 0.01
 
 
 @dataclass(slots=True)
 class _Balloon:
-    """What is known of a domain's balloon; KiB, Unix milliseconds."""
+    """State of a domain's balloon; KiB, Unix milliseconds.
+
+    Attributes
+    ----------
+    alloc : float
+    changed_after_ms : float
+        Time of the last scrape before ``alloc`` changed.
+    settled : bool
+        Whether the statistics of the guest are of the current size.
+    reserve : float or None
+        Memory that the guest's kernel reserves for itself: alloc - available, while settled.
+    """
 
     alloc: float
     changed_after_ms: float = float("-inf")
     settled: bool = True
     reserve: float | None = None
-    """What the guest's kernel keeps for itself, alloc less available, once statistics and size agreed."""
 
 
 @dataclass(slots=True)
 class NodeRates:
-    """Turns the readings of one node, in the order of their arrival, into ticks.
+    """Converts successive scrapes of one node to samples.
 
     Parameters
     ----------
     node : str
-        Its URL.
+        URL of the node.
     """
 
     node: str
@@ -69,14 +80,14 @@ class NodeRates:
     _balloons: dict[str, _Balloon] = field(default_factory=dict)
 
     def update(self, scrape: Scrape) -> ScrapeSample | None:
-        """What is to be stored of a reading; None when it is the last one over again."""
+        """The sample of a scrape; None when the page is the same as the last one."""
         last = self._last
         if last is not None and last.epoch_ms == scrape.epoch_ms:
             return None
         elapsed_ms = scrape.epoch_ms - last.epoch_ms if last is not None else 0.0
         fields = _node_fields(scrape.node, last.node if last is not None else None, elapsed_ms)
         if fields.get("cpu_usage", 0.0) > _MOST_USAGE * fields.get("cpu", math.inf):
-            # More than the node has: its clock was set, and no rate of any machine is known.
+            # More than the node has: its clock was set, and all rates are unknown.
             elapsed_ms = 0.0
             fields = _node_fields(scrape.node, None, elapsed_ms)
         domains: dict[str, dict[str, float]] = {}
@@ -85,7 +96,7 @@ class NodeRates:
             domains[name] = self._domain(name, metrics, before, scrape.epoch_ms, elapsed_ms)
         if scrape.domains is not None:
             _add_sums(fields, domains)
-            # Who is not on the page has left: should he return, nothing is known of him.
+            # A domain missing from the page is gone; if it returns, start fresh.
             self._balloons = {name: self._balloons[name] for name in domains if name in self._balloons}
         self._last = scrape
         return ScrapeSample(self.node, int(scrape.epoch_ms), fields, domains)
@@ -107,11 +118,11 @@ class NodeRates:
         return fields
 
     def _memory_usage(self, name: str, now: Metrics, epoch_ms: float) -> float | None:
-        """Memory that a guest uses, KiB, or None while nobody knows.
+        """Memory that a guest uses, alloc - unused, KiB; None while it is unknown.
 
-        What is allocated is as of now, what is unused as old as the guest's last statistics: while a balloon
-        moves, their difference is of two moments. The statistics are of the new size when they are not older
-        than the change and the guest's kernel keeps for itself what it kept before.
+        The allocation is current, the unused memory is as old as the last statistics of the guest: while a balloon
+        moves, their difference is meaningless. The statistics are of the new size when they are not older than
+        the change and the guest's kernel has the same reserve as before.
         """
         alloc, unused = now.get("memory_alloc"), now.get("memory_unused")
         if alloc is None:
@@ -122,17 +133,17 @@ class NodeRates:
             balloon.changed_after_ms = self._last.epoch_ms if self._last is not None else epoch_ms
         if unused is None or unused > alloc:
             return None
-        # The statistics' stamp has no fractions of a second.
-        told_ms = now.get("memory_last_update", epoch_ms / 1000.0) * 1000.0 + 999.0
+        # The time of the statistics is in whole seconds.
+        updated_ms = now.get("memory_last_update", epoch_ms / 1000.0) * 1000.0 + 999.0
         reserve = alloc - now["memory_available"] if "memory_available" in now else None
         if not balloon.settled:
             agree = (
                 reserve is None
                 or balloon.reserve is None
                 or abs(reserve - balloon.reserve) <= _RESERVE_TOLERANCE * alloc
-                or told_ms > balloon.changed_after_ms + _SETTLING_MS
+                or updated_ms > balloon.changed_after_ms + _SETTLING_MS
             )
-            balloon.settled = told_ms >= balloon.changed_after_ms and agree
+            balloon.settled = updated_ms >= balloon.changed_after_ms and agree
         if not balloon.settled:
             return None
         balloon.reserve = reserve
@@ -162,32 +173,32 @@ def _add_rates(
     before: Metrics,
     elapsed_ms: float,
     cpu: Iterable[str],
-    others: Iterable[str],
+    deltas: Iterable[str],
 ) -> None:
-    """Add what grew since the last sample; nothing at all when any counter went backwards."""
-    grown = {name: now[name] - before[name] for name in (*cpu, *others) if name in now and name in before}
-    if any(growth < 0 for growth in grown.values()):
+    """Add the increases of counters and the CPU usage; nothing when any counter decreased."""
+    increases = {name: now[name] - before[name] for name in (*cpu, *deltas) if name in now and name in before}
+    if any(increase < 0 for increase in increases.values()):
         return
-    if all(name in grown for name in cpu):
-        fields["elapsed_cpu_time"] = sum(grown[name] for name in cpu)
+    if all(name in increases for name in cpu):
+        fields["elapsed_cpu_time"] = sum(increases[name] for name in cpu)
         fields["cpu_usage"] = fields["elapsed_cpu_time"] / (elapsed_ms * _NS_PER_MS)
-    for name in others:
-        if name in grown:
-            fields[name] = grown[name]
-    if "sched_waittime" in grown and "sched_runtime" in grown:
-        # Nothing ran: nothing waited for its turn.
-        runtime = grown["sched_runtime"]
-        fields["sched_busy"] = grown["sched_waittime"] / runtime if runtime > 0 else 0.0
+    for name in deltas:
+        if name in increases:
+            fields[name] = increases[name]
+    if "sched_waittime" in increases and "sched_runtime" in increases:
+        # Without run time there is no wait time.
+        runtime = increases["sched_runtime"]
+        fields["sched_busy"] = increases["sched_waittime"] / runtime if runtime > 0 else 0.0
 
 
 @lru_cache(maxsize=1024)
 def _performance_names(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Those of perf, with and without their section; machines tell the same names over and over."""
+    """Metrics of perf with and without their section; cached, because the names of machines repeat."""
     return tuple((name, name.removeprefix("perf_")) for name in names if name.startswith("perf_"))
 
 
 def _add_performance(fields: dict[str, float], now: Metrics) -> None:
-    """The raw counters of perf, which start anew with each of the probe's reads, and their ratios."""
+    """Add the counters of perf, which the probe resets at each read, and their ratios."""
     for name, short in _performance_names(tuple(now)):
         fields[short] = now[name]
     for ratio, above, below in _RATIOS:
@@ -196,7 +207,7 @@ def _add_performance(fields: dict[str, float], now: Metrics) -> None:
 
 
 def _add_sums(fields: dict[str, float], domains: Mapping[str, Metrics]) -> None:
-    """What the domains come to together; a sum of which a part is not known is not known."""
+    """Add sums over the domains; a sum with an unknown part is unknown."""
     fields["vm_number"] = float(len(domains))
     for name, source, config in (
         ("oc_cpu", "cpu", "cpu"),

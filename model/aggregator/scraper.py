@@ -1,9 +1,10 @@
-"""Asks a worker node for its pages: in time, within bounds, or not at all."""
+"""Requests the pages of a worker node, with limits on time and size."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -12,26 +13,28 @@ from ..common.errors import system_words
 from ..common.targets import LabelStub, Stub, VmprobeStub
 from ..samples import Scrape
 from .exposition import PageError
-from .libvirt_exporter import LabelPages
-from .vmprobe import VmprobePages
+from .libvirt_exporter import LabelReader
+from .vmprobe import VmprobeReader
 
-#: Nothing is asked to be packed: a page is small, and a bomb is not unpacked.
+#: No compression: pages are small, and a decompression bomb is not decompressed.
 _HEADERS = {"Accept": "text/plain; version=0.0.4", "Accept-Encoding": "identity", "User-Agent": "scroogevm"}
+#: Bytes read from a connection at once.
 _PIECE = 2**16
-_LARGE = 2**20
+#: Larger pages are parsed in a thread, so that the event loop serves the other nodes meanwhile, bytes.
+_LARGE_PAGE = 2**20
 
 
 class ScrapeError(Exception):
-    """A scrape that brought nothing.
+    """A scrape that failed.
 
     Attributes
     ----------
     reason : str
-        One of few words, fit for the label of a metric.
+        One of a few words, a label of a metric.
     """
 
-    def __init__(self, reason: str, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
@@ -44,28 +47,31 @@ class Scraper:
     stub : Stub
     session : aiohttp.ClientSession
     timeout_s : float
-        For the scrape as a whole, from the look-up of the name to the last byte.
+        Limit of a whole scrape, from the name lookup to the last byte.
     max_page_bytes : int
+    wall_clock : callable
+        Unix seconds.
     """
 
     stub: Stub
     session: aiohttp.ClientSession
     timeout_s: float
     max_page_bytes: int
-    _vmprobe: VmprobePages = field(init=False)
-    _labels: LabelPages = field(init=False)
+    wall_clock: Callable[[], float] = time.time
+    _vmprobe: VmprobeReader = field(init=False)
+    _labels: LabelReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._vmprobe = VmprobePages(self.stub.prefix if isinstance(self.stub, VmprobeStub) else "")
-        self._labels = LabelPages()
+        self._vmprobe = VmprobeReader(self.stub.prefix if isinstance(self.stub, VmprobeStub) else "")
+        self._labels = LabelReader()
 
     @property
     def bad_lines(self) -> int:
-        """Lines that could not be read so far."""
+        """Lines that could not be parsed so far."""
         return self._vmprobe.bad_lines + self._labels.bad_lines
 
     async def scrape(self) -> Scrape:
-        """What the node tells now.
+        """Request and parse the pages of the node.
 
         Raises
         ------
@@ -73,46 +79,51 @@ class Scraper:
         """
         try:
             if isinstance(self.stub, VmprobeStub):
-                page = await self._page(self.stub.url)
-                if len(page) > _LARGE:
-                    # So that the others' turn comes while this one is read.
-                    return await asyncio.to_thread(self._vmprobe.read, page)
-                return self._vmprobe.read(page)
+                return await self._scrape_vmprobe(self.stub)
             return await self._scrape_labels(self.stub)
         except PageError as error:
             raise ScrapeError("page", str(error)) from None
 
+    async def _scrape_vmprobe(self, stub: VmprobeStub) -> Scrape:
+        page = await self._fetch(stub.url)
+        if len(page) > _LARGE_PAGE:
+            return await asyncio.to_thread(self._vmprobe.read, page)
+        return self._vmprobe.read(page)
+
     async def _scrape_labels(self, stub: LabelStub) -> Scrape:
-        asked_ms = time.time() * 1000.0
+        requested_ms = self.wall_clock() * 1000.0
         node, domains = await asyncio.gather(
-            self._page(stub.node_exporter), self._page(stub.libvirt_exporter), return_exceptions=True
+            self._fetch(stub.node_exporter), self._fetch(stub.libvirt_exporter), return_exceptions=True
         )
         if isinstance(node, BaseException):
             raise node
         if isinstance(domains, BaseException) and not isinstance(domains, ScrapeError):
             raise domains
-        # When the exporter of VMs is silent, the node's own figures are good all the same.
-        known = None if isinstance(domains, ScrapeError) else domains
-        return self._labels.read(node, known, float(round(asked_ms)))
+        # Without the page of the libvirt exporter, the metrics of the node are still valid.
+        libvirt_page = None if isinstance(domains, ScrapeError) else domains
+        return self._labels.read(node, libvirt_page, float(round(requested_ms)))
 
-    async def _page(self, url: str) -> bytes:
+    async def _fetch(self, url: str) -> bytes:
+        """The body of a page.
+
+        Raises
+        ------
+        ScrapeError
+        """
         try:
-            # The session's time is that of the whole request, from the look-up of the name to the last byte.
-            return await self._body(url)
+            return await self._read_body(url)
         except asyncio.TimeoutError:
             raise ScrapeError("timeout", f"no complete page within {self.timeout_s:g} s") from None
-        except aiohttp.ClientError as error:
-            raise ScrapeError("connection", _words(error)) from None
-        except (ValueError, OSError) as error:
-            raise ScrapeError("connection", _words(error)) from None
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise ScrapeError("connection", _connection_message(error)) from None
 
-    async def _body(self, url: str) -> bytes:
+    async def _read_body(self, url: str) -> bytes:
         async with self.session.get(url, headers=_HEADERS, allow_redirects=False) as response:
             if response.status != 200:
                 raise ScrapeError("status", f"HTTP status {response.status}")
-            packed = response.headers.get("Content-Encoding", "identity")
-            if packed != "identity":
-                raise ScrapeError("page", f"the page is packed ({packed[:20]!r}), though nobody asked for that")
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding != "identity":
+                raise ScrapeError("page", f"the page is compressed ({encoding[:20]!r}), which was not requested")
             pieces, size = [], 0
             async for piece in response.content.iter_chunked(_PIECE):
                 size += len(piece)
@@ -122,18 +133,24 @@ class Scraper:
             return b"".join(pieces)
 
 
-def _words(error: BaseException) -> str:
-    """What a person needs of an error; not its URL, which may hold a password."""
-    for _errno, words in system_words(error):
-        if not words.startswith("Connect call"):
-            return words
+def _connection_message(error: BaseException) -> str:
+    """The cause of an error without its URL, which may contain a password."""
+    for _errno, message in system_words(error):
+        if not message.startswith("Connect call"):
+            return message
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or "no connection"
     return type(error).__name__
 
 
 def open_session(timeout_s: float) -> aiohttp.ClientSession:
-    """A session for all scrapers: as many connections as there are nodes, nothing unpacked, no cookies kept."""
+    """A session for all scrapers, without a limit of connections, decompression and cookies.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Limit of a whole request.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=60),
         timeout=aiohttp.ClientTimeout(total=timeout_s),

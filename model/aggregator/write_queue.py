@@ -1,4 +1,4 @@
-"""Between those who measure and the store: what waits is bounded, and nothing that fits is lost."""
+"""A bounded queue between the scrapes and the store."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..common.logs import ProblemLog
+from ..common.threads import start_thread
 from ..samples import ScrapeSample
 from ..store.base import Encoded, Store, StoreUnavailable
 
-LOG = logging.getLogger("scroogevm.spool")
+LOG = logging.getLogger("scroogevm.queue")
 
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
-#: A server's own wish is followed up to this.
+#: Longest pause that a server can ask for.
 _LONGEST_RETRY_AFTER_S = 600.0
-#: So much is written in one go, so that a long queue is worked off in steps.
+#: A long backlog is written in batches of this size, bytes.
 _LARGEST_BATCH = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class WriteQueueCounts:
-    """What became of the points so far.
+    """Points by outcome.
 
     Attributes
     ----------
     written, dropped, refused : int
-        ResultCache by the store; given up because the queue was full; refused by the store for good.
+        Stored; dropped because the queue was full; rejected by the store.
     queued, queued_bytes : int
-        Waiting.
+        Waiting for the store.
     """
 
     written: int
@@ -42,33 +45,39 @@ class WriteQueueCounts:
 
 
 class WriteQueue:
-    """A bounded queue with a thread that writes what is in it, in order, for as long as it takes.
+    """A bounded queue with a thread that writes its samples in order and retries while the store is unavailable.
 
     Parameters
     ----------
     store : Store
     most_bytes : int
-        When more would wait, the oldest ticks are dropped.
+        Beyond this size, the oldest samples are dropped.
+    clock : callable
+        Monotonic seconds.
     """
 
-    def __init__(self, store: Store, most_bytes: int) -> None:
+    def __init__(self, store: Store, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._most_bytes = most_bytes
+        self._clock = clock
         self._queue: deque[Encoded] = deque()
         self._bytes = 0
         self._points = 0
         self._written = self._dropped = self._refused = 0
         self._changed = threading.Condition()
         self._closing = False
-        self._give_up_at = float("inf")
-        self._dropping = False
-        self._one_by_one = 0
-        self._away = False
-        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
-        self._thread.start()
+        self._deadline = float("inf")
+        self._full = False
+        self._single_writes = 0
+        self._problems = ProblemLog(LOG)
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread that writes."""
+        self._thread = start_thread("write-queue", self._run)
 
     def put(self, sample: ScrapeSample) -> None:
-        """Queue a tick; never waits."""
+        """Queue a sample; never blocks."""
         encoded = self._store.encode(sample)
         with self._changed:
             self._queue.append(encoded)
@@ -76,102 +85,100 @@ class WriteQueue:
             self._points += encoded.points
             dropped = 0
             while self._bytes > self._most_bytes and len(self._queue) > 1:
-                oldest = self._queue.popleft()
-                self._bytes -= oldest.size
-                self._points -= oldest.points
-                dropped += oldest.points
-            if dropped and not self._dropping:
-                LOG.error("the queue is full: from now on the oldest points are dropped")
-                self._dropping = True
+                dropped += self._pop_oldest().points
+            if dropped and not self._full:
+                LOG.error("the queue is full: the oldest points are dropped")
+                self._full = True
             self._dropped += dropped
             self._changed.notify()
 
     def counts(self) -> WriteQueueCounts:
-        """What became of the points so far."""
+        """Points by outcome so far."""
         with self._changed:
             return WriteQueueCounts(self._written, self._dropped, self._refused, self._points, self._bytes)
 
     def close(self, timeout_s: float) -> bool:
-        """Write what waits, for as long as the time allows; whether nothing was left."""
+        """Write the backlog for at most ``timeout_s`` seconds and end the thread; whether all was written."""
         with self._changed:
             self._closing = True
-            self._give_up_at = time.monotonic() + timeout_s
+            self._deadline = self._clock() + timeout_s
             self._changed.notify()
-        self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
         left = self.counts().queued
         if left:
-            LOG.error("stopped while %d points waited for the store: they are lost", left)
+            LOG.error("stopped before the store was available: points_lost=%d", left)
         return left == 0
 
     def _run(self) -> None:
         backoff_s = _FIRST_BACKOFF_S
-        while True:
-            with self._changed:
-                while not self._queue and not self._closing:
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                batch = self._batch()
+        while batch := self._next_batch():
             try:
                 refused = self._store.write(batch)
             except StoreUnavailable as error:
-                self._tell_away(str(error))
-                pause = backoff_s * random.uniform(0.75, 1.25)  # noqa: S311  # masters shall not come back all at once
-                if error.retry_after_s is not None:
-                    pause = max(pause, min(error.retry_after_s, _LONGEST_RETRY_AFTER_S))
-                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
-                if not self._wait_to_try_again(pause):
+                self._problems.report("store", f"write failed, points are queued: {error}", logging.ERROR)
+                if not self._pause(_retry_pause(backoff_s, error.retry_after_s)):
                     return
+                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
                 continue
             except Exception as error:
                 if len(batch) > 1:
-                    # One of them can't be written: those around it can, one by one.
-                    self._one_by_one = len(batch)
+                    # One sample cannot be written: write the samples of this batch one by one.
+                    self._single_writes = len(batch)
                     continue
-                LOG.error("a tick can't be written and is given up: %s", type(error).__name__, exc_info=error)
+                LOG.error("a sample cannot be written and is dropped: %s", type(error).__name__, exc_info=error)
                 refused = batch[0].points
             backoff_s = _FIRST_BACKOFF_S
-            self._tell_back()
-            self._done(batch, refused)
+            self._remove(batch, refused)
+            self._report_recovery()
 
-    def _wait_to_try_again(self, pause_s: float) -> bool:
-        """Sit out a pause, a short one when we are to stop; False once the time for that is over."""
+    def _next_batch(self) -> list[Encoded]:
+        """The oldest samples, once there are any; empty when the queue is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            if self._single_writes and self._queue:
+                self._single_writes -= 1
+                return [self._queue[0]]
+            size = 0
+            batch: list[Encoded] = []
+            for sample in self._queue:
+                if batch and size + sample.size > _LARGEST_BATCH:
+                    break
+                batch.append(sample)
+                size += sample.size
+            return batch
+
+    def _pause(self, pause_s: float) -> bool:
+        """Wait before a retry, only briefly while closing; False once the time to close is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing, pause_s)
         if self._closing:
             time.sleep(min(pause_s, _FIRST_BACKOFF_S))
-        return time.monotonic() < self._give_up_at
+        return self._clock() < self._deadline
 
-    def _batch(self) -> list[Encoded]:
-        size = 0
-        batch: list[Encoded] = []
-        if self._one_by_one:
-            self._one_by_one -= 1
-            return [self._queue[0]]
-        for sample in self._queue:
-            if batch and size + sample.size > _LARGEST_BATCH:
-                break
-            batch.append(sample)
-            size += sample.size
-        return batch
-
-    def _done(self, batch: list[Encoded], refused: int) -> None:
-        """Take what was written off the queue; its oldest part may have been dropped meanwhile."""
+    def _remove(self, batch: list[Encoded], refused: int) -> None:
+        """Remove written samples from the queue; the oldest of them may have been dropped in the meantime."""
         written = {id(sample) for sample in batch}
         with self._changed:
             while self._queue and id(self._queue[0]) in written:
-                sample = self._queue.popleft()
-                self._bytes -= sample.size
-                self._points -= sample.points
+                self._pop_oldest()
             self._written += sum(sample.points for sample in batch) - refused
             self._refused += refused
 
-    def _tell_away(self, words: str) -> None:
-        if not self._away:
-            LOG.error("the store can't be written, points wait: %s", words)
-        self._away = True
+    def _pop_oldest(self) -> Encoded:
+        sample = self._queue.popleft()
+        self._bytes -= sample.size
+        self._points -= sample.points
+        return sample
 
-    def _tell_back(self) -> None:
-        if self._away:
-            LOG.warning("the store is written again, %d points were dropped so far", self._dropped)
-        self._away = self._dropping = False
+    def _report_recovery(self) -> None:
+        self._problems.resolve("store")
+        if self._full:
+            LOG.error("the queue was full: points_dropped=%d", self.counts().dropped)
+            self._full = False
+
+
+def _retry_pause(backoff_s: float, retry_after_s: float | None) -> float:
+    """Seconds until the next try; random, so that several aggregators do not retry at the same time."""
+    pause_s = backoff_s * random.uniform(0.75, 1.25)  # noqa: S311  # not for cryptography
+    return pause_s if retry_after_s is None else max(pause_s, min(retry_after_s, _LONGEST_RETRY_AFTER_S))

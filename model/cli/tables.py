@@ -1,9 +1,9 @@
-"""Tables on a terminal of any width: no figure and no name is truncated."""
+"""Tables on a terminal of any width, where no figure and no name is truncated; and JSON in their place."""
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +38,11 @@ def _width(console: Console, table: Table) -> int:
     return console.measure(table, options=console.options.update(max_width=10_000)).maximum
 
 
+def print_json(value: Any) -> None:
+    """Print a value as JSON in ASCII."""
+    Console().print_json(data=value, indent=1, highlight=False, ensure_ascii=True, allow_nan=False)
+
+
 def print_checks(checks: Sequence[tuple[str, bool, str]], *, json: bool = False) -> bool:
     """Print the results of ``--check``; True when all succeeded.
 
@@ -49,7 +54,7 @@ def print_checks(checks: Sequence[tuple[str, bool, str]], *, json: bool = False)
     """
     if json:
         keys = ("target", "ok", "details")
-        print(json_module.dumps([dict(zip(keys, check, strict=True)) for check in checks], indent=1))
+        print_json([dict(zip(keys, check, strict=True)) for check in checks])
     else:
         _print_checks_table(checks)
     return all(succeeded for _, succeeded, _ in checks)

@@ -8,47 +8,40 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UsageError
 from ..common.text import printable
-from .tasks import SOURCE, Outcome, Plan, Task, evaluate_file, source_files
+from .source import SOURCE_DIGEST, source_files
+from .tasks import EvaluationPlan, Outcome, Task, evaluate_file
 
-#: How long the scheduler may take to answer, and the first worker to connect.
+#: Timeout of the scheduler's answer and of the first worker's connection.
 WAIT_S = 10.0
 
 
-def on_cluster(tasks: Sequence[Task], plan: Plan, address: str) -> Iterator[tuple[Task, Outcome]]:
-    """Evaluate on a Dask cluster; each trace as soon as it is done.
+def evaluate_on_cluster(tasks: Sequence[Task], plan: EvaluationPlan, address: str) -> Iterator[tuple[Task, Outcome]]:
+    """Evaluate on a Dask cluster; yield each trace when it is done.
 
-    The workers are sent our code. They have to have its libraries, and to find the traces under the same paths.
+    This package is sent to the workers. Its libraries must be installed there, and the traces must be available under
+    the same paths.
 
     Raises
     ------
     UsageError
-        When there is no cluster at that address, or no longer.
+        When there is no usable cluster at that address, or when it is lost.
     """
-    from distributed import Client, as_completed
+    from distributed import as_completed
 
-    # What these log with all their calls, we say in one line.
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
-        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
-    try:
-        asyncio.run(_hear(address))
-        client = Client(address, timeout=WAIT_S, set_as_default=False)
-    except Exception as error:
-        # Who is asked may be no scheduler at all, and what its bytes are taken for raises anything.
-        late = isinstance(error, asyncio.TimeoutError)
-        why = f"no Dask scheduler has answered for {WAIT_S:g} s" if late else str(error)
-        raise UsageError(f"--dask: {printable(address)}: {printable(why)}") from None
+    client = _connect(address)
     with client, tempfile.TemporaryDirectory() as folder:
         try:
             client.wait_for_workers(1, timeout=WAIT_S)
-            client.upload_file(str(_zipped(Path(folder))))
-            _check_workers(client.run(_source, on_error="return"))
-            futures = {client.submit(evaluate_file, task, plan, SOURCE, pure=False): task for task in tasks}
+            client.upload_file(str(_write_package(Path(folder))))
+            _check_workers(client.run(_source_digest, on_error="return"))
+            futures = {client.submit(evaluate_file, task, plan, SOURCE_DIGEST, pure=False): task for task in tasks}
         except (OSError, RuntimeError) as error:
-            why = "it has no workers" if isinstance(error, TimeoutError) else str(error)
-            raise UsageError(f"--dask: {printable(address)}: {printable(why)}") from None
+            cause = "it has no workers" if isinstance(error, TimeoutError) else str(error)
+            raise _cluster_error(address, cause) from None
         for future in as_completed(list(futures), loop=client.loop):
             if future.status == "finished":
                 yield future.result()
@@ -56,34 +49,55 @@ def on_cluster(tasks: Sequence[Task], plan: Plan, address: str) -> Iterator[tupl
                 task, fault = futures[future], future.exception()
                 yield task, Outcome(error=f"{printable(task.path)}: {type(fault).__name__}: {printable(str(fault))}")
             else:
-                raise UsageError(f"--dask: {printable(address)}: the scheduler is gone; what is done is kept")
+                raise _cluster_error(address, "lost the scheduler; finished traces are kept")
 
 
-def _source() -> str:
-    return SOURCE
+def _connect(address: str) -> Any:
+    """A client of the scheduler, a ``distributed.Client``."""
+    from distributed import Client
+
+    # Dask logs each failure with a traceback; the errors raised here have one line.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
+    try:
+        asyncio.run(_identify_scheduler(address))
+        return Client(address, timeout=WAIT_S, set_as_default=False)
+    except Exception as error:
+        # The peer may be no scheduler at all, and decoding its bytes raises any exception.
+        timed_out = isinstance(error, asyncio.TimeoutError)
+        cause = f"no Dask scheduler answered within {WAIT_S:g} s" if timed_out else str(error)
+        raise _cluster_error(address, cause) from None
 
 
-def _check_workers(told: Mapping[str, object]) -> None:
-    """Whether those that are there now can work for us; who comes later is asked with every trace."""
-    for worker, source in told.items():
-        if isinstance(source, BaseException):
-            raise UsageError(f"--dask: worker {worker}: {type(source).__name__}: {printable(str(source))}")
-        if source != SOURCE:
-            raise UsageError(f"--dask: worker {worker} has imported another version of ScroogeVM; start it anew")
-
-
-async def _hear(address: str) -> None:
-    """A client that can't connect takes minutes to say so; a question does not."""
+async def _identify_scheduler(address: str) -> None:
+    """Send one request to the scheduler: a client that cannot connect takes minutes to fail."""
     from distributed import rpc
 
     async with rpc(address) as scheduler:
         await asyncio.wait_for(scheduler.identity(), WAIT_S)
 
 
-def _zipped(folder: Path) -> Path:
-    """Our package as a file that a worker can import."""
-    path = folder / f"scroogevm-{SOURCE[:16]}.zip"
+def _source_digest() -> str:
+    return SOURCE_DIGEST
+
+
+def _check_workers(digests: Mapping[str, object]) -> None:
+    """Refuse a worker with another version of this package; workers that join later check each task."""
+    for worker, digest in digests.items():
+        if isinstance(digest, BaseException):
+            raise UsageError(f"--dask: worker {worker}: {type(digest).__name__}: {printable(str(digest))}")
+        if digest != SOURCE_DIGEST:
+            raise UsageError(f"--dask: worker {worker} has imported another version of ScroogeVM; restart it")
+
+
+def _write_package(folder: Path) -> Path:
+    """Write this package as a zip file that a worker can import."""
+    path = folder / f"scroogevm-{SOURCE_DIGEST[:16]}.zip"
     with zipfile.ZipFile(path, "w") as file:
         for name, text in source_files():
             file.writestr(name, text)
     return path
+
+
+def _cluster_error(address: str, cause: str) -> UsageError:
+    return UsageError(f"--dask: {printable(address)}: {printable(cause)}")

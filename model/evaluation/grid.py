@@ -1,8 +1,7 @@
-"""Strategies with several settings on many traces: what each is worth, pooled, and which of them nothing beats."""
+"""Strategies with several values of their parameters on many traces: scores, pooled scores and the Pareto front."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.model_options import ModelOptions, risk_fault, strategies_of
-from ..common.errors import UsageError
 from ..nodemodel import ModelSettings
 from ..numerics import FloatArray
 from ..oversubscriptioncomputation import STRATEGIES, StrategySettings
@@ -25,31 +22,10 @@ from ..replay.trace import Trace
 from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
 
-#: Where the values of each of ``PARAMETERS`` stand.
-_OPTIONS = ("percentile", "aggreg", "risk", "stability")
-
-
-def chosen_variants(args: argparse.Namespace) -> list[Variant]:
-    """What ``misc/evaluate.py`` is to evaluate: its options hold lists of values.
-
-    Raises
-    ------
-    UsageError
-    """
-    strategies = strategies_of(ModelOptions(strategy=args.strategy), "all")
-    for risk in args.risk:
-        if fault := risk_fault(risk, strategies):
-            raise UsageError(f"--risk: {fault}")
-    for name in args.stability:
-        if name not in STABILITY_DETECTORS:
-            raise UsageError(f"--stability: {name!r} is none of {', '.join(STABILITY_DETECTORS)}")
-    values = {name: getattr(args, option) for name, option in zip(PARAMETERS, _OPTIONS, strict=True)}
-    return variants(strategies, values)
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A strategy with the parameters that it heeds; None for those that it does not."""
+    """A strategy with values of its parameters; None for a parameter that does not change its result."""
 
     strategy: str
     percentile: float | None = None
@@ -58,41 +34,43 @@ class Variant:
     stability: str | None = None
 
 
-#: What may be tried in several values, see ``Strategy.heeds``.
+#: The parameters that an evaluation varies, see ``Strategy.parameters``.
 PARAMETERS: tuple[str, ...] = tuple(column.name for column in fields(Variant))[1:]
 
 
 def variants(strategies: Iterable[str], values: Mapping[str, Sequence[Any]]) -> list[Variant]:
-    """Every strategy with every combination of the values of what it heeds.
+    """Every strategy with every combination of the values of its own parameters.
 
-    >>> tried = {"percentile": [90.0], "aggregation": [1], "risk": [0.01, 0.05], "stability": ["mean"]}
-    >>> [variant.risk for variant in variants(["borg", "conformal"], tried)]
+    >>> values = {"percentile": [90.0], "aggregation": [1], "risk": [0.01, 0.05], "stability": ["mean"]}
+    >>> [variant.risk for variant in variants(["borg", "conformal"], values)]
     [None, 0.01, 0.05]
     """
-    found = []
+    result = []
     for name in strategies:
-        heeded = [parameter for parameter in PARAMETERS if parameter in STRATEGIES[name].parameters]
-        for combined in itertools.product(*(values[parameter] for parameter in heeded)):
-            found.append(Variant(name, **dict(zip(heeded, combined, strict=True))))
-    return found
+        parameters = [parameter for parameter in PARAMETERS if parameter in STRATEGIES[name].parameters]
+        for combination in itertools.product(*(values[parameter] for parameter in parameters)):
+            result.append(Variant(name, **dict(zip(parameters, combination, strict=True))))
+    return result
 
 
 def labels(chosen: Sequence[Variant]) -> dict[Variant, str]:
-    """What to call each: its strategy, and what tells it from others of the same strategy.
+    """A label per variant: its strategy, and the parameters in which it differs from others of the same strategy.
 
     >>> list(labels([Variant("borg"), Variant("conformal", risk=0.01), Variant("conformal", risk=0.05)]).values())
     ['borg', 'conformal 0.01', 'conformal 0.05']
     """
-    found = {}
+    result = {}
     for variant in chosen:
-        same = [other for other in chosen if other.strategy == variant.strategy]
-        differing = [name for name in PARAMETERS if len({getattr(other, name) for other in same}) > 1]
-        values = ((name, getattr(variant, name)) for name in differing)
-        told = ((name, value if isinstance(value, str) else f"{value:g}") for name, value in values)
-        # A single value needs no name: each strategy has one that is looked at first.
-        words = (f"{name}={value}" if len(differing) > 1 else value for name, value in told)
-        found[variant] = " ".join([variant.strategy, *words])
-    return found
+        siblings = [other for other in chosen if other.strategy == variant.strategy]
+        differing = [name for name in PARAMETERS if len({getattr(other, name) for other in siblings}) > 1]
+        texts = {name: _value_text(getattr(variant, name)) for name in differing}
+        parts = [f"{name}={text}" for name, text in texts.items()] if len(texts) > 1 else texts.values()
+        result[variant] = " ".join([variant.strategy, *parts])
+    return result
+
+
+def _value_text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 # --- one trace --------------------------------------------------------------------------------------
@@ -102,39 +80,42 @@ Histories = dict[tuple[Variant, str], History]
 
 @dataclass(slots=True)
 class _Pass:
-    """Variants of different strategies, no two of which want another value of the same parameter."""
+    """One replay: variants of different strategies whose parameter values do not conflict."""
 
-    settings: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     members: dict[str, Variant] = field(default_factory=dict)
 
-    def takes(self, variant: Variant) -> bool:
-        """Make it a member, if it fits to those that are."""
-        wanted = {name: value for name in PARAMETERS if (value := getattr(variant, name)) is not None}
-        if variant.strategy in self.members or any(
-            self.settings.get(name, wanted[name]) != wanted[name] for name in wanted
-        ):
+    def accepts(self, variant: Variant) -> bool:
+        """Add a variant, unless it conflicts with a member."""
+        values = {name: value for name in PARAMETERS if (value := getattr(variant, name)) is not None}
+        conflict = any(self.values.get(name, value) != value for name, value in values.items())
+        if conflict or variant.strategy in self.members:
             return False
-        self.settings |= wanted
+        self.values |= values
         self.members[variant.strategy] = variant
         return True
 
 
-def evaluate(trace: Trace, chosen: Sequence[Variant]) -> Histories:
-    """What each variant did on a trace, by variant and resource name; in as few replays as will do."""
+def _passes(chosen: Sequence[Variant]) -> list[_Pass]:
     passes: list[_Pass] = []
     for variant in chosen:
-        if not any(one.takes(variant) for one in passes):
+        if not any(one.accepts(variant) for one in passes):
             passes.append(_Pass())
-            passes[-1].takes(variant)
-    found: Histories = {}
-    for one in passes:
-        detector = STABILITY_DETECTORS[one.settings.pop("stability", "mean")]
-        wanted = StrategySettings(**one.settings)
-        settings = ModelSettings(trace.config.historical, strategies=tuple(one.members), cpu=wanted, mem=wanted)
+            passes[-1].accepts(variant)
+    return passes
+
+
+def evaluate(trace: Trace, chosen: Sequence[Variant]) -> Histories:
+    """The history of each variant on a trace, by variant and resource name, in few replays."""
+    histories: Histories = {}
+    for one in _passes(chosen):
+        detector = STABILITY_DETECTORS[one.values.pop("stability", "mean")]
+        parameters = StrategySettings(**one.values)
+        settings = ModelSettings(trace.config.historical, strategies=tuple(one.members), cpu=parameters, mem=parameters)
         replay = Replay(trace, settings, {resource.name: detector for resource in RESOURCES}).run()
         for (strategy, resource), history in replay.recorder.histories(trace.config.positions).items():
-            found[one.members[strategy], resource] = history
-    return {(variant, resource.name): found[variant, resource.name] for variant in chosen for resource in RESOURCES}
+            histories[one.members[strategy], resource] = history
+    return {(variant, resource.name): histories[variant, resource.name] for variant in chosen for resource in RESOURCES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +124,20 @@ class Row:
 
     Attributes
     ----------
-    scored, broken : int
-        Slices for which there was a promise to test, and those in which it was broken, after the first ones.
+    slices, violations : int
+        Scored slices, without the first ones of the trace, and the violated among them.
     misprediction, published_free, usable_free : float
-        Means over the scored slices, shares of the node: how far off the promise was; what was promised; how much of
-        that was really free. NaN where no slice is scored.
+        Means over the scored slices, shares of the node: distance of the published figure from what was really free;
+        published free; the part of it that was really free. NaN where no slice is scored.
     replay_misprediction, replay_violation, replay_violation_frequency, replay_decrease : float
-        The replay score of the whole trace, see :class:`model.scoring.Score`.
+        The replay score of the whole trace, see :class:`model.replay.scoring.Score`.
     """
 
     trace: str
     variant: Variant
     resource: str
-    scored: int
-    broken: int
+    slices: int
+    violations: int
     misprediction: float
     published_free: float
     usable_free: float
@@ -167,27 +148,27 @@ class Row:
 
 
 def row_of(trace: str, variant: Variant, resource: str, history: History, after: int) -> Row:
-    """The figures of one history.
+    """Score one history.
 
     Parameters
     ----------
     after : int
-        How many slices a strategy has to learn before its promises count.
+        Number of slices at the start that are not scored.
     """
     terms, replay = published_terms(history), score(variant.strategy, resource, history)
-    counted = ~np.isnan(terms.misprediction) & (np.arange(terms.truth.size) >= after)
-    config = history.config[counted]
-    # What is promised below nothing is nothing: neither counts for less than a node that is left alone.
-    promised = np.maximum(terms.prediction[counted], 0.0)
-    usable = np.minimum(promised, np.maximum(terms.truth[counted], 0.0))
+    scored = ~np.isnan(terms.misprediction) & (np.arange(terms.truth.size) >= after)
+    config = history.config[scored]
+    # A negative figure counts as 0: no strategy is worse than leaving the node alone.
+    published = np.maximum(terms.prediction[scored], 0.0)
+    usable = np.minimum(published, np.maximum(terms.truth[scored], 0.0))
     return Row(
         trace,
         variant,
         resource,
-        scored=int(counted.sum()),
-        broken=int((terms.violation[counted] > TOLERANCE).sum()),
-        misprediction=_mean(terms.misprediction[counted]),
-        published_free=_mean(promised / config),
+        slices=int(scored.sum()),
+        violations=int((terms.violation[scored] > TOLERANCE).sum()),
+        misprediction=_mean(terms.misprediction[scored]),
+        published_free=_mean(published / config),
         usable_free=_mean(usable / config),
         replay_misprediction=replay.misprediction,
         replay_violation=replay.violation,
@@ -207,27 +188,30 @@ def _mean(values: FloatArray) -> float:
 class Pooled:
     """One variant on one resource, all traces together; a row of ``pooled.csv``.
 
-    Every scored slice of every trace counts the same.
+    Every scored slice of every trace has the same weight.
 
     Attributes
     ----------
     traces : int
-        Those in which a slice is scored.
+        Traces with a scored slice.
+    slices, violations : int
+        Sums over these traces.
     violation_frequency : float
-        Share of the slices in which more was used than the promise left.
+        violations / slices.
     worst : float
-        The same on the trace where it is highest.
+        The same for the trace where it is highest.
     misprediction, published_free, usable_free : float
         As in :class:`Row`.
     on_front : bool
-        No other variant of the resource breaks as few promises and has more that is usable, or fewer and as much.
+        No other variant of the resource is better in violation frequency or usable free and at least as good in the
+        other (the Pareto front).
     """
 
     variant: Variant
     resource: str
     traces: int
-    scored: int
-    broken: int
+    slices: int
+    violations: int
     violation_frequency: float
     worst: float
     misprediction: float
@@ -237,35 +221,37 @@ class Pooled:
 
 
 def pooled(rows: Iterable[Row]) -> list[Pooled]:
-    """All traces together: a row per variant and resource, in the order in which they come."""
+    """Pool the traces: a row per variant and resource, in order of appearance."""
     groups: dict[tuple[Variant, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.scored:
+        if row.slices:
             groups[row.variant, row.resource].append(row)
     points = [_pooled(group) for group in groups.values()]
-    return [replace(point, on_front=not any(_beats(other, point) for other in points)) for point in points]
+    return [replace(point, on_front=not any(_dominates(other, point) for other in points)) for point in points]
 
 
-def _beats(one: Pooled, other: Pooled) -> bool:
-    ours, theirs = ((point.violation_frequency, -point.usable_free) for point in (one, other))
-    return one.resource == other.resource and ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+def _dominates(one: Pooled, other: Pooled) -> bool:
+    if one.resource != other.resource:
+        return False
+    first, second = ((point.violation_frequency, -point.usable_free) for point in (one, other))
+    return first != second and first[0] <= second[0] and first[1] <= second[1]
 
 
 def _pooled(rows: Sequence[Row]) -> Pooled:
-    scored = np.array([row.scored for row in rows])
-    broken = np.array([row.broken for row in rows])
+    slices = np.array([row.slices for row in rows])
+    violations = np.array([row.violations for row in rows])
 
-    def mean(figures: Iterable[float]) -> float:
-        return float(np.average(list(figures), weights=scored))
+    def mean(values: Iterable[float]) -> float:
+        return float(np.average(list(values), weights=slices))
 
     return Pooled(
         rows[0].variant,
         rows[0].resource,
         traces=len(rows),
-        scored=int(scored.sum()),
-        broken=int(broken.sum()),
-        violation_frequency=float(broken.sum() / scored.sum()),
-        worst=float((broken / scored).max()),
+        slices=int(slices.sum()),
+        violations=int(violations.sum()),
+        violation_frequency=float(violations.sum() / slices.sum()),
+        worst=float((violations / slices).max()),
         misprediction=mean(row.misprediction for row in rows),
         published_free=mean(row.published_free for row in rows),
         usable_free=mean(row.usable_free for row in rows),
@@ -276,7 +262,7 @@ def _pooled(rows: Sequence[Row]) -> Pooled:
 
 
 def table_csv(rows: Sequence[Row] | Sequence[Pooled], kind: type[Row] | type[Pooled]) -> str:
-    """Rows as CSV; an empty cell where a parameter is not heeded or nothing could be scored."""
+    """Rows as CSV; a cell is empty where the strategy lacks the parameter or no slice is scored."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [column.name for column in fields(kind)]

@@ -12,42 +12,42 @@ import msgspec
 from ..common.atomic_files import write_atomically
 from ..slices import RESOURCES
 from .grid import Row
-from .tasks import SOURCE, Outcome, Plan, Task
+from .source import SOURCE_DIGEST
+from .tasks import EvaluationPlan, Outcome, Task
 
-# --- what is done already ---------------------------------------------------------------------------
 
-
-class _Done(msgspec.Struct):
-    """A file of the folder ``done``."""
+class _StoredResult(msgspec.Struct):
+    """``done/<trace>.json``."""
 
     key: str
     rows: list[Row]
 
 
 class ResultCache:
-    """What of an evaluation is done: kept trace by trace, so that it can be broken off at any time.
+    """The finished traces of an evaluation.
 
     Parameters
     ----------
     folder : Path
-        Holds ``done/<trace>.json``, and ``traces/<trace>-<resource>.png`` if there are pictures.
+        Has ``done/<trace>.json``, and ``traces/<trace>-<resource>.png`` if there are pictures.
+    plan : EvaluationPlan
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: EvaluationPlan) -> None:
         self._folder = folder
         self._plan = plan
 
-    def rows(self, task: Task) -> list[Row] | None:
-        """Those of a trace that is done; None when it, its file, the plan or our code is another than then."""
+    def load(self, task: Task) -> list[Row] | None:
+        """The rows of a finished trace; None when the trace, its file, the plan or the code has changed since."""
         try:
-            done = msgspec.convert(json.loads(self._file(task).read_bytes()), _Done)
-            current = done.key == self._key(task)
+            stored = msgspec.convert(json.loads(self._file(task).read_bytes()), _StoredResult)
         except (OSError, ValueError):
             return None
-        return done.rows if current and all(path.exists() for path in self._pictures(task).values()) else None
+        current = stored.key == self._key(task)
+        return stored.rows if current and all(path.exists() for path in self._pictures(task).values()) else None
 
-    def keep(self, task: Task, outcome: Outcome) -> None:
-        """Write down what came of a trace.
+    def save(self, task: Task, outcome: Outcome) -> None:
+        """Write the result of a trace.
 
         Raises
         ------
@@ -57,9 +57,9 @@ class ResultCache:
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
         for name, path in self._pictures(task).items():
             write_atomically(path, outcome.pictures[name])
-        # Not strict JSON: what could not be scored is NaN.
-        done = {"key": self._key(task), "rows": [asdict(row) for row in outcome.rows]}
-        write_atomically(self._file(task), json.dumps(done).encode())
+        # Not strict JSON: figures of a trace without scored slices are NaN.
+        stored = {"key": self._key(task), "rows": [asdict(row) for row in outcome.rows]}
+        write_atomically(self._file(task), json.dumps(stored).encode())
 
     def _file(self, task: Task) -> Path:
         return self._folder / "done" / f"{task.name}.json"
@@ -70,5 +70,5 @@ class ResultCache:
         return {name: self._folder / "traces" / f"{task.name}-{name}.png" for name in (r.name for r in RESOURCES)}
 
     def _key(self, task: Task) -> str:
-        parts = (task, self._plan.variants, self._plan.after, SOURCE)
+        parts = (task, self._plan.variants, self._plan.after, SOURCE_DIGEST)
         return hashlib.sha256(repr(parts).encode()).hexdigest()

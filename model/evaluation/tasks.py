@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
+import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..common.errors import UsageError
 from ..common.text import printable
+from ..numerics import FloatArray
 from ..replay.results import Results
 from ..replay.trace import TraceError, read_trace
 from ..slices import RESOURCES
-from .grid import Row, Variant, evaluate, labels, row_of
-
-if TYPE_CHECKING:
-    from importlib.abc import Traversable
-
-
-#: The root package: ``model`` in a checkout, ``scroogevm`` where it is installed.
-ROOT_PACKAGE = __name__.partition(".")[0]
-
-
-def source_files() -> Iterator[tuple[str, bytes]]:
-    """Name and text of every module of this package, which may be within a zip file."""
-    return _modules(importlib.resources.files(ROOT_PACKAGE), ROOT_PACKAGE)
-
-
-def _modules(folder: Traversable, under: str) -> Iterator[tuple[str, bytes]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        name = f"{under}/{entry.name}"
-        if entry.is_dir():
-            yield from _modules(entry, name)
-        elif name.endswith(".py"):
-            yield name, entry.read_bytes()
-
-
-def _digest() -> str:
-    digest = hashlib.sha256()
-    for name, text in source_files():
-        digest.update(name.encode() + b"\0" + text + b"\0")
-    return digest.hexdigest()
-
-
-#: Tells our code from other versions of it: of what is done already, and in workers that have imported an older one.
-SOURCE = _digest()
+from .grid import Histories, Row, Variant, evaluate, labels, row_of
+from .source import SOURCE_DIGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +31,9 @@ class Task:
     path : str
         Absolute.
     name : str
-        What to call it; no other trace of the evaluation is called so.
+        Unique in the evaluation.
     stamp : two ints
-        Size and time of the file.
+        Size and modification time (ns) of the file; zeros where it cannot be read.
     """
 
     path: str
@@ -72,15 +42,16 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is done with every trace.
+class EvaluationPlan:
+    """The same for every trace.
 
     Attributes
     ----------
     variants : tuple of Variant
     after : int
-        How many slices the strategies have to learn before their promises count.
+        Number of slices at the start of a trace that are not scored.
     pictures : bool
+        Whether to draw each trace.
     """
 
     variants: tuple[Variant, ...]
@@ -90,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a trace: its rows, and a PNG per resource name; or one line on why nothing did."""
+    """The result of a task: rows, and a PNG per resource name; or an error of one line."""
 
     rows: list[Row] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -98,51 +69,70 @@ class Outcome:
 
 
 def tasks_of(arguments: Iterable[str]) -> list[Task]:
-    """The traces that files and folders (their ``*.json``) stand for, each once.
+    """A task per trace file; a folder stands for its ``*.json``. Duplicates are dropped.
 
     Raises
     ------
     UsageError
-        When one of them is not there, or when a folder has no trace.
+        When a file or folder is missing or unreadable, or when a folder has no trace.
     """
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        traces = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        if not traces or not path.exists():
-            why = "no *.json in it" if path.is_dir() else "no such file or folder"
-            raise UsageError(f"{printable(argument)}: {why}")
-        found |= dict.fromkeys(trace.resolve() for trace in traces)
-    stems = Counter(path.stem for path in found)
-    return [_task(path, alone=stems[path.stem] == 1) for path in found]
+    paths = dict.fromkeys(Path(os.path.realpath(path)) for argument in arguments for path in _trace_files(argument))
+    stems = Counter(path.stem for path in paths)
+    return [_task(path, unique=stems[path.stem] == 1) for path in paths]
 
 
-def _task(path: Path, alone: bool) -> Task:
-    name = path.stem if alone else f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    file = path.stat()
-    return Task(str(path), name, (file.st_size, file.st_mtime_ns))
+def _trace_files(argument: str) -> list[Path]:
+    path = Path(argument)
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return [path]
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{printable(argument)}: no such file or folder") from None
+    except OSError as error:
+        raise UsageError(f"{printable(argument)}: {error.strerror}") from None
+    if not names:
+        raise UsageError(f"{printable(argument)}: no *.json in it")
+    return [path / name for name in names]
 
 
-def evaluate_file(task: Task, plan: Plan, source: str) -> tuple[Task, Outcome]:
-    """What a worker does: one trace, all variants. Whatever is wrong with it is told, not raised."""
-    if source != SOURCE:
-        why = "a new worker has another version of ScroogeVM; start it anew"
-        return task, Outcome(error=f"{printable(task.path)}: {why}")
+def _task(path: Path, unique: bool) -> Task:
+    name = path.stem if unique else f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    try:
+        status = path.stat()
+    except OSError:
+        # A dangling link, for example: the evaluation reports the cause and continues with the other traces.
+        return Task(str(path), name, (0, 0))
+    return Task(str(path), name, (status.st_size, status.st_mtime_ns))
+
+
+def evaluate_file(task: Task, plan: EvaluationPlan, source_digest: str) -> tuple[Task, Outcome]:
+    """Evaluate all variants on one trace, in a worker.
+
+    Errors are part of the outcome and are not raised: one trace must not cost the others.
+    """
+    if source_digest != SOURCE_DIGEST:
+        cause = "a new worker has another version of ScroogeVM; restart it"
+        return task, Outcome(error=f"{printable(task.path)}: {cause}")
     try:
         trace = read_trace(task.path)
         histories = evaluate(trace, plan.variants)
         rows = [row_of(task.name, variant, name, one, plan.after) for (variant, name), one in histories.items()]
-        pictures: dict[str, bytes] = {}
-        if plan.pictures:
-            from ..replay.figures import png, published_figure
-
-            called = labels(plan.variants)
-            by_label = {(called[variant], name): history for (variant, name), history in histories.items()}
-            results = Results(task.name, trace.config.node_name, np.array(trace.epoch), by_label)
-            pictures = {resource.name: png(published_figure(results, resource)) for resource in RESOURCES}
+        epoch = np.array(trace.epoch)
+        pictures = _pictures(task.name, trace.config.node_name, epoch, histories) if plan.pictures else {}
     except TraceError as error:
         return task, Outcome(error=str(error))
     except Exception as error:
-        # A fault of ours must not cost the other traces.
         return task, Outcome(error=f"{printable(task.path)}: {type(error).__name__}: {printable(str(error))}")
     return task, Outcome(rows, pictures)
+
+
+def _pictures(name: str, node_name: str, epoch: FloatArray, histories: Histories) -> dict[str, bytes]:
+    """A PNG per resource name: what each variant published, slice by slice."""
+    from ..replay.figures import png, published_figure
+
+    label_of = labels(list(dict.fromkeys(variant for variant, _ in histories)))
+    by_label = {(label_of[variant], resource): history for (variant, resource), history in histories.items()}
+    results = Results(name, node_name, epoch, by_label)
+    return {resource.name: png(published_figure(results, resource)) for resource in RESOURCES}

@@ -1,4 +1,4 @@
-"""Many traces through the same variants: in worker processes of this machine, or on a Dask cluster."""
+"""Evaluation in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from ..common.text import printable
-from .tasks import SOURCE, Outcome, Plan, Task, evaluate_file
+from .source import SOURCE_DIGEST
+from .tasks import EvaluationPlan, Outcome, Task, evaluate_file
 
-# --- where it runs ----------------------------------------------------------------------------------
 
-
-def in_processes(tasks: Sequence[Task], plan: Plan, jobs: int | None) -> Iterator[tuple[Task, Outcome]]:
-    """Evaluate in so many worker processes, or one per core; each trace as soon as it is done."""
+def evaluate_in_processes(
+    tasks: Sequence[Task], plan: EvaluationPlan, jobs: int | None
+) -> Iterator[tuple[Task, Outcome]]:
+    """Evaluate in ``jobs`` worker processes, by default one per core; yield each trace when it is done."""
     from joblib import cpu_count
 
     jobs = jobs or cpu_count()
-    waiting = dict.fromkeys(tasks)
+    pending = dict.fromkeys(tasks)
 
-    def run(some: Sequence[Task], at_once: int, begun: list[Task]) -> Iterator[tuple[Task, Outcome]]:
-        for task, outcome in _in_pool(some, plan, at_once, begun):
-            del waiting[task]
+    def run(batch: Sequence[Task], workers: int, started: list[Task]) -> Iterator[tuple[Task, Outcome]]:
+        for task, outcome in _run_pool(batch, plan, workers, started):
+            del pending[task]
             yield task, outcome
 
-    while waiting:
-        begun: list[Task] = []
+    while pending:
+        started: list[Task] = []
         try:
-            yield from run(list(waiting), jobs, begun)
+            yield from run(list(pending), jobs, started)
         except BrokenProcessPool:
-            # One of these has ended its worker, and the pool with it. Alone, it shows which.
-            for suspect in [task for task in begun if task in waiting]:
+            # One of the started tasks ended its worker, and the pool with it. Run alone, each shows whether it did.
+            for suspect in [task for task in started if task in pending]:
                 try:
                     yield from run([suspect], 1, [])
                 except BrokenProcessPool:
-                    del waiting[suspect]
-                    why = "the process that evaluated it was killed; out of memory?"
-                    yield suspect, Outcome(error=f"{printable(suspect.path)}: {why}")
+                    del pending[suspect]
+                    cause = "the process that evaluated it was killed; out of memory?"
+                    yield suspect, Outcome(error=f"{printable(suspect.path)}: {cause}")
 
 
-def _in_pool(tasks: Sequence[Task], plan: Plan, jobs: int, begun: list[Task]) -> Iterator[tuple[Task, Outcome]]:
+def _run_pool(
+    tasks: Sequence[Task], plan: EvaluationPlan, workers: int, started: list[Task]
+) -> Iterator[tuple[Task, Outcome]]:
     from joblib import Parallel, delayed
 
     def calls() -> Iterator[object]:
         for task in tasks:
-            begun.append(task)
-            yield delayed(evaluate_file)(task, plan, SOURCE)
+            started.append(task)
+            yield delayed(evaluate_file)(task, plan, SOURCE_DIGEST)
 
-    # Who breaks off knows that what was under way is lost.
+    # After an interruption it is clear that unfinished tasks are lost.
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
-    # With one job joblib would work in this process, which then ends with what it evaluates.
-    pool = Parallel(n_jobs=max(jobs, 2), pre_dispatch=jobs, batch_size=1, return_as="generator_unordered")
+    # With one job joblib evaluates in this process, which a trace could then end.
+    pool = Parallel(n_jobs=max(workers, 2), pre_dispatch=workers, batch_size=1, return_as="generator_unordered")
     yield from pool(calls())

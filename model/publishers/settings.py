@@ -289,7 +289,7 @@ def placement_settings(env: Environment) -> PlacementSettings | None:
 def _login(env: Environment) -> Token | Keystone:
     endpoint = env.read(ENDPOINT)
     if env.is_set(PLACEMENT_TOKEN):
-        if not endpoint:
+        if not endpoint and not env.is_faulty(ENDPOINT):
             env.fault(PLACEMENT_TOKEN, "requires PLACEMENT_ENDPOINT")
         return Token(endpoint, env.read(PLACEMENT_TOKEN))
     kind = env.read(AUTH_TYPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..cli.tables import first_that_fits, print_whole
+from ..cli.tables import first_that_fits, print_json, print_whole
 from ..common.errors import UsageError
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from .status_file import PublishedNode, PublishedResource, StatusFileError, read_status
@@ -171,7 +170,7 @@ def show_status(path: Path, *, json: bool = False) -> int:
     except StatusFileError as error:
         raise UsageError(str(error)) from None
     if json:
-        print(json_module.dumps(status_objects(nodes, now_s), indent=1))
+        print_json(status_objects(nodes, now_s))
     else:
         console = _console()
         print_whole(console, _tables(nodes, now_s))

@@ -1,4 +1,4 @@
-"""What every store does."""
+"""The interface and the errors of all stores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..samples import Period, ScrapeSample
 
 
 class StoreUnavailable(Exception):
-    """The store can't be reached, or not now; what was to be written may be tried again.
+    """The store cannot be used at the moment; the same call may succeed later.
 
     Attributes
     ----------
     retry_after_s : float or None
-        When the store itself wants to be asked again.
+        Seconds after which the store asks for a retry.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -24,20 +24,20 @@ class StoreUnavailable(Exception):
 
 
 class StoreRefused(Exception):
-    """The store does not take or give what was asked, now or ever."""
+    """The store rejects a request; a retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tick in the form in which its store takes it.
+    """A sample in the form in which its store writes it.
 
     Attributes
     ----------
     payload : object
     size : int
-        Bytes that it holds in memory, about.
+        Approximate size in memory, bytes.
     points : int
-        How many rows of node and domains it is.
+        Number of rows of node and domains.
     """
 
     payload: Any
@@ -46,27 +46,35 @@ class Encoded:
 
 
 class Store(Protocol):
-    """What all daemons ask of a store."""
+    """The operations of a store."""
 
     def encode(self, sample: ScrapeSample) -> Encoded:
-        """Bring a tick into the form in which it is written."""
+        """Convert a sample to the form in which it is written."""
 
-    def write(self, scraped: Sequence[Encoded]) -> int:
-        """Write ticks; writing one twice is writing it once.
+    def write(self, samples: Sequence[Encoded]) -> int:
+        """Write samples; a sample that is written twice is stored once.
 
         Returns
         -------
         int
-            How many points the store refused for good; they are lost, all others are kept.
+            Number of points that the store rejected; they are lost, all others are stored.
 
         Raises
         ------
         StoreUnavailable
-            Nothing is known to be kept: try all of them again.
+            The samples may not be stored: retry all of them.
         """
 
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
-        """Some fields of a node, and as a rule of its domains, from ``start_ms`` to before ``end_ms``.
+        """Read fields of a node, and of its domains unless ``domains`` is false.
+
+        Parameters
+        ----------
+        node : str
+        start_ms, end_ms : int
+            Unix milliseconds; the start is included, the end is not.
+        fields : collection of str
+        domains : bool
 
         Raises
         ------
@@ -74,7 +82,7 @@ class Store(Protocol):
         """
 
     def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
-        """The last ``cpu`` and ``mem`` of each domain in a period: much less than all their samples.
+        """Read the last ``cpu`` and ``mem`` of each domain in a period, without reading all samples.
 
         Raises
         ------
@@ -82,19 +90,16 @@ class Store(Protocol):
         """
 
     def nodes(self) -> list[str]:
-        """The nodes of which there is anything, sorted."""
-
-    def domains(self, node: str, start_ms: int, end_ms: int) -> list[str]:
-        """The domains of a node in a period, sorted."""
+        """Names of the nodes that have samples, sorted."""
 
     def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
-        """When the first sample of a node in a period was; None when there is none."""
+        """Time of the first sample of a node in a period; None when there is none."""
 
     def last(self, node: str) -> ScrapeSample | None:
-        """The newest tick of a node; None when there is none."""
+        """Newest sample of a node; None when there is none."""
 
     def check(self) -> str:
-        """One line of what answers, once it has been read and could be written.
+        """Verify that the store can be read and written; one line that describes it.
 
         Raises
         ------
@@ -102,4 +107,4 @@ class Store(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""

@@ -1,7 +1,12 @@
-"""Opens the store that the settings name."""
+"""Opens and checks the store that the settings name."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
+
+from ..common.atomic_files import identity
 from ..common.targets import without_password
 from .base import Store, StoreRefused, StoreUnavailable
 from .settings import StoreSettings
@@ -9,26 +14,52 @@ from .sqlite import SqliteStore
 
 
 def open_store(settings: StoreSettings) -> Store:
-    """The store that is meant.
+    """Open the store; the embedded one is created if it does not exist.
 
     Raises
     ------
     StoreRefused
-        When the embedded one can't be opened. A server that is away is no fault: it may come back.
+        When the embedded store cannot be opened. A server that does not respond is not an error: it may return.
     """
     if settings.influx is None:
+        store = SqliteStore(settings.path, settings.retention_s)
         try:
-            return SqliteStore(settings.path, settings.retention_s)
+            store.open()
         except StoreRefused as error:
             raise StoreRefused(f"STORE_PATH: {error}") from None
-    # A third of a second that only those wait for who use it.
+        return store
+    # The import takes 0.3 s, and the embedded store does not need it.
     from .influxdb import InfluxStore
 
     return InfluxStore(settings.influx)
 
 
+def check_store(settings: StoreSettings) -> tuple[bool, str]:
+    """Check the store without creating it: whether it can be used, and one line that describes it.
+
+    Raises
+    ------
+    StoreRefused
+        When the file of the embedded store exists and is not a store.
+    """
+    path = settings.path.expanduser().absolute()
+    if settings.influx is None and identity(path) is None:
+        return _check_missing_file(path)
+    with contextlib.closing(open_store(settings)) as store:
+        return ask_store(store)
+
+
+def _check_missing_file(path: Path) -> tuple[bool, str]:
+    """Whether a store could be created: missing folders are created below the first one that exists."""
+    folder = next(parent for parent in path.parents if identity(parent) is not None)
+    if not folder.is_dir():
+        return False, f"the store does not exist yet; {folder} is not a folder"
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    return writable, f"the store does not exist yet; folder {folder} is {'' if writable else 'not '}writable"
+
+
 def ask_store(store: Store) -> tuple[bool, str]:
-    """Whether a store answers, and what it says."""
+    """Whether an open store can be used, and one line that describes it."""
     try:
         return True, store.check()
     except StoreUnavailable as error:
@@ -36,5 +67,5 @@ def ask_store(store: Store) -> tuple[bool, str]:
 
 
 def store_name(settings: StoreSettings) -> str:
-    """What a store is called before a person."""
+    """Name of the store for messages: its file, or its URL without a password."""
     return f"store {settings.path}" if settings.influx is None else f"store {without_password(settings.influx.url)}"

@@ -1,4 +1,4 @@
-"""InfluxDB's bad days: faults of the wire from a server of the test, faults of the data from a real one."""
+"""Faults of InfluxDB: failing connections from a server of the test, rejected data from a real server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,15 +22,15 @@ from tests.support.servers import ORG, TOKEN, Influxd, influx_server, make_bucke
 NODE = "http://w1/metrics"
 T0 = (int(time.time()) - 3600) * 1000
 
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+Response = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 def sample(k: int, **fields: float) -> ScrapeSample:
     return ScrapeSample(NODE, T0 + 1000 * k, {"cpu": 64.0, **fields}, {"a": {"cpu": 4.0, "cpu_usage": float(k)}})
 
 
-def says(status: int, body: str = "", **headers: str) -> Answer:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+def respond(status: int, body: str = "", **headers: str) -> Response:
+    def send(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -39,32 +38,32 @@ def says(status: int, body: str = "", **headers: str) -> Answer:
         handler.end_headers()
         handler.wfile.write(body.encode())
 
-    return answer
+    return send
 
 
-def hangs(handler: http.server.BaseHTTPRequestHandler) -> None:
+def hang(handler: http.server.BaseHTTPRequestHandler) -> None:
     time.sleep(3)
 
 
-def cuts(handler: http.server.BaseHTTPRequestHandler) -> None:
+def cut(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n,result,table,_time")
     handler.wfile.flush()
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
-def server(*answers: Answer) -> Iterator[tuple[InfluxStore, list[tuple[str, bytes]]]]:
-    """A store whose server gives these answers, one after the other, the last one for ever."""
-    asked: list[tuple[str, bytes]] = []
+def server(*responses: Response) -> Iterator[tuple[InfluxStore, list[tuple[str, bytes]]]]:
+    """A store whose server sends these responses in turn, and then repeats the last one; and the requests."""
+    requests: list[tuple[str, bytes]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append((self.path, body))
-            answers[min(len(asked), len(answers)) - 1](self)
+            requests.append((self.path, body))
+            responses[min(len(requests), len(responses)) - 1](self)
 
         def do_GET(self) -> None:
-            says(200, "hello")(self)
+            respond(200, "hello")(self)
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -74,92 +73,92 @@ def server(*answers: Answer) -> Iterator[tuple[InfluxStore, list[tuple[str, byte
     url = f"http://127.0.0.1:{listening.server_address[1]}"
     store = InfluxStore(settings_of_bucket(url, "s3cr3t", "o", "b", timeout_s=1.0))
     try:
-        yield store, asked
+        yield store, requests
     finally:
         store.close()
         listening.shutdown()
         listening.server_close()
 
 
-def write(store: InfluxStore, *scraped: ScrapeSample) -> int:
-    return store.write([store.encode(one) for one in scraped])
+def write(store: InfluxStore, *samples: ScrapeSample) -> int:
+    return store.write([store.encode(sample) for sample in samples])
 
 
-# --- the wire ---------------------------------------------------------------------------------------
+# --- connections ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("response", "message"),
     [
-        (says(429, '{"code":"too many requests","message":"slow down"}', Retry_After="7"), "slow down"),
-        (says(503, "overloaded", Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"), "overloaded"),
-        (says(500, ""), "500"),
-        (says(401, '{"code":"unauthorized","message":"unauthorized access"}'), "unauthorized access"),
-        (says(404, '{"code":"not found","message":"bucket \\"b\\" not found"}'), "not found"),
-        (says(302, "", Location="http://elsewhere.invalid/"), "302"),
-        (hangs, "in time"),
-        (cuts, "connection|Connection"),
+        (respond(429, '{"code":"too many requests","message":"slow down"}', Retry_After="7"), "slow down"),
+        (respond(503, "overloaded", Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"), "overloaded"),
+        (respond(500, ""), "500"),
+        (respond(401, '{"code":"unauthorized","message":"unauthorized access"}'), "unauthorized access"),
+        (respond(404, '{"code":"not found","message":"bucket \\"b\\" not found"}'), "not found"),
+        (respond(302, "", Location="http://elsewhere.invalid/"), "302"),
+        (hang, "no response in time"),
+        (cut, "connection|Connection"),
     ],
 )
-def test_fault_of_the_wire_asks_for_another_try(answer: Answer, words: str) -> None:
-    with server(answer) as (store, _), pytest.raises(StoreUnavailable, match=words) as raised:
-        write(store, sample(0)) if answer is not cuts else store.read(NODE, 0, 1, ("cpu",))
+def test_failed_request_may_be_retried(response: Response, message: str) -> None:
+    with server(response) as (store, _), pytest.raises(StoreUnavailable, match=message) as raised:
+        write(store, sample(0)) if response is not cut else store.read(NODE, 0, 1, ("cpu",))
     assert "s3cr3t" not in str(raised.value)
 
 
-def test_wish_of_the_server_to_be_left_alone_is_handed_on() -> None:
-    with server(says(429, "", Retry_After="7")) as (store, _), pytest.raises(StoreUnavailable) as raised:
+def test_retry_after_of_the_server_is_passed_on() -> None:
+    with server(respond(429, "", Retry_After="7")) as (store, _), pytest.raises(StoreUnavailable) as raised:
         write(store, sample(0))
     assert raised.value.retry_after_s == 7
 
 
-def test_server_that_is_not_there_is_told_in_words() -> None:
-    with server(says(204)) as (store, _):
+def test_refused_connection_is_named() -> None:
+    with server(respond(204)) as (store, _):
         pass
     with pytest.raises(StoreUnavailable, match="refused"):
         write(store, sample(0))
 
 
-def test_one_request_carries_a_whole_round() -> None:
-    with server(says(204)) as (store, asked):
+def test_samples_of_a_round_are_one_request() -> None:
+    with server(respond(204)) as (store, requests):
         write(store, *(sample(k) for k in range(100)))
-    ((path, body),) = asked
+    ((path, body),) = requests
     assert body.count(b"\n") == 199
     assert "bucket=b" in path
     assert "precision=ms" in path
 
 
 def test_request_that_is_too_large_is_halved() -> None:
-    too_large = says(413, "request entity too large")
-    with server(too_large, too_large, says(204)) as (store, asked):
+    too_large = respond(413, "request entity too large")
+    with server(too_large, too_large, respond(204)) as (store, requests):
         assert write(store, *(sample(k) for k in range(8))) == 0
-    kept = b"\n".join(body for _, body in asked[2:])
-    assert sorted(kept.split(b"\n")) == sorted(asked[0][1].split(b"\n"))
+    kept = b"\n".join(body for _, body in requests[2:])
+    assert sorted(kept.split(b"\n")) == sorted(requests[0][1].split(b"\n"))
 
 
-def test_error_behind_a_good_status_is_an_error() -> None:
+def test_error_after_a_good_status_is_raised() -> None:
     body = ",result,table,_time,_value,_field,domain\r\n,_result,0,2026-01-01T00:00:00Z,1,cpu,a\r\n\r\nerror,reference\r\nsomething broke,897\r\n"
-    with server(says(200, body)) as (store, _), pytest.raises(StoreUnavailable, match="something broke"):
+    with server(respond(200, body)) as (store, _), pytest.raises(StoreUnavailable, match="something broke"):
         store.read(NODE, 0, 10**12, ("cpu",))
 
 
-def test_values_from_outside_are_no_part_of_a_query() -> None:
-    evil = '") |> drop() //'
-    with server(says(200, "")) as (store, asked):
-        store.read(evil, 0, 10**12, ("cpu",))
+def test_names_are_parameters_and_not_text_of_a_query() -> None:
+    injection = '") |> drop() //'
+    with server(respond(200, "")) as (store, requests):
+        store.read(injection, 0, 10**12, ("cpu",))
     import json
 
-    request = json.loads(asked[0][1])
-    assert evil not in request["query"]
-    assert evil in json.dumps(request["extern"], ensure_ascii=False).encode().decode("unicode_escape")
+    request = json.loads(requests[0][1])
+    assert injection not in request["query"]
+    assert injection in json.dumps(request["extern"], ensure_ascii=False).encode().decode("unicode_escape")
 
 
-def test_web_server_that_is_no_influxdb_is_told() -> None:
-    with server(says(200, "")) as (store, _), pytest.raises(StoreUnavailable, match="no InfluxDB"):
+def test_web_server_that_is_not_influxdb_is_refused() -> None:
+    with server(respond(200, "")) as (store, _), pytest.raises(StoreUnavailable, match="the server is not InfluxDB"):
         store.check()
 
 
-def test_token_is_in_no_message_and_no_representation() -> None:
+def test_token_is_not_in_the_representation_of_the_settings() -> None:
     settings = settings_of_bucket("http://127.0.0.1:1", "s3cr3t", "o", "b")
     assert "s3cr3t" not in repr(settings)
 
@@ -167,36 +166,43 @@ def test_token_is_in_no_message_and_no_representation() -> None:
 # --- real servers -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str, Influxd | None]]:
+    with influx_server(tmp_path_factory.mktemp("influxd")) as server:
+        yield server
+
+
 @pytest.fixture
-def influx(tmp_path: Path) -> Iterator[tuple[InfluxStore, Influxd | None]]:
-    with influx_server(tmp_path) as (url, token, org, ours):
-        bucket = f"faults{time.time_ns()}"
-        make_bucket(url, token, org, bucket)
-        store = InfluxStore(settings_of_bucket(url, token, org, bucket, timeout_s=5))
-        yield store, ours
-        store.close()
+def influx(influxdb: tuple[str, str, str, Influxd | None]) -> Iterator[tuple[InfluxStore, Influxd | None]]:
+    """A store with a bucket of its own, and the process of its server."""
+    url, token, org, server_process = influxdb
+    bucket = f"faults{time.time_ns()}"
+    make_bucket(url, token, org, bucket)
+    store = InfluxStore(settings_of_bucket(url, token, org, bucket, timeout_s=5))
+    yield store, server_process
+    store.close()
 
 
-def test_value_of_another_kind_costs_that_value_alone(
+def test_value_of_another_type_is_dropped_alone(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
     integer = store.encode(sample(0))
-    # As a bucket of another writer may have it: a field that is an integer there.
+    # Another writer may have created a field as an integer.
     store.write([type(integer)(integer.payload.replace("cpu=64.0", "cpu=64.0,other=1i"), integer.size, integer.points)])
     with caplog.at_level(logging.WARNING):
         assert write(store, sample(1, other=0.5), sample(2)) == 1
         assert write(store, sample(3, other=0.5), sample(4, other=2.5)) == 0
-    # Told once, in the server's own words.
+    # Logged once, with the message of the server.
     assert len(caplog.records) == 1
-    assert "field other of node is left out from now on" in caplog.text
+    assert "field other of node is not stored from now on" in caplog.text
     assert "already exists as type integer" in caplog.text
     period = store.read(NODE, T0, T0 + 10_000, ("cpu", "cpu_usage"))
     assert period.node.time_ms.tolist() == [T0 + 1000 * k for k in range(5)]
     assert period.domains["a"].time_ms.tolist() == [T0 + 1000 * k for k in range(5)]
 
 
-def test_several_fields_of_another_kind_cost_those_alone(influx: tuple[InfluxStore, Influxd | None]) -> None:
+def test_several_values_of_another_type_are_dropped_alone(influx: tuple[InfluxStore, Influxd | None]) -> None:
     store, _ = influx
     one = store.encode(sample(0))
     there = one.payload.replace("cpu=64.0", "cpu=64.0,x=1i,y=true").replace("cpu=4.0", 'cpu=4.0,z="text"')
@@ -207,7 +213,7 @@ def test_several_fields_of_another_kind_cost_those_alone(influx: tuple[InfluxSto
     assert period.node.time_ms.size == period.domains["a"].time_ms.size == 3
 
 
-def test_points_that_are_too_old_for_the_bucket_are_counted(
+def test_points_older_than_the_retention_of_the_bucket_are_counted(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
@@ -223,57 +229,58 @@ def test_points_that_are_too_old_for_the_bucket_are_counted(
     short.close()
 
 
-def test_line_that_can_not_be_parsed_costs_that_line_alone(
+def test_invalid_line_is_dropped_alone(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
-    scraped = [store.encode(sample(k)) for k in range(40)]
-    bad = scraped[17]
-    scraped[17] = type(bad)(bad.payload + "\nnode,url=x cpu=what 1", bad.size, bad.points + 1)
+    encoded = [store.encode(sample(k)) for k in range(40)]
+    bad = encoded[17]
+    encoded[17] = type(bad)(bad.payload + "\nnode,url=x cpu=what 1", bad.size, bad.points + 1)
     with caplog.at_level(logging.WARNING):
-        assert store.write(scraped) == 1
-    assert "refused a point for good" in caplog.text
+        assert store.write(encoded) == 1
+    assert "rejected a point" in caplog.text
     assert store.read(NODE, T0, T0 + 10**6, ("cpu",)).node.time_ms.size == 40
 
 
-def test_domain_whose_name_no_tag_can_hold_costs_that_domain_alone(
+def test_domain_whose_name_a_tag_cannot_hold_is_omitted_alone(
     influx: tuple[InfluxStore, Influxd | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = influx
     names = ("good", "ends in \\", "line\nbreak", "")
     with caplog.at_level(logging.WARNING):
         assert write(store, ScrapeSample(NODE, T0, {"cpu": 1.0}, {name: {"cpu": 1.0} for name in names})) == 0
-    assert "3 domains" in caplog.text
+    assert "3 domains are not stored" in caplog.text
     assert list(store.read(NODE, T0, T0 + 1, ("cpu",)).domains) == ["good"]
 
 
-def test_wrong_token_and_missing_bucket_are_told(influx: tuple[InfluxStore, Influxd | None]) -> None:
+def test_wrong_token_and_missing_bucket_are_reported(influx: tuple[InfluxStore, Influxd | None]) -> None:
     store, _ = influx
     right = store._settings
-    for token, bucket, words in (("wrong", right.bucket, "unauthorized"), (right.token, "nowhere", "not find")):
+    for token, bucket, message in (("wrong", right.bucket, "unauthorized"), (right.token, "nowhere", "not find")):
         other = InfluxStore(settings_of_bucket(right.url, token, right.org, bucket))
-        with pytest.raises(StoreUnavailable, match=words):
+        with pytest.raises(StoreUnavailable, match=message):
             other.check()
         with pytest.raises(StoreUnavailable):
             write(other, sample(0))
         other.close()
 
 
-def test_server_that_is_killed_and_started_again_has_every_tick_once(
+def test_server_that_is_killed_and_restarted_stores_every_sample_once(
     influx: tuple[InfluxStore, Influxd | None],
 ) -> None:
-    store, ours = influx
-    if ours is None:
-        pytest.skip("the server is not ours to kill")
+    store, server_process = influx
+    if server_process is None:
+        pytest.skip("the tests did not start the server and do not kill it")
     write_queue = WriteQueue(store, 10**7)
+    write_queue.start()
     for k in range(300):
         write_queue.put(sample(k))
         if k == 100:
             wait_for(lambda: write_queue.counts().queued == 0)
-            ours.kill()
+            server_process.kill()
         time.sleep(0.002)
     assert write_queue.counts().queued > 0
-    ours.start()
+    server_process.start()
     wait_for(lambda: write_queue.counts().queued == 0, 60)
     assert write_queue.close(10)
     period = store.read(NODE, T0, T0 + 10**6, ("cpu", "cpu_usage"))
@@ -282,7 +289,7 @@ def test_server_that_is_killed_and_started_again_has_every_tick_once(
     assert write_queue.counts().dropped == write_queue.counts().refused == 0
 
 
-def test_tests_ran_on_a_real_server(influx: tuple[InfluxStore, Influxd | None]) -> None:
-    store, ours = influx
+def test_tests_run_with_a_real_server(influx: tuple[InfluxStore, Influxd | None]) -> None:
+    store, server_process = influx
     assert store.check().startswith("InfluxDB ")
-    assert ours is None or (ours.version and (TOKEN, ORG))
+    assert server_process is None or (server_process.version and (TOKEN, ORG))

@@ -26,6 +26,8 @@ MASTER = "needs root and changes the machine"
 WORKER = "runs on a worker, as root"
 SSH = "needs a remote host"
 
+WAIT_S = 120.0
+
 #: Commands that are not run, by their beginning, and why.
 NOT_RUN = {
     "./launchallfromjson.sh": "test_launchall.py runs it",
@@ -99,12 +101,12 @@ class Checkout:
         with self._started(line) as (process, output):
             if works is not None:
                 try:
-                    wait_for(lambda: process.poll() is not None or works(self, output, begun))
+                    wait_for(lambda: process.poll() is not None or works(self, output, begun), WAIT_S)
                 except AssertionError:
-                    pytest.fail(f"does not work within 30 s: {line}\n{output.read_text()}")
+                    pytest.fail(f"does not work within {WAIT_S:g} s: {line}\n{output.read_text()}")
                 assert process.poll() is None, (line, output.read_text())
                 process.send_signal(signal.SIGINT)
-            process.wait(timeout=60)
+            process.wait(timeout=WAIT_S)
         assert process.returncode in exit_codes(line), (line, output.read_text())
         return output.read_text()
 

@@ -1,16 +1,19 @@
-"""vmaggreg.py as a process: what it is told, what it writes, and how it ends."""
+"""vmaggreg.py: options and settings, samples in the store, reload and stop."""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import logging
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,22 @@ import pytest
 
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
+from model import __version__
+from model.commands.vmaggreg import main
 from model.store.influxdb import InfluxStore
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment
-from tests.support.servers import fetch, free_port, influx_server, make_bucket, settings_of_bucket, wait_for
+from tests.support.servers import (
+    ORG,
+    TOKEN,
+    Influxd,
+    fetch,
+    free_port,
+    influx_server,
+    make_bucket,
+    settings_of_bucket,
+    wait_for,
+)
 
 PROGRAM = [sys.executable, str(ROOT / "vmaggreg.py")]
 
@@ -47,19 +62,87 @@ def env(fakes: FakeWorkers, tmp_path: Path) -> Environment:
     }
 
 
-def run(env: Environment, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    settings = {"capture_output": True, "text": True, "timeout": 60, **more}
-    return subprocess.run([*PROGRAM, *arguments], env=env, check=False, **settings)
+def run(env: Environment, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own."""
+    options = {"capture_output": True, "text": True, "timeout": 60, **options}
+    return subprocess.run([*PROGRAM, *arguments], env=env, check=False, **options)
 
 
-def start(env: Environment, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*PROGRAM, *arguments], env=env, stderr=subprocess.PIPE, text=True)
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def end(process: subprocess.Popen[str], sent: signal.Signals = signal.SIGTERM) -> str:
-    process.send_signal(sent)
-    _, stderr = process.communicate(timeout=30)
-    return stderr
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """Runs the command line in this process, which saves the start of an interpreter."""
+    root, logger = logging.getLogger(), logging.getLogger("scroogevm")
+    handlers, level, logger_level = root.handlers[:], root.level, logger.level
+
+    def run_here(env: Environment, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            for key in bare_environment().keys() | env.keys():
+                patch.delenv(key, raising=False)
+            for key, value in env.items():
+                patch.setenv(key, value)
+            if cwd is not None:
+                patch.chdir(cwd)
+            capsys.readouterr()
+            try:
+                code = main(list(arguments))
+            except SystemExit as end:
+                code = int(end.code or 0)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, output.out, output.err)
+
+    yield run_here
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logger.setLevel(logger_level)
+
+
+class Daemon:
+    """A running vmaggreg.py, whose stderr is a file."""
+
+    def __init__(self, env: Environment, log: Path, cwd: Path | None = None) -> None:
+        self._log = log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(PROGRAM, env=env, stderr=stderr, cwd=cwd)
+
+    @property
+    def stderr(self) -> str:
+        return self._log.read_text()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        self.send(number)
+        self.process.wait(30)
+        return self.stderr
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    daemons: list[Daemon] = []
+
+    def start_daemon(env: Environment, cwd: Path | None = None) -> Daemon:
+        daemons.append(Daemon(env, tmp_path / f"stderr{len(daemons)}", cwd))
+        return daemons[-1]
+
+    yield start_daemon
+    for daemon in daemons:
+        daemon.process.kill()
+        daemon.process.wait(30)
+
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty working directory."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    return path
 
 
 def open_store(env: Environment) -> SqliteStore:
@@ -73,10 +156,15 @@ def times_of(env: Environment, node: str) -> list[int]:
     return times
 
 
-# --- what it does -----------------------------------------------------------------------------------
+def number_of_samples(env: Environment, node: str) -> int:
+    """Number of stored samples of a node; does not create the store."""
+    return len(times_of(env, node)) if Path(env["STORE_PATH"]).exists() else 0
 
 
-def test_once_writes_one_tick_of_every_node_and_leaves(env: Environment, fakes: FakeWorkers) -> None:
+# --- scraping ---------------------------------------------------------------------------------------
+
+
+def test_once_writes_a_sample_of_each_node_and_exits(env: Environment, fakes: FakeWorkers) -> None:
     done = run(env, "--once")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     store = open_store(env)
@@ -87,9 +175,9 @@ def test_once_writes_one_tick_of_every_node_and_leaves(env: Environment, fakes: 
     store.close()
 
 
-def test_once_says_by_its_exit_code_that_a_node_was_silent(env: Environment, fakes: FakeWorkers) -> None:
+def test_once_exits_with_1_when_a_node_does_not_respond(env: Environment, fakes: FakeWorkers, call: Call) -> None:
     fakes.inject(1, "500")
-    done = run(env, "--once")
+    done = call(env, "--once")
     assert done.returncode == 1
     assert "HTTP status 500" in done.stderr
     store = open_store(env)
@@ -97,22 +185,292 @@ def test_once_says_by_its_exit_code_that_a_node_was_silent(env: Environment, fak
     store.close()
 
 
-def test_check_shows_what_answered(env: Environment, fakes: FakeWorkers) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_writes_the_queue_and_stops(
+    env: Environment, fakes: FakeWorkers, start: Start, number: signal.Signals
+) -> None:
+    daemon = start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 3)
+    stderr = daemon.stop(number)
+    assert daemon.process.returncode == 0
+    assert len(stderr.splitlines()) == 1  # the start
+
+
+def test_start_is_logged_with_version_store_nodes_and_metrics(env: Environment, start: Start) -> None:
+    port = free_port()
+    for changes, metrics in (({}, "none"), ({"AGGREG_METRICS_PORT": str(port)}, f"http://127.0.0.1:{port}/metrics")):
+        daemon = start({**env, **changes})
+        wait_for(lambda: daemon.stderr.endswith("\n"))  # noqa: B023  # called in this iteration
+        (line,) = daemon.stop().splitlines()
+        expected = f"started: version={__version__} store={env['STORE_PATH']} nodes=3 metrics={metrics}"
+        assert line.endswith(f"INFO scroogevm.aggregator: {expected}")
+
+
+def test_killed_aggregator_loses_at_most_the_sample_in_progress(
+    env: Environment, fakes: FakeWorkers, start: Start
+) -> None:
+    daemon = start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 8)
+    before = times_of(env, fakes.url(0))
+    daemon.stop(signal.SIGKILL)
+    after = times_of(env, fakes.url(0))
+    assert after[: len(before)] == before
+    # The interval is 200 ms: no more than one page in succession is missing.
+    assert np.diff(after).max() <= 400
+    start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) > len(after) + 2)
+
+
+def test_delay_of_the_probe_as_interval_scrapes_each_page(env: Environment, fakes: FakeWorkers, start: Start) -> None:
+    env["AGGREG_FETCH_DELAY"] = "0"
+    daemon = start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 15, 40)
+    daemon.stop()
+    gaps = np.diff(times_of(env, fakes.url(0))[1:])
+    assert (gaps == 200).mean() > 0.8
+
+
+def test_node_that_hangs_does_not_delay_the_stop(env: Environment, fakes: FakeWorkers, start: Start) -> None:
+    env["AGGREG_TIMEOUT_S"] = "60"
+    daemon = start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)))
+    fakes.inject("all", "hang")
+    requests = fakes.requests
+    wait_for(lambda: fakes.requests >= requests + 3)
+    start_s = time.monotonic()
+    daemon.stop()
+    assert daemon.process.returncode == 0
+    assert time.monotonic() - start_s < 15
+
+
+def test_metrics_are_served_and_valid(env: Environment, fakes: FakeWorkers, start: Start) -> None:
+    port = free_port()
+    env["AGGREG_METRICS_PORT"] = str(port)
+    daemon = start(env)
+    url = f"http://127.0.0.1:{port}/metrics"
+    line = f'node_up{{node="{fakes.url(0)}"}} 1'.encode()
+    page = wait_for(lambda: (body := fetch(url)[1]) and line in body and body)
+    daemon.stop()
+    values = dict(line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
+    assert values[f'scroogevm_node_up{{node="{fakes.url(0)}"}}'] == "1.0"
+    assert values["scroogevm_points_dropped"] == "0.0"
+    if shutil.which("promtool"):
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_port_in_use_is_one_line(env: Environment) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        env["AGGREG_METRICS_PORT"] = str(taken.getsockname()[1])
+        done = run(env)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vmaggreg.py: AGGREG_METRICS_PORT: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- reload -----------------------------------------------------------------------------------------
+
+
+def write_dotenv(folder: Path, **values: object) -> None:
+    (folder / ".env").write_text("".join(f"{key}='{value}'\n" for key, value in values.items()))
+
+
+def reload_daemon(daemon: Daemon, message: str) -> str:
+    """Send SIGHUP and wait for a message and the start of the next run; stderr from the signal on."""
+    before = daemon.stderr
+    daemon.send(signal.SIGHUP)
+
+    def is_reloaded() -> bool:
+        stderr = daemon.stderr.removeprefix(before)
+        return message in stderr and " running: " in stderr
+
+    wait_for(is_reloaded)
+    return daemon.stderr.removeprefix(before)
+
+
+def test_reload_scrapes_the_nodes_of_the_new_settings(
+    env: Environment, fakes: FakeWorkers, folder: Path, start: Start
+) -> None:
+    stubs = json.loads(env.pop("AGGREG_STUB_LIST"))
+    write_dotenv(folder, AGGREG_STUB_LIST=json.dumps(stubs[:1]))
+    daemon = start(env, folder)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
+    port = free_port()
+    write_dotenv(folder, AGGREG_STUB_LIST=json.dumps(stubs[1:]), AGGREG_METRICS_PORT=port)
+    stderr = reload_daemon(daemon, "reload: settings read again")
+    assert f"running: version={__version__} store={env['STORE_PATH']} nodes=2 metrics=http://127.0.0.1:{port}" in stderr
+    wait_for(lambda: number_of_samples(env, fakes.url(2)) >= 2)
+    scrapes = number_of_samples(env, fakes.url(0))
+    wait_for(lambda: number_of_samples(env, fakes.url(1)) >= 4)
+    assert number_of_samples(env, fakes.url(0)) == scrapes
+    page = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
+    assert fakes.url(1) in page
+    assert fakes.url(0) not in page
+    # The metrics server is closed and opened again.
+    reload_daemon(daemon, "reload: settings read again")
+    wait_for(lambda: fakes.url(1).encode() in fetch(f"http://127.0.0.1:{port}/metrics")[1])
+    daemon.stop()
+    assert daemon.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"AGGREG_STUB_LIST": "["}, "reload: AGGREG_STUB_LIST: is not JSON"),
+        ({"STORE_PATH": "/dev/null/store"}, "reload: STORE_PATH: /dev/null/store: "),
+    ],
+)
+def test_reload_of_invalid_settings_keeps_the_previous_ones(
+    env: Environment, fakes: FakeWorkers, folder: Path, start: Start, changes: dict[str, str], message: str
+) -> None:
+    valid = {"AGGREG_STUB_LIST": env.pop("AGGREG_STUB_LIST"), "STORE_PATH": env["STORE_PATH"]}
+    write_dotenv(folder, **valid)
+    daemon = start({key: value for key, value in env.items() if key not in valid}, folder)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
+    write_dotenv(folder, **{**valid, **changes})
+    stderr = reload_daemon(daemon, message)
+    assert "reload: the settings are wrong, the daemon continues with the previous ones" in stderr
+    scrapes = number_of_samples(env, fakes.url(0))
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= scrapes + 3)
+    daemon.stop()
+    assert daemon.process.returncode == 0
+
+
+def test_reload_changes_the_store(env: Environment, fakes: FakeWorkers, folder: Path, start: Start) -> None:
+    before, after = env, {**env, "STORE_PATH": str(folder / "new" / "store.sqlite")}
+    write_dotenv(folder, STORE_PATH=before["STORE_PATH"])
+    daemon = start({key: value for key, value in env.items() if key != "STORE_PATH"}, folder)
+    wait_for(lambda: number_of_samples(before, fakes.url(0)) >= 2)
+    write_dotenv(folder, STORE_PATH=after["STORE_PATH"])
+    reload_daemon(daemon, "reload: settings read again")
+    wait_for(lambda: number_of_samples(after, fakes.url(0)) >= 2)
+    daemon.stop()
+    assert daemon.process.returncode == 0
+    assert max(times_of(before, fakes.url(0))) < min(times_of(after, fakes.url(0)))
+
+
+def test_reload_with_a_port_in_use_continues_without_metrics(
+    env: Environment, fakes: FakeWorkers, folder: Path, start: Start
+) -> None:
+    write_dotenv(folder)
+    daemon = start(env, folder)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        write_dotenv(folder, AGGREG_METRICS_PORT=taken.getsockname()[1])
+        stderr = reload_daemon(daemon, "reload: AGGREG_METRICS_PORT: ")
+    assert "metrics=none" in stderr
+    scrapes = number_of_samples(env, fakes.url(0))
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= scrapes + 3)
+    daemon.stop()
+    assert daemon.process.returncode == 0
+
+
+def test_reload_keeps_samples_that_wait_for_the_store(
+    env: Environment, fakes: FakeWorkers, start: Start, tmp_path: Path
+) -> None:
+    """The store is away before and during the reload: its samples are written once it is available."""
+    path = Path(env["STORE_PATH"])
+    daemon = start(env)
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
+    for part in tmp_path.glob("store.sqlite*"):
+        part.unlink()
+    path.mkdir()
+    wait_for(lambda: "write failed, points are queued" in daemon.stderr)
+    requests = fakes.requests
+    wait_for(lambda: fakes.requests >= requests + 6)
+    reload_ms = int(time.time() * 1000)
+    reload_daemon(daemon, "reload: settings read again")
+    path.rmdir()
+    wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2, 60)
+    daemon.stop()
+    assert daemon.process.returncode == 0
+    assert "points_lost" not in daemon.stderr
+    assert min(times_of(env, fakes.url(0))) < reload_ms
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def test_check_shows_the_result_of_each_target(env: Environment, fakes: FakeWorkers, call: Call) -> None:
     fakes.inject(1, "html")
-    done = run(env, "--check")
+    done = call(env, "--check")
     assert done.returncode == 1
     lines = {line.split()[0] if not line.startswith(" store") else "store": line for line in done.stdout.splitlines()}
     assert "ok" in lines[fakes.url(0)]
     assert "4 VMs" in lines[fakes.url(0)]
     assert "FAILED" in lines[fakes.url(1)]
     assert "no metric of prefix 'vmprobe'" in lines[fakes.url(1)]
-    assert "SQLite" in lines["store"]
+    assert "the store does not exist yet" in lines["store"]
     fakes.inject(1, "none")
-    assert run(env, "--check").returncode == 0
+    assert call(env, "--once").returncode == 0
+    done = call(env, "--check")
+    assert done.returncode == 0
+    assert "SQLite" in done.stdout
+
+
+def test_check_prints_json(env: Environment, fakes: FakeWorkers) -> None:
+    fakes.inject(1, "500")
+    done = run(env, "--check", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    rows = json.loads(done.stdout)
+    assert [list(row) for row in rows] == [["target", "ok", "message"]] * 4
+    assert [(row["target"], row["ok"]) for row in rows] == [
+        (fakes.url(0), True),
+        (fakes.url(1), False),
+        (fakes.url(2), True),
+        (f"store {env['STORE_PATH']}", True),
+    ]
+    assert rows[1]["message"] == "HTTP status 500"
+
+
+@pytest.mark.parametrize(
+    ("path", "usable", "message"),
+    [
+        ("new/store.sqlite", True, "the store does not exist yet; folder {0} is writable"),
+        ("file/store.sqlite", False, "the store does not exist yet; {0}/file is not a folder"),
+    ],
+)
+def test_check_creates_no_store(env: Environment, folder: Path, path: str, usable: bool, message: str) -> None:
+    (folder / "file").touch()
+    done = run({**env, "STORE_PATH": str(folder / path)}, "--check", "--json", cwd=folder)
+    row = json.loads(done.stdout)[-1]
+    assert (row["ok"], row["message"]) == (usable, message.format(folder))
+    assert done.returncode == (0 if usable else 1)
+    assert [entry.name for entry in folder.iterdir()] == ["file"]
+
+
+def test_check_of_a_file_that_is_not_a_store_names_the_setting(env: Environment, call: Call) -> None:
+    Path(env["STORE_PATH"]).write_bytes(b"not a database " * 70)
+    done = call(env, "--check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vmaggreg.py: STORE_PATH: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_check_config_uses_neither_network_nor_store(env: Environment, fakes: FakeWorkers, folder: Path) -> None:
+    done = run({**env, "STORE_PATH": str(folder / "store.sqlite")}, "--check-config", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "settings ok\n", "")
+    assert fakes.requests == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_check_config_reports_all_invalid_settings(env: Environment, folder: Path) -> None:
+    env |= {"AGGREG_STUB_LIST": "[", "AGGREG_TIMEOUT_S": "-1", "STORE_PATH": str(folder / "store.sqlite")}
+    done = run(env, "--check-config", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    keys = [line.split(": ")[1] for line in done.stderr.splitlines()]
+    assert sorted(keys) == ["AGGREG_STUB_LIST", "AGGREG_TIMEOUT_S"]
+    assert list(folder.iterdir()) == []
 
 
 def page_of(age_s: float) -> bytes:
-    """A page of vmprobe on a host whose libvirt has no cgroups: it does not know of the CPU time of VMs."""
+    """A page of vmprobe on a host whose libvirt does not use cgroups: it lacks the CPU time of VMs."""
     node = {
         "probe_delay": 5000,
         "cpu_total": 2,
@@ -128,15 +486,15 @@ def page_of(age_s: float) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("age_s", "code", "words"),
+    ("age_s", "code", "message"),
     [
         (10.0, 0, "1 VMs, 1 of them without CPU time ("),
         (100.0, 1, "old: the probe has stopped, or the clocks differ"),
         (-100.0, 1, "ahead, or the clocks differ"),
     ],
 )
-def test_check_tells_of_pages_that_are_old_and_of_vms_without_cpu_time(
-    env: Environment, age_s: float, code: int, words: str
+def test_check_reports_old_pages_and_vms_without_cpu_time(
+    env: Environment, call: Call, age_s: float, code: int, message: str
 ) -> None:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -150,86 +508,23 @@ def test_check_tells_of_pages_that_are_old_and_of_vms_without_cpu_time(
     with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         env["AGGREG_STUB_LIST"] = json.dumps([[f"http://127.0.0.1:{server.server_port}/metrics", "vmprobe"]])
-        done = run(env, "--check")
+        done = call(env, "--check")
         server.shutdown()
     assert done.returncode == code, done.stdout
-    assert words in " ".join(done.stdout.split())
+    assert message in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_signal_flushes_and_ends_well(env: Environment, fakes: FakeWorkers, sent: signal.Signals) -> None:
-    process = start(env)
-    wait_for(lambda: Path(env["STORE_PATH"]).exists() and len(times_of(env, fakes.url(0))) >= 3)
-    assert end(process, sent) == ""
-    assert process.returncode == 0
-
-
-def test_killed_aggregator_loses_at_most_the_tick_in_flight(env: Environment, fakes: FakeWorkers) -> None:
-    process = start(env)
-    wait_for(lambda: Path(env["STORE_PATH"]).exists() and len(times_of(env, fakes.url(0))) >= 8)
-    before = times_of(env, fakes.url(0))
-    end(process, signal.SIGKILL)
-    after = times_of(env, fakes.url(0))
-    assert after[: len(before)] == before
-    # Every page of the probe since the first one is there.
-    assert np.diff(after).max() <= 400
-    again = start(env)
-    wait_for(lambda: len(times_of(env, fakes.url(0))) > len(after) + 2)
-    end(again)
-
-
-def test_steady_pace_brings_every_page(env: Environment, fakes: FakeWorkers) -> None:
-    env["AGGREG_FETCH_DELAY"] = "0"
-    process = start(env)
-    wait_for(lambda: Path(env["STORE_PATH"]).exists() and len(times_of(env, fakes.url(0))) >= 15, 40)
-    end(process)
-    gaps = np.diff(times_of(env, fakes.url(0))[1:])
-    assert (gaps == 200).mean() > 0.8
-
-
-def test_dotenv_in_the_working_directory_is_read(env: Environment, tmp_path: Path, fakes: FakeWorkers) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / ".env").write_text(f"AGGREG_STUB_LIST='{env.pop('AGGREG_STUB_LIST')}'\nSTORE_PATH=elsewhere.sqlite\n")
-    assert run(env, "--once", cwd=here).returncode == 0
-    # The environment is stronger than the file.
+def test_environment_overrides_dotenv_of_the_working_directory(
+    env: Environment, folder: Path, fakes: FakeWorkers, call: Call
+) -> None:
+    (folder / ".env").write_text(f"AGGREG_STUB_LIST='{env.pop('AGGREG_STUB_LIST')}'\nSTORE_PATH=elsewhere.sqlite\n")
+    assert call(env, "--once", cwd=folder).returncode == 0
     assert times_of(env, fakes.url(0))
-    assert not (here / "elsewhere.sqlite").exists()
+    assert not (folder / "elsewhere.sqlite").exists()
 
 
-def test_own_metrics_are_served_and_pass_the_linter(env: Environment, fakes: FakeWorkers) -> None:
-    port = free_port()
-    env["AGGREG_METRICS_PORT"] = str(port)
-    process = start(env)
-    url = f"http://127.0.0.1:{port}/metrics"
-    wanted = f'node_up{{node="{fakes.url(0)}"}} 1'.encode()
-    page = wait_for(lambda: (body := fetch(url)[1]) and wanted in body and body)
-    end(process)
-    values = dict(line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
-    assert values[f'scroogevm_node_up{{node="{fakes.url(0)}"}}'] == "1.0"
-    assert values["scroogevm_points_dropped"] == "0.0"
-    if shutil.which("promtool"):
-        checked = subprocess.run(
-            ["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False
-        )
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-def test_port_that_is_taken_is_told(env: Environment) -> None:
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        env["AGGREG_METRICS_PORT"] = str(taken.getsockname()[1])
-        done = run(env)
-    assert done.returncode == 2
-    assert done.stderr.startswith("vmaggreg.py: AGGREG_METRICS_PORT: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_influxdb_and_the_embedded_store_hold_the_same(env: Environment, fakes: FakeWorkers, tmp_path: Path) -> None:
-    # A probe that looks once in an hour: both see the same page.
+def test_influxdb_and_the_embedded_store_store_the_same_samples(env: Environment, tmp_path: Path, call: Call) -> None:
+    # A probe that measures once in an hour: both runs scrape the same page.
     with (
         influx_server(tmp_path / "influxd") as (url, token, org, _),
         in_thread(Plan(workers=2, vms=5, probe_delay_ms=3_600_000)) as slow,
@@ -237,9 +532,9 @@ def test_influxdb_and_the_embedded_store_hold_the_same(env: Environment, fakes: 
         make_bucket(url, token, org, "same")
         env["AGGREG_STUB_LIST"] = json.dumps(slow.stubs())
         there = {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": token, "INFLUXDB_ORG": org, "INFLUXDB_BUCKET": "same"}
-        assert run(env, "--once").returncode == 0
-        assert run({**env, **there}, "--once").returncode == 0
-        checked = run({**env, **there}, "--check")
+        assert call(env, "--once").returncode == 0
+        assert call({**env, **there}, "--once").returncode == 0
+        checked = call({**env, **there}, "--check")
         assert checked.returncode == 0, checked.stdout
         assert "InfluxDB" in checked.stdout
         assert token not in checked.stdout
@@ -251,30 +546,31 @@ def test_influxdb_and_the_embedded_store_hold_the_same(env: Environment, fakes: 
         sqlite.close()
 
 
-def test_wrong_token_is_told_and_not_shown(env: Environment, tmp_path: Path) -> None:
+def test_wrong_token_is_reported_and_not_shown(env: Environment, tmp_path: Path, call: Call) -> None:
     with influx_server(tmp_path) as (url, _, org, _):
         there = {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": "s3cr3t", "INFLUXDB_ORG": org, "INFLUXDB_BUCKET": "b"}
-        done = run({**env, **there}, "--check")
+        done = call({**env, **there}, "--check")
         assert done.returncode == 1
         assert "unauthorized" in done.stdout
         assert "s3cr3t" not in done.stdout + done.stderr
 
 
-# --- what it refuses --------------------------------------------------------------------------------
+# --- invalid settings -------------------------------------------------------------------------------
 
 STUB = '["http://w1/metrics", "vmprobe"]'
 
 
-def faults(env: Environment, **changes: str) -> list[str]:
-    done = run({**env, **changes}, "--once")
+def faults(call: Call, env: Environment, **changes: str) -> list[str]:
+    done = call({**env, **changes}, "--once")
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     return [line.removeprefix("vmaggreg.py: ") for line in done.stderr.splitlines()]
 
 
-def test_every_fault_is_told_at_once_with_its_key(env: Environment) -> None:
-    told = faults(
+def test_all_invalid_settings_are_reported_at_once_with_their_keys(env: Environment, call: Call) -> None:
+    lines = faults(
+        call,
         env,
         AGGREG_STUB_LIST="[",
         AGGREG_FETCH_DELAY="soon",
@@ -284,7 +580,7 @@ def test_every_fault_is_told_at_once_with_its_key(env: Environment) -> None:
         INFLUXDB_URL="influx:8086",
         STORE_RETENTION_S="5",
     )
-    keys = [line.partition(":")[0] for line in told]
+    keys = [line.partition(":")[0] for line in lines]
     assert sorted(keys) == [
         "AGGREG_FETCH_DELAY",
         "AGGREG_METRICS_PORT",
@@ -301,7 +597,7 @@ def test_every_fault_is_told_at_once_with_its_key(env: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "names no worker node"),
         ("[]", "names no worker node"),
@@ -321,16 +617,17 @@ def test_every_fault_is_told_at_once_with_its_key(env: Environment) -> None:
         ('[["http://w1:99999/metrics", "p"]]', "entry 1: is not an http(s) URL"),
     ],
 )
-def test_stub_list_that_makes_no_sense_is_told_with_its_place(env: Environment, text: str, words: str) -> None:
-    (told,) = faults(env, AGGREG_STUB_LIST=text)
-    assert told.startswith("AGGREG_STUB_LIST: ")
-    assert words in told
+def test_invalid_stub_list_is_reported_with_its_entry(env: Environment, call: Call, text: str, message: str) -> None:
+    (line,) = faults(call, env, AGGREG_STUB_LIST=text)
+    assert line.startswith("AGGREG_STUB_LIST: ")
+    assert message in line
 
 
-def test_secret_is_not_repeated_in_a_fault(env: Environment) -> None:
-    told = faults(env, INFLUXDB_URL="http://x", INFLUXDB_ORG="o", INFLUXDB_BUCKET="b", INFLUXDB_TOKEN="s3cr\u00e9t")
-    assert told
-    assert "s3cr" not in "".join(told)
+def test_message_of_an_invalid_secret_does_not_contain_it(env: Environment, call: Call) -> None:
+    influx = {"INFLUXDB_URL": "http://x", "INFLUXDB_ORG": "o", "INFLUXDB_BUCKET": "b"}
+    lines = faults(call, env, **influx, INFLUXDB_TOKEN="s3cr\u00e9t")
+    assert lines
+    assert "s3cr" not in "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -344,101 +641,87 @@ def test_secret_is_not_repeated_in_a_fault(env: Environment) -> None:
         ("AGGREG_STUB_LIST", '[["http://w 1/metrics", "p"]]'),
     ],
 )
-def test_value_that_makes_no_sense_is_refused(env: Environment, key: str, value: str) -> None:
+def test_invalid_value_is_refused(env: Environment, call: Call, key: str, value: str) -> None:
     there = {"INFLUXDB_URL": "http://127.0.0.1:9", "INFLUXDB_TOKEN": "t", "INFLUXDB_ORG": "o", "INFLUXDB_BUCKET": "b"}
-    (told,) = faults({**env, **there}, **{key: value})
-    assert told.startswith(f"{key}: ")
+    (line,) = faults(call, {**env, **there}, **{key: value})
+    assert line.startswith(f"{key}: ")
 
 
-def test_dotenv_that_is_no_text_is_told(env: Environment, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / ".env").write_bytes(b"A=\xff\xfe\n")
-    done = run(env, "--once", cwd=here)
+def test_dotenv_that_is_not_text_is_refused(env: Environment, folder: Path, call: Call) -> None:
+    (folder / ".env").write_bytes(b"A=\xff\xfe\n")
+    done = call(env, "--once", cwd=folder)
     assert (done.returncode, done.stderr) == (2, "vmaggreg.py: .env: is not UTF-8\n")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "messages"),
     [
         ("STORE_PATH=s.sqlite\nSTORE PATH\n", [".env, line 2: is no setting such as KEY='value'"]),
         ("A='x\nB C\n", [f".env, line {line}: is no setting such as KEY='value'" for line in (1, 2)]),
         (None, [".env: Is a directory"]),
     ],
 )
-def test_dotenv_that_cannot_be_understood_is_told(
-    env: Environment, tmp_path: Path, text: str | None, told: list[str]
+def test_dotenv_that_cannot_be_parsed_is_refused(
+    env: Environment, folder: Path, call: Call, text: str | None, messages: list[str]
 ) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
     if text is None:
-        (here / ".env").mkdir()
+        (folder / ".env").mkdir()
     else:
-        (here / ".env").write_text(text)
-    done = run(env, "--once", cwd=here)
-    assert (done.returncode, done.stderr.splitlines()) == (2, [f"vmaggreg.py: {line}" for line in told])
+        (folder / ".env").write_text(text)
+    done = call(env, "--once", cwd=folder)
+    assert (done.returncode, done.stderr.splitlines()) == (2, [f"vmaggreg.py: {line}" for line in messages])
 
 
-def test_key_that_is_none_is_warned_about_and_the_one_that_is_meant_is_named(env: Environment, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / ".env").write_text("AGGREG_TIMEOUT=9\nSCHED_FROBNICATE=1\nSOMEBODY_ELSES=1\nOS_USER_ID=1\n")
-    done = run(env, "--once", cwd=here)
+def test_unknown_key_is_warned_about_with_a_suggestion(env: Environment, folder: Path, call: Call) -> None:
+    (folder / ".env").write_text("AGGREG_TIMEOUT=9\nSCHED_FROBNICATE=1\nOTHER_PROGRAM=1\nOS_USER_ID=1\n")
+    done = call(env, "--once", cwd=folder)
     assert "AGGREG_TIMEOUT is no setting; is AGGREG_TIMEOUT_S meant?" in done.stderr
     assert "SCHED_FROBNICATE is no setting" in done.stderr
-    assert "SOMEBODY_ELSES" not in done.stderr
+    assert "OTHER_PROGRAM" not in done.stderr
     assert "OS_USER_ID" not in done.stderr
 
 
-def test_missing_dotenv_is_told_to_who_has_no_settings(env: Environment, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
+def test_missing_dotenv_is_mentioned_when_settings_are_missing(env: Environment, folder: Path, call: Call) -> None:
     del env["AGGREG_STUB_LIST"]
-    assert "names no worker node (there is no .env in this folder); e.g." in run(env, "--once", cwd=here).stderr
-    (here / ".env").write_text("")
-    assert "names no worker node; e.g." in run(env, "--once", cwd=here).stderr
+    assert "names no worker node (there is no .env in this folder); e.g." in call(env, "--once", cwd=folder).stderr
+    (folder / ".env").write_text("")
+    assert "names no worker node; e.g." in call(env, "--once", cwd=folder).stderr
 
 
-def test_store_that_cannot_be_made_is_told_with_its_key(env: Environment, tmp_path: Path) -> None:
+def test_store_that_cannot_be_created_is_reported_with_its_key(env: Environment, tmp_path: Path, call: Call) -> None:
     (tmp_path / "file").write_text("")
-    done = run({**env, "STORE_PATH": str(tmp_path / "file" / "store.sqlite")}, "--once")
+    path = tmp_path / "file" / "store.sqlite"
+    done = call({**env, "STORE_PATH": str(path)}, "--once")
     assert done.returncode == 2
-    assert done.stderr.startswith("vmaggreg.py: STORE_PATH: ")
+    assert done.stderr.startswith(f"vmaggreg.py: STORE_PATH: {path}: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_password_of_the_store_is_not_shown(env: Environment) -> None:
+def test_password_of_the_store_is_not_shown(env: Environment, call: Call) -> None:
     there = {
         "INFLUXDB_URL": "http://me:s3cr3t@127.0.0.1:9",
         "INFLUXDB_TOKEN": "t",
         "INFLUXDB_ORG": "o",
         "INFLUXDB_BUCKET": "b",
     }
-    done = run({**env, **there}, "--check")
+    done = call({**env, **there}, "--check")
     assert "s3cr3t" not in done.stdout + done.stderr
 
 
-def test_node_that_hangs_does_not_delay_the_end(env: Environment, fakes: FakeWorkers) -> None:
-    env["AGGREG_TIMEOUT_S"] = "60"
-    process = start(env)
-    wait_for(lambda: Path(env["STORE_PATH"]).exists() and times_of(env, fakes.url(0)))
-    fakes.inject("all", "hang")
-    time.sleep(0.6)
-    began = time.monotonic()
-    end(process)
-    assert process.returncode == 0
-    assert time.monotonic() - began < 15
-
-
-def test_store_that_can_not_be_opened_is_told(env: Environment, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (told,) = faults(env, STORE_PATH=str(tmp_path / "file" / "store"))
-    assert "file" in told
-
-
-@pytest.mark.parametrize("arguments", [["--once", "--check"], ["--frobnicate"], ["-d", "x"], ["extra"]])
-def test_wrong_command_line_is_one_line(env: Environment, arguments: list[str]) -> None:
-    done = run(env, *arguments)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--once", "--check"],
+        ["--once", "--json"],
+        ["--json"],
+        ["--check", "--check-config"],
+        ["--frobnicate"],
+        ["-d", "x"],
+        ["extra"],
+    ],
+)
+def test_invalid_command_line_is_one_line(env: Environment, call: Call, arguments: list[str]) -> None:
+    done = call(env, *arguments)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
@@ -455,33 +738,31 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_store_away_at_the_start_is_waited_for(env: Environment, fakes: FakeWorkers, tmp_path: Path) -> None:
-    """The server comes up after the aggregator: what was scraped meanwhile is there."""
-    from tests.support.servers import ORG, TOKEN, Influxd
-
+def test_samples_are_queued_until_the_store_starts(
+    env: Environment, fakes: FakeWorkers, tmp_path: Path, start: Start
+) -> None:
     if shutil.which("influxd") is None:
-        pytest.skip("no influxd on PATH")
+        pytest.skip("influxd is not on PATH")
     server = Influxd(tmp_path)
     there = {"INFLUXDB_URL": server.url, "INFLUXDB_TOKEN": TOKEN, "INFLUXDB_ORG": ORG, "INFLUXDB_BUCKET": "unused"}
     began_ms = int(time.time() * 1000)
-    process = start({**env, **there})
-    time.sleep(2)
-    try:
+    daemon = start({**env, **there})
+    wait_for(lambda: "write failed" in daemon.stderr)
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
         server.start()
         server.set_up()
-        store = InfluxStore(settings_of_bucket(server.url, TOKEN, ORG, "unused"))
+        store = stack.enter_context(
+            contextlib.closing(InfluxStore(settings_of_bucket(server.url, TOKEN, ORG, "unused")))
+        )
 
         def read() -> Any:
             return store.read(fakes.url(0), began_ms, began_ms + 10**6, ("cpu",)).node.time_ms
 
+        started_ms = int(time.time() * 1000)
         wait_for(lambda: read().size > 8, 60)
-        stderr = end(process)
-        assert process.returncode == 0
-        assert read()[0] < began_ms + 2500
-        assert stderr.count("can't be written") == 1
-        assert stderr.count("written again") == 1
-        store.close()
-    finally:
-        process.kill()
-        process.wait()
-        server.kill()
+        stderr = daemon.stop()
+        assert daemon.process.returncode == 0
+        assert read()[0] < started_ms
+        assert stderr.count("write failed") == 1
+        assert stderr.count("store: recovered") == 1

@@ -1,4 +1,4 @@
-"""Counters to rates: what the original stored of the same pages, and no rate where none is known."""
+"""Rates from counters: the fields that the original stored of the same pages, and no rate where it is unknown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.aggregator.rates import NodeRates
-from model.aggregator.vmprobe import VmprobePages
+from model.aggregator.vmprobe import VmprobeReader
 from model.samples import Scrape, ScrapeSample
 from tests.conftest import SHARED
 
@@ -40,21 +40,21 @@ def vm(**changes: float) -> dict[str, float]:
     }
 
 
-def scraped(*readings: Scrape) -> list[ScrapeSample | None]:
+def samples_of(*scrapes: Scrape) -> list[ScrapeSample | None]:
     rates = NodeRates("http://w1/metrics")
-    return [rates.update(scrape) for scrape in readings]
+    return [rates.update(scrape) for scrape in scrapes]
 
 
-def last(*readings: Scrape) -> ScrapeSample:
-    sample = scraped(*readings)[-1]
+def last(*scrapes: Scrape) -> ScrapeSample:
+    sample = samples_of(*scrapes)[-1]
     assert sample is not None
     return sample
 
 
-# --- the same pages, the same series ----------------------------------------------------------------
+# --- the fields of the original ---------------------------------------------------------------------
 
 
-def written_by_original() -> dict[tuple[str, int], dict[str, float]]:
+def fields_of_original() -> dict[tuple[str, int], dict[str, float]]:
     rows: dict[tuple[str, int], dict[str, float]] = {}
     header: list[str] = []
     for row in csv.reader((CAPTURES / "influxdb_written_by_original.csv").read_text().splitlines()):
@@ -70,28 +70,28 @@ def written_by_original() -> dict[tuple[str, int], dict[str, float]]:
     return rows
 
 
-#: The original's KiB / 1000 and bytes / 10^6 are MB of 2^20 bytes here.
+#: The original stores KiB / 1000 and bytes / 10^6; this project stores MB of 2^20 bytes.
 RESCALED = {"mem": 1.024, "mem_rss": 1.024, "mem_usage": 1.024, "stat_vsize": 1.048576, "stat_rsslim": 1.048576}
-#: It wrote sums of nothing as 0 at the first sample, and the last page twice: the second time without any rate.
+#: The original wrote unknown sums as 0 at the first sample, and the last page twice, the second time without rates.
 FIRST = {"oc_cpu_d", "minflt_sum", "majflt_sum"}
 AGAIN = {"elapsed_time", "oc_cpu_d", "minflt_sum", "majflt_sum"}
 
 
-@pytest.mark.skipif(not CAPTURES.is_dir(), reason="the shared folder with captured pages is not here")
-def test_captured_pages_give_the_series_that_the_original_stored() -> None:
-    theirs = written_by_original()
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="needs the shared folder with captured pages")
+def test_captured_pages_give_the_fields_that_the_original_stored() -> None:
+    original = fields_of_original()
     pages = sorted(CAPTURES.glob("vmprobe_[01][0-9]_*.prom"))
-    reader, rates = VmprobePages("vmprobe"), NodeRates("u")
+    reader, rates = VmprobeReader("vmprobe"), NodeRates("u")
     compared = 0
     for k, page in enumerate(pages):
         sample = rates.update(reader.read(page.read_bytes()))
         assert sample is not None
-        for name, ours in [("", sample.fields), *sample.domains.items()]:
-            stored = theirs[name, sample.time_ms]
-            left_out = FIRST if k == 0 else AGAIN if k == len(pages) - 1 else set()
-            assert ours.keys() - left_out == stored.keys() - left_out
-            for field, value in ours.items():
-                if field not in left_out:
+        for name, fields in [("", sample.fields), *sample.domains.items()]:
+            stored = original[name, sample.time_ms]
+            omitted = FIRST if k == 0 else AGAIN if k == len(pages) - 1 else set()
+            assert fields.keys() - omitted == stored.keys() - omitted
+            for field, value in fields.items():
+                if field not in omitted:
                     assert value * RESCALED.get(field, 1) == pytest.approx(stored[field], rel=1e-9), (
                         page.name,
                         name,
@@ -104,7 +104,7 @@ def test_captured_pages_give_the_series_that_the_original_stored() -> None:
 # --- rates and their absence ------------------------------------------------------------------------
 
 
-def test_usage_is_what_was_used_since_the_last_sample() -> None:
+def test_usage_is_the_increase_of_cpu_time_since_the_last_scrape() -> None:
     # The node: 8 + 2 s of CPU in 5 s: 2 cores. The VM: 2.5 s in 5 s: half a core.
     sample = last(
         Scrape(10_000, node(), {"a": vm()}),
@@ -118,7 +118,7 @@ def test_usage_is_what_was_used_since_the_last_sample() -> None:
     assert sample.fields["oc_cpu_d"] == pytest.approx(0.125)
 
 
-def test_sizes_need_one_sample_and_are_mb_of_two_to_the_twentieth() -> None:
+def test_sizes_need_one_scrape_and_are_in_mb_of_2_to_the_20_bytes() -> None:
     sample = last(Scrape(1, node(), {"a": vm(memory_rss=512 * 1024.0)}))
     assert (sample.fields["cpu"], sample.fields["mem"], sample.fields["mem_usage"]) == (4.0, 8192.0, 2048.0)
     assert sample.fields["vm_number"] == 1
@@ -135,16 +135,16 @@ SCHED = {"sched_runtime": 5.0, "sched_waittime": 1.0, "sched_timeslices": 1.0, "
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param(None, Scrape(5000, node(), {"a": vm(**SCHED)}), id="first sample"),
+        pytest.param(None, Scrape(5000, node(), {"a": vm(**SCHED)}), id="first scrape"),
         pytest.param(
             Scrape(10_000, node(), {"a": vm(**SCHED)}),
             Scrape(5000, node(cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
-            id="the clock went back",
+            id="clock went back",
         ),
         pytest.param(
             Scrape(1000, node(cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
             Scrape(5000, node(**SCHED), {"a": vm(**SCHED)}),
-            id="host and VM were restarted",
+            id="host and VM restarted",
         ),
     ],
 )
@@ -155,17 +155,17 @@ def test_unknown_rates_are_absent(first: Scrape | None, second: Scrape) -> None:
     assert "oc_cpu_d" not in sample.fields
 
 
-def test_restarted_vm_has_no_rates_and_the_others_have() -> None:
+def test_restarted_vm_alone_has_no_rates() -> None:
     sample = last(
         Scrape(1000, node(), {"a": vm(), "b": vm()}),
         Scrape(2000, node(cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
     )
     assert "cpu_usage" not in sample.domains["a"]
     assert sample.domains["b"]["cpu_usage"] == pytest.approx(1.0)
-    assert "oc_cpu_d" not in sample.fields  # the sum of a part would be false
+    assert "oc_cpu_d" not in sample.fields  # a sum with an unknown part is unknown
 
 
-def test_one_counter_that_went_backwards_takes_all_rates_of_its_machine() -> None:
+def test_one_decreased_counter_makes_all_rates_of_its_machine_unknown() -> None:
     sample = last(
         Scrape(1000, node(), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
         Scrape(2000, node(), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
@@ -173,22 +173,22 @@ def test_one_counter_that_went_backwards_takes_all_rates_of_its_machine() -> Non
     assert not RATES & sample.domains["a"].keys()
 
 
-def test_clock_that_was_set_gives_no_rates_and_not_impossible_ones() -> None:
+def test_rates_are_unknown_after_the_clock_was_set() -> None:
     busy = {"a": vm(cpu_cputime=55 * NS)}
     sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(1001, node(cpu_user=105 * NS), busy))
     assert not RATES & sample.fields.keys()
     assert not RATES & sample.domains["a"].keys()
 
 
-def test_same_epoch_is_the_same_page() -> None:
+def test_page_with_the_same_time_gives_no_sample() -> None:
     first = Scrape(1000, node(), {"a": vm()})
-    assert scraped(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
+    assert samples_of(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
     assert last(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()})).fields["cpu_usage"] == pytest.approx(
         2.0
     )
 
 
-def test_vm_that_comes_back_is_a_new_one() -> None:
+def test_vm_that_returns_starts_fresh() -> None:
     there = {"a": vm(), "b": vm(cpu_cputime=60 * NS)}
     sample = last(
         Scrape(1000, node(), there),
@@ -199,26 +199,26 @@ def test_vm_that_comes_back_is_a_new_one() -> None:
     assert "cpu_usage" in sample.domains["a"]
 
 
-def test_silence_about_vms_is_stored_as_silence() -> None:
+def test_unknown_vms_are_stored_as_missing() -> None:
     sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(2000, node(cpu_user=101 * NS), None))
     assert sample.domains == {}
     assert "vm_number" not in sample.fields
     assert sample.fields["cpu_usage"] == pytest.approx(1.0)
 
 
-def test_node_without_vms_has_none_and_books_nothing() -> None:
+def test_node_without_vms_has_sums_of_zero() -> None:
     sample = last(Scrape(1000, node(), {}), Scrape(2000, node(), {}))
     assert sample.fields["vm_number"] == 0
     assert (sample.fields["oc_cpu"], sample.fields["oc_cpu_d"], sample.fields["minflt_sum"]) == (0, 0, 0)
 
 
-def test_missing_input_is_a_missing_field() -> None:
+def test_missing_metric_is_a_missing_field() -> None:
     sample = last(Scrape(1000, {"cpu_total": 4.0}, {"a": {"cpu_alloc": 2.0}}))
     assert sample.fields == {"cpu": 4.0, "vm_number": 1.0, "oc_cpu": 0.5}
     assert sample.domains["a"] == {"cpu": 2.0}
 
 
-def test_waiting_without_running_is_not_divided_by() -> None:
+def test_wait_ratio_without_run_time_is_zero() -> None:
     still = {"sched_runtime": 1.0, "sched_waittime": 1.0}
     assert last(Scrape(1, node(**still), {}), Scrape(2, node(**still), {})).fields["sched_busy"] == 0
 
@@ -244,34 +244,34 @@ SETTLED = vm(memory_alloc=512 * MIB, memory_available=470 * MIB, memory_unused=4
 
 
 def usage(*steps: tuple[float, dict[str, float]]) -> list[float | None]:
-    found = scraped(*(Scrape(at_ms, node(), {"a": metrics}) for at_ms, metrics in steps))
-    return [sample.domains["a"].get("mem_usage") for sample in found if sample is not None]
+    samples = samples_of(*(Scrape(at_ms, node(), {"a": metrics}) for at_ms, metrics in steps))
+    return [sample.domains["a"].get("mem_usage") for sample in samples if sample is not None]
 
 
-def test_statistics_older_than_the_balloon_are_not_subtracted_from_it() -> None:
-    # 220 - 440 would be -220, and 373 - 300 of two moments means nothing.
+def test_usage_is_unknown_while_statistics_are_older_than_the_balloon() -> None:
+    # 220 - 440 is negative, and 373 - 300 is the difference of values from different times.
     squeezed = {**SETTLED, "memory_alloc": 220 * MIB}
     moving = {**SETTLED, "memory_alloc": 373 * MIB, "memory_unused": 300 * MIB}
-    told = {**squeezed, "memory_available": 178 * MIB, "memory_unused": 148 * MIB, "memory_last_update": 13.0}
-    assert usage((10_000, SETTLED), (12_000, squeezed), (14_000, told)) == [72.0, None, 72.0]
+    updated = {**squeezed, "memory_available": 178 * MIB, "memory_unused": 148 * MIB, "memory_last_update": 13.0}
+    assert usage((10_000, SETTLED), (12_000, squeezed), (14_000, updated)) == [72.0, None, 72.0]
     assert usage((10_000, SETTLED), (12_000, moving)) == [72.0, None]
 
 
-def test_statistics_of_the_small_size_are_not_subtracted_from_the_large_one() -> None:
+def test_usage_is_unknown_while_statistics_are_of_the_smaller_size() -> None:
     small = {**SETTLED, "memory_alloc": 220 * MIB, "memory_available": 178 * MIB, "memory_unused": 148 * MIB}
     back = {**small, "memory_alloc": 512 * MIB, "memory_last_update": 11.0}
     assert usage((10_000, small), (12_000, back)) == [72.0, None]
 
 
-def test_guest_that_stopped_reporting_is_not_believed_after_a_change() -> None:
+def test_usage_stays_unknown_when_the_guest_stops_reporting() -> None:
     squeezed = {**SETTLED, "memory_alloc": 480 * MIB, "memory_available": 438 * MIB}
     assert usage((10_000, SETTLED), (12_000, squeezed), (500_000, squeezed)) == [72.0, None, None]
 
 
-def test_another_way_of_telling_is_believed_after_a_while() -> None:
-    other = {**SETTLED, "memory_alloc": 480 * MIB, "memory_available": 300 * MIB, "memory_unused": 100 * MIB}
-    late = {**other, "memory_last_update": 80.0}
-    assert usage((10_000, SETTLED), (12_000, {**other, "memory_last_update": 12.0}), (81_000, late)) == [
+def test_different_reserve_is_accepted_after_a_minute() -> None:
+    changed = {**SETTLED, "memory_alloc": 480 * MIB, "memory_available": 300 * MIB, "memory_unused": 100 * MIB}
+    late = {**changed, "memory_last_update": 80.0}
+    assert usage((10_000, SETTLED), (12_000, {**changed, "memory_last_update": 12.0}), (81_000, late)) == [
         72.0,
         None,
         380.0,
@@ -284,7 +284,7 @@ COUNTER = st.floats(0, 1e15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10), COUNTER, COUNTER, st.booleans()), min_size=1, max_size=12))
-def test_no_rate_is_ever_negative_or_infinite(samples: list[Any]) -> None:
+def test_no_field_is_negative_or_infinite(samples: list[Any]) -> None:
     rates = NodeRates("u")
     for epoch, node_time, vm_time, there in samples:
         domains = {"a": vm(cpu_cputime=vm_time)} if there else {}

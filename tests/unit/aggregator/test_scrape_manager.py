@@ -1,4 +1,4 @@
-"""The aggregator among simulated workers: one that is slow, dead, lying or malicious harms itself alone."""
+"""The aggregator among simulated workers: a node that is slow, dead, wrong or hostile does not affect the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from misc.fakeworkers.faults import ANSWERS, zeros_compressed
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
-from model.aggregator import scrape_manager as aggregator
 from model.aggregator.metrics import AggregatorMetrics
+from model.aggregator.rates import NodeRates
+from model.aggregator.scrape_loop import ScrapeLoop
 from model.aggregator.scrape_manager import ScrapeManager
+from model.aggregator.scraper import open_session
 from model.aggregator.settings import AggregatorSettings
 from model.common.lifecycle import Pace, jitter
 from model.common.logs import ProblemLog
@@ -27,8 +29,7 @@ from model.common.targets import LabelStub, Stub, VmprobeStub, parse_stubs
 from model.samples import ScrapeSample
 from model.store.settings import StoreSettings
 
-TIMEOUT_S = 0.6
-#: What a node does for as long as the test lasts, and why its scrapes fail; None: they do not.
+#: Reason of failure of each fault of a worker; None: the scrape succeeds.
 REASONS: dict[str, str | None] = {
     "slow": "timeout",
     "hang": "timeout",
@@ -47,161 +48,280 @@ REASONS: dict[str, str | None] = {
 }
 
 
-def settings(stubs: tuple[Stub, ...], delay_s: float = 0.25, max_page_bytes: int = 2**20) -> AggregatorSettings:
+class Clock:
+    """The time of workers and aggregator, in Unix seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_795_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def settings(
+    stubs: tuple[Stub, ...], delay_s: float = 0.25, max_page_bytes: int = 2**20, timeout_s: float = 10.0
+) -> AggregatorSettings:
     store = StoreSettings(None, Path("unused"), 1.0)
-    return AggregatorSettings(stubs, delay_s, TIMEOUT_S, max_page_bytes, 2**20, 0, "127.0.0.1", store)
+    return AggregatorSettings(stubs, delay_s, timeout_s, max_page_bytes, 2**20, 0, "127.0.0.1", store)
 
 
-class Run:
-    """An aggregator that ran for a while, and what came of it."""
+class Aggregator:
+    """Scrapes all nodes in rounds, on the clock of the test."""
 
-    def __init__(self, chosen: AggregatorSettings, seconds: float) -> None:
-        self.scraped: defaultdict[str, list[ScrapeSample]] = defaultdict(list)
-        self.arrivals: defaultdict[str, list[float]] = defaultdict(list)
+    def __init__(self, settings: AggregatorSettings, clock: Clock) -> None:
+        self.samples: defaultdict[str, list[ScrapeSample]] = defaultdict(list)
         self.registry = CollectorRegistry()
-        scraping = ScrapeManager(chosen, self._put, AggregatorMetrics(self.registry))
+        self._clock = clock
+        self._loop = asyncio.new_event_loop()
+        manager = ScrapeManager(settings, self._put, AggregatorMetrics(self.registry), clock, clock)
+        self._session = self._loop.run_until_complete(self._open(settings.timeout_s))
+        self.loops: list[ScrapeLoop] = manager.loops(self._session)
 
-        async def for_a_while() -> None:
-            stop = asyncio.Event()
-            asyncio.get_running_loop().call_later(seconds, stop.set)
-            await scraping.run(stop)
-
-        asyncio.run(for_a_while())
+    async def _open(self, timeout_s: float) -> Any:
+        return open_session(timeout_s)
 
     def _put(self, sample: ScrapeSample) -> None:
-        self.scraped[sample.node].append(sample)
-        self.arrivals[sample.node].append(time.monotonic())
+        self.samples[sample.node].append(sample)
+
+    def run(self, rounds: int = 1, step_s: float = 1.0) -> None:
+        async def scrape() -> None:
+            await asyncio.gather(*(loop.scrape() for loop in self.loops))
+
+        for _ in range(rounds):
+            self._clock.now_s += step_s
+            self._loop.run_until_complete(scrape())
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
 
 @pytest.fixture
-def fakes() -> Iterator[FakeWorkers]:
-    with in_thread(Plan(workers=3, vms=4, probe_delay_ms=0)) as running:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fakes(clock: Clock) -> Iterator[FakeWorkers]:
+    with in_thread(Plan(workers=3, vms=4, probe_delay_ms=0), clock=clock) as running:
         yield running
+
+
+@pytest.fixture
+def aggregate(clock: Clock) -> Iterator[Callable[[AggregatorSettings], Aggregator]]:
+    opened: list[Aggregator] = []
+
+    def open_aggregator(settings: AggregatorSettings) -> Aggregator:
+        opened.append(Aggregator(settings, clock))
+        return opened[-1]
+
+    yield open_aggregator
+    for aggregator in opened:
+        aggregator.close()
+
+
+Aggregate = Callable[[AggregatorSettings], Aggregator]
 
 
 def stubs_of(fakes: FakeWorkers) -> tuple[Stub, ...]:
     return parse_stubs(fakes.stubs())
 
 
-def test_list_of_faults_is_whole() -> None:
+def test_every_fault_of_the_workers_has_a_reason() -> None:
     assert set(ANSWERS) <= set(REASONS)
 
 
-def test_no_node_harms_another(event_log: pytest.LogCaptureFixture) -> None:
-    names = list(REASONS)
-    zeros_compressed()  # a busy machine is at it for longer than a scrape may take
-    with in_thread(Plan(workers=len(names) + 2, vms=4, probe_delay_ms=0)) as fakes:
-        stubs = stubs_of(fakes)
-        run_before = Run(settings(stubs), 1.5)
-        assert len(run_before.scraped) == len(stubs)
-        for worker, fault in enumerate(names):
-            fakes.inject(worker, fault, delay_s=3.0) if fault == "slow" else fakes.inject(worker, fault)
-        with event_log.at_level(logging.INFO, "scroogevm"):
-            # A page has 9 kB; one without end is over this long before its time is.
-            run = Run(settings(stubs, max_page_bytes=2**16), 3.0)
-    for stub in stubs[len(names) :]:
-        gaps = [b - a for a, b in zip(run.arrivals[stub.node], run.arrivals[stub.node][1:], strict=False)]
-        assert len(run.scraped[stub.node]) >= 8
-        assert max(gaps) < 1.0
-    for stub, fault in zip(stubs, names, strict=False):
-        reason = REASONS[fault]
-        failures = run.value("scroogevm_scrape_failures_total", node=stub.node, reason=reason or "")
-        if reason is None:
-            assert run.value("scroogevm_node_up", node=stub.node) == 1, fault
-            assert len(run.scraped[stub.node]) <= 1, fault  # the same page over and over is one tick
-        else:
-            assert failures >= 1, fault
-            # A page that is cut behind the last figure of ours is whole to us.
-            assert run.value("scroogevm_node_up", node=stub.node) == 0 or fault == "partial", fault
-            # What is wrong for a while is told once.
-            told = sum(stub.node in record.message for record in event_log.records)
-            assert told == 1 or (fault == "partial" and told > 1), fault
-
-
-def test_node_that_recovers_is_told_and_stored_again(fakes: FakeWorkers, event_log: pytest.LogCaptureFixture) -> None:
-    stubs = stubs_of(fakes)[:1]
-    fakes.inject(0, "500", seconds=0.7)
-    with event_log.at_level(logging.INFO, "scroogevm"):
-        run = Run(settings(stubs, 0.1), 2.0)
-    assert run.scraped[stubs[0].node]
-    assert [record.message.partition(": ")[2] for record in event_log.records] == ["HTTP status 500", "recovered"]
-
-
-def test_page_whose_probe_has_stopped_is_told_once(
-    fakes: FakeWorkers, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_failing_node_does_not_affect_others(
+    clock: Clock, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
 ) -> None:
-    """node_exporter shows the file of a vmprobe that has ended for ever."""
-    monkeypatch.setattr(aggregator, "_STILL_S", 0.5)
-    monkeypatch.setattr(aggregator, "_STILL_DELAYS", 0)
-    stubs = stubs_of(fakes)[:2]
-    fakes.inject(0, "stale", seconds=1.5)
+    faults = list(REASONS)
+    zeros_compressed()  # compressing takes longer than the timeout of a scrape
+    with in_thread(Plan(workers=len(faults) + 2, vms=4, probe_delay_ms=0), clock=clock) as fakes:
+        stubs = stubs_of(fakes)
+        # A page has 9 kB; an endless one exceeds the limit before the timeout.
+        aggregator = aggregate(settings(stubs, max_page_bytes=2**16, timeout_s=0.8))
+        aggregator.run(2)
+        assert [len(aggregator.samples[stub.node]) for stub in stubs] == [2] * len(stubs)
+        assert event_log.records == []
+        for worker, fault in enumerate(faults):
+            fakes.inject(worker, fault, delay_s=30.0) if fault == "slow" else fakes.inject(worker, fault)
+        aggregator.samples.clear()
+        aggregator.run(3)
+    for stub in stubs[len(faults) :]:
+        assert len(aggregator.samples[stub.node]) == 3
+    for stub, fault in zip(stubs, faults, strict=False):
+        reason = REASONS[fault]
+        records = [record for record in event_log.records if stub.node in record.getMessage()]
+        up = aggregator.value("scroogevm_node_up", node=stub.node)
+        failures = aggregator.value("scroogevm_scrape_failures_total", node=stub.node, reason=reason or "")
+        if reason is None:
+            assert up == 1, fault
+            assert len(aggregator.samples[stub.node]) <= 1, fault  # an unchanged page gives no further sample
+            assert records == [], fault
+        elif fault == "partial":
+            # A page that is truncated after the last metric of the probe is complete for us.
+            assert failures >= 1, fault
+            assert records, fault
+        else:
+            assert failures == 3, fault
+            assert up == 0, fault
+            assert len(records) == 1, fault  # a lasting problem is logged once
+
+
+def test_scrape_that_hangs_does_not_delay_others_or_the_stop(fakes: FakeWorkers) -> None:
+    stubs = stubs_of(fakes)
+    fakes.inject(0, "hang")
+    scrapes: dict[str, int] = defaultdict(int)
+    registry = CollectorRegistry()
+    manager = ScrapeManager(settings(stubs, 0.1, timeout_s=60.0), lambda _: None, AggregatorMetrics(registry))
+
+    async def run_until_scraped() -> None:
+        stop = asyncio.Event()
+        task = asyncio.create_task(manager.run(stop))
+        deadline_s = time.monotonic() + 20
+        while min(scrapes[stub.node] for stub in stubs[1:]) < 3 and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+            for stub in stubs:
+                scrapes[stub.node] = int(registry.get_sample_value("scroogevm_scrapes_total", {"node": stub.node}) or 0)
+        stop.set()
+        await task
+
+    start_s = time.monotonic()
+    asyncio.run(run_until_scraped())
+    assert [scrapes[stub.node] >= 3 for stub in stubs] == [False, True, True]
+    assert time.monotonic() - start_s < 20
+
+
+def test_recovery_of_a_node_is_logged_and_its_samples_are_stored(
+    fakes: FakeWorkers, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    node = fakes.url(0)
+    fakes.inject(0, "500", count=3)
+    aggregator = aggregate(settings(stubs_of(fakes)[:1]))
+    aggregator.run(5)
+    assert len(aggregator.samples[node]) == 2
+    messages = [record.getMessage() for record in event_log.records]
+    assert messages == [f"{node}: HTTP status 500", f"{node}: recovered"]
+
+
+def test_changed_cause_of_a_failure_is_logged(
+    fakes: FakeWorkers, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    node = fakes.url(0)
+    aggregator = aggregate(settings(stubs_of(fakes)[:1]))
+    for fault in ("500", "html"):
+        fakes.inject(0, fault)
+        aggregator.run(2)
+    messages = [record.getMessage() for record in event_log.records]
+    assert messages == [f"{node}: HTTP status 500", f"{node}: no metric of prefix 'vmprobe' on the page"]
+
+
+def test_stale_page_is_logged_once_and_recovers(
+    fakes: FakeWorkers, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    """node_exporter serves the file of a vmprobe that has stopped for ever."""
+    returning, stopped = fakes.url(0), fakes.url(1)
+    aggregator = aggregate(settings(stubs_of(fakes)[:2]))
+    fakes.inject(0, "stale", seconds=18.5)
     fakes.inject(1, "stale")
-    with event_log.at_level(logging.INFO, "scroogevm"):
-        run = Run(settings(stubs, 0.1), 2.5)
-    back, gone = (stub.node for stub in stubs)
-    assert [run.value("scroogevm_node_up", node=node) for node in (back, gone)] == [1, 0]
-    assert run.value("scroogevm_scrape_failures_total", node=gone, reason="stale") >= 5
-    said = {node: [record.message for record in event_log.records if node in record.message] for node in (back, gone)}
-    assert [len(said[back]), len(said[gone])] == [2, 1]
-    assert "its probe has stopped" in said[gone][0]
-    assert "recovered" in said[back][1]
-    assert len(run.scraped[gone]) == 1
-    assert len(run.scraped[back]) > 3
+    aggregator.run(16)
+    assert event_log.records == []  # 15 s without a change
+    aggregator.run(2)
+    assert [aggregator.value("scroogevm_node_up", node=node) for node in (returning, stopped)] == [0, 0]
+    aggregator.run(3)
+    assert [aggregator.value("scroogevm_node_up", node=node) for node in (returning, stopped)] == [1, 0]
+    assert aggregator.value("scroogevm_scrape_failures_total", node=stopped, reason="stale") == 5
+    assert sorted(record.getMessage() for record in event_log.records) == [
+        f"{returning}: recovered",
+        f"{returning}: the page has not changed for 16 s: its probe has stopped",
+        f"{stopped}: the page has not changed for 16 s: its probe has stopped",
+    ]
+    assert len(aggregator.samples[stopped]) == 1
+    assert len(aggregator.samples[returning]) > 3
 
 
-def test_reboot_of_a_worker_gives_no_false_rates(fakes: FakeWorkers) -> None:
-    import threading
-
-    threading.Timer(0.8, lambda: fakes.inject(0, "reset")).start()
-    threading.Timer(0.8, lambda: fakes.inject(1, "vm-restart")).start()
-    run = Run(settings(stubs_of(fakes), 0.1), 2.0)
-    for node in (fakes.url(0), fakes.url(1)):
-        usages = [sample.fields.get("cpu_usage") for sample in run.scraped[node]]
-        assert all(usage is None or 0 <= usage <= 512 for usage in usages)
-        for sample in run.scraped[node]:
+def test_restart_of_a_worker_or_vm_gives_no_wrong_rates(fakes: FakeWorkers, aggregate: Aggregate) -> None:
+    aggregator = aggregate(settings(stubs_of(fakes)[:2]))
+    aggregator.run(8)
+    fakes.inject(0, "reset")
+    fakes.inject(1, "vm-restart")
+    aggregator.run(12)
+    for samples in aggregator.samples.values():
+        assert len(samples) == 20
+        for sample in samples:
+            assert 0 <= sample.fields.get("cpu_usage", 0) <= sample.fields["cpu"]
             for fields in sample.domains.values():
                 assert 0 <= fields.get("cpu_usage", 0) <= fields["cpu"] * 1.5
-    # The host's counters started anew: at the first sample, and at that moment, there is no rate.
-    assert sum("cpu_usage" not in sample.fields for sample in run.scraped[fakes.url(0)]) == 2
-    assert sum("cpu_usage" not in sample.fields for sample in run.scraped[fakes.url(1)]) == 1
+    # The counters of the host restart: there is no rate then, nor at the first sample.
+    missing = [sum("cpu_usage" not in sample.fields for sample in aggregator.samples[fakes.url(i)]) for i in range(2)]
+    assert missing == [2, 1]
 
 
-def test_vm_that_leaves_and_returns(fakes: FakeWorkers) -> None:
-    import threading
-
-    threading.Timer(0.6, lambda: fakes.inject(0, "vm-leaves", vm=1)).start()
-    threading.Timer(1.2, lambda: fakes.inject(0, "vm-returns", vm=1)).start()
-    run = Run(settings(stubs_of(fakes)[:1], 0.1), 2.0)
-    counts = [int(sample.fields["vm_number"]) for sample in run.scraped[fakes.url(0)] if "vm_number" in sample.fields]
-    assert {counts[0], counts[-1]} == {4}
-    assert 3 in counts
-
-
-def test_delay_of_each_probe_is_taken_when_none_is_set() -> None:
-    with in_thread(Plan(workers=1, vms=1, probe_delay_ms=300)) as fakes:
-        run = Run(settings(stubs_of(fakes), delay_s=0.0), 6.5)
-        # The first scrape comes within the first delay, 5 s; from then on it is the probe's.
-        assert len(run.scraped[fakes.url(0)]) >= 4 or jitter(fakes.url(0)) > 0.8
+def test_number_of_vms_follows_a_vm_that_leaves_and_returns(fakes: FakeWorkers, aggregate: Aggregate) -> None:
+    aggregator = aggregate(settings(stubs_of(fakes)[:1]))
+    aggregator.run(2)
+    fakes.inject(0, "vm-leaves", vm=1)
+    aggregator.run(2)
+    fakes.inject(0, "vm-returns", vm=1)
+    aggregator.run(2)
+    numbers = [sample.fields["vm_number"] for sample in aggregator.samples[fakes.url(0)]]
+    assert numbers == [4, 4, 3, 3, 4, 4]
 
 
-def test_unchanged_page_is_stored_once() -> None:
-    with in_thread(Plan(workers=1, vms=1, probe_delay_ms=1000)) as fakes:
-        run = Run(settings(stubs_of(fakes), 0.1), 2.0)
-    times = [sample.time_ms for sample in run.scraped[fakes.url(0)]]
-    assert len(times) == len(set(times)) <= 4
-    assert run.value("scroogevm_scrapes_total", node=fakes.url(0)) >= 15
+def test_delay_of_the_probe_is_the_interval_unless_one_is_configured(clock: Clock, aggregate: Aggregate) -> None:
+    with in_thread(Plan(workers=1, vms=1, probe_delay_ms=300), clock=clock) as fakes:
+        own, configured = aggregate(settings(stubs_of(fakes), 0.0)), aggregate(settings(stubs_of(fakes), 2.0))
+        assert own.loops[0].current_interval_s == 5.0  # until the first scrape
+        own.run()
+        configured.run()
+    assert own.loops[0].current_interval_s == 0.3
+    assert configured.loops[0].current_interval_s == 2.0
+
+
+def test_loop_scrapes_at_its_interval_and_counts_missed_scrapes(
+    fakes: FakeWorkers, aggregate: Aggregate, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = fakes.url(0)
+    aggregator = aggregate(settings(stubs_of(fakes)[:1], 2.0))
+    (loop,) = aggregator.loops
+    start_s, times = clock.now_s, []
+
+    async def wait(pace: Pace, stop: asyncio.Event) -> bool:
+        clock.now_s = max(clock.now_s, pace._next)
+        times.append(clock.now_s - start_s)
+        if len(times) == 3:
+            clock.now_s += 5.0  # this scrape takes 5 s
+        return len(times) < 6
+
+    monkeypatch.setattr(Pace, "wait", wait)
+    aggregator._loop.run_until_complete(loop.run(asyncio.Event()))
+    first_s = 2.0 * jitter(node)
+    assert times == pytest.approx([first_s + offset for offset in (0, 2, 4, 10, 12, 14)], abs=1e-3)
+    assert aggregator.value("scroogevm_scrapes_missed_total", node=node) == 2
+    assert len(aggregator.samples[node]) == 5
+
+
+def test_unchanged_page_is_stored_once(clock: Clock, aggregate: Aggregate) -> None:
+    with in_thread(Plan(workers=1, vms=1, probe_delay_ms=1000), clock=clock) as fakes:
+        aggregator = aggregate(settings(stubs_of(fakes)))
+        aggregator.run(20, step_s=0.1)
+    times = [sample.time_ms for sample in aggregator.samples[fakes.url(0)]]
+    assert len(times) == len(set(times)) == 3
+    assert aggregator.value("scroogevm_scrapes_total", node=fakes.url(0)) == 20
 
 
 @pytest.mark.parametrize("dialect", ["kumina", "tinkoff", "inovex"])
-def test_workers_with_label_exporters_are_stored_alike(dialect: Any) -> None:
-    with in_thread(Plan(workers=1, vms=3, format="labels", dialect=dialect)) as fakes:
+def test_workers_with_label_exporters_give_the_same_fields(clock: Clock, aggregate: Aggregate, dialect: Any) -> None:
+    with in_thread(Plan(workers=1, vms=3, format="labels", dialect=dialect), clock=clock) as fakes:
         (stub,) = stubs_of(fakes)
         assert isinstance(stub, LabelStub)
-        run = Run(settings((stub,), 0.3), 1.5)
-    sample = run.scraped[stub.node][-1]
+        aggregator = aggregate(settings((stub,)))
+        aggregator.run(5)
+    sample = aggregator.samples[stub.node][-1]
+    assert sample.time_ms == clock.now_s * 1000
     assert sample.fields["vm_number"] == 3
     assert 0 < sample.fields["cpu_usage"] <= sample.fields["cpu"]
     for fields in sample.domains.values():
@@ -209,72 +329,92 @@ def test_workers_with_label_exporters_are_stored_alike(dialect: Any) -> None:
         assert ("mem_usage" in fields) == (dialect != "kumina")
 
 
-def test_node_whose_libvirt_exporter_is_silent_is_stored_without_vms() -> None:
-    with in_thread(Plan(workers=1, vms=3, format="labels")) as fakes:
+def test_node_is_stored_without_vms_when_its_libvirt_exporter_does_not_respond(
+    clock: Clock, aggregate: Aggregate
+) -> None:
+    with in_thread(Plan(workers=1, vms=3, format="labels"), clock=clock) as fakes:
         (stub,) = stubs_of(fakes)
         assert isinstance(stub, LabelStub)
-        dead = LabelStub(stub.node, stub.node_exporter, "http://127.0.0.1:9/metrics")
-        run = Run(settings((dead,), 0.3), 1.0)
-    assert run.scraped[stub.node]
-    for sample in run.scraped[stub.node]:
+        aggregator = aggregate(settings((LabelStub(stub.node, stub.node_exporter, "http://127.0.0.1:9/metrics"),)))
+        aggregator.run(3)
+    assert len(aggregator.samples[stub.node]) == 3
+    for sample in aggregator.samples[stub.node]:
         assert sample.domains == {}
         assert "vm_number" not in sample.fields
 
 
-def test_password_in_a_url_is_used_and_never_shown(fakes: FakeWorkers, event_log: pytest.LogCaptureFixture) -> None:
+def test_password_in_a_url_is_used_and_never_shown(
+    fakes: FakeWorkers, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    event_log.set_level(logging.DEBUG)
     url = fakes.url(0).replace("http://", "http://user:s3cr3t@")
     dead = "http://user:s3cr3t@127.0.0.1:9/metrics"
     stubs = parse_stubs([[url, "vmprobe"], [dead, "vmprobe"]])
-    with event_log.at_level(logging.DEBUG):
-        run = Run(settings(stubs, 0.2), 0.8)
-    assert list(run.scraped) == [fakes.url(0)]
-    shown = event_log.text + repr(stubs) + repr(settings(stubs)) + generate_latest(run.registry).decode()
+    aggregator = aggregate(settings(stubs))
+    aggregator.run(3)
+    assert list(aggregator.samples) == [fakes.url(0)]
+    shown = event_log.text + repr(stubs) + repr(settings(stubs)) + generate_latest(aggregator.registry).decode()
     assert "s3cr3t" not in shown
 
 
-def test_fault_of_ours_in_one_node_stops_no_other(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch, event_log: pytest.LogCaptureFixture
+def test_defect_at_one_node_stops_no_other(
+    fakes: FakeWorkers, aggregate: Aggregate, monkeypatch: pytest.MonkeyPatch, event_log: pytest.LogCaptureFixture
 ) -> None:
-    from model.aggregator.rates import NodeRates
+    update = NodeRates.update
 
-    real = NodeRates.update
+    def fail_at_first_node(self: NodeRates, scrape: Any) -> ScrapeSample | None:
+        if self.node == fakes.url(0):
+            raise ZeroDivisionError("a defect")
+        return update(self, scrape)
 
-    def update(self: NodeRates, scrape: Any) -> ScrapeSample | None:
-        if self.node.endswith("00000/metrics"):
-            raise ZeroDivisionError("a fault of ours")
-        return real(self, scrape)
-
-    monkeypatch.setattr(NodeRates, "update", update)
-    run = Run(settings(stubs_of(fakes), 0.2), 1.0)
-    assert fakes.url(0) not in run.scraped
-    assert len(run.scraped[fakes.url(1)]) >= 3
-    assert run.value("scroogevm_scrape_failures_total", node=fakes.url(0), reason="internal") >= 3
-
-
-# --- pace -------------------------------------------------------------------------------------------
+    monkeypatch.setattr(NodeRates, "update", fail_at_first_node)
+    aggregator = aggregate(settings(stubs_of(fakes)))
+    aggregator.run(3)
+    assert [len(aggregator.samples[fakes.url(i)]) for i in range(3)] == [0, 3, 3]
+    assert aggregator.value("scroogevm_scrape_failures_total", node=fakes.url(0), reason="internal") == 3
+    assert "a defect" in event_log.text
 
 
-def test_pace_does_not_drift_and_leaves_out_what_is_past() -> None:
+def test_nodes_scraped_once_are_counted(fakes: FakeWorkers) -> None:
+    fakes.inject(1, "500")
+    samples: list[ScrapeSample] = []
+    manager = ScrapeManager(settings(stubs_of(fakes)), samples.append, AggregatorMetrics(CollectorRegistry()))
+    assert asyncio.run(manager.scrape_once()) == 2
+    assert sorted(sample.node for sample in samples) == [fakes.url(0), fakes.url(2)]
+
+
+def test_metrics_have_the_name_of_the_node(fakes: FakeWorkers, aggregate: Aggregate) -> None:
+    aggregator = aggregate(settings((VmprobeStub(fakes.url(0), fakes.url(0), "vmprobe"),)))
+    aggregator.run()
+    text = generate_latest(aggregator.registry).decode()
+    for name in ("scrapes_total", "scrape_duration_seconds_count", "node_up", "page_bad_lines"):
+        assert f'scroogevm_{name}{{node="{fakes.url(0)}"}}' in text
+
+
+# --- pace and problem log ---------------------------------------------------------------------------
+
+
+def test_pace_does_not_drift_and_skips_times_that_have_passed() -> None:
     now = [100.0]
     pace = Pace(2.0, clock=lambda: now[0])
     assert pace._next == 102.0
-    now[0] = 102.3  # 0.3 s of work: the next moment is as it was planned
+    now[0] = 102.3  # 0.3 s of work do not move the next time
     assert pace.advance(5.0) == 0
     assert pace._next == 107.0
-    now[0] = 123.0  # the machine slept: 112, 117 and 122 are past
+    now[0] = 123.0  # the machine was suspended: 112, 117 and 122 have passed
     assert pace.advance(5.0) == 3
     assert pace._next == 127.0
 
 
-def test_pace_ends_when_it_is_told_to() -> None:
-    async def waits() -> bool:
+def test_pace_ends_when_it_is_stopped() -> None:
+    async def wait() -> bool:
         stop = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.05, stop.set)
+        asyncio.get_running_loop().call_soon(stop.set)
         return await Pace(60.0).wait(stop)
 
-    start = time.monotonic()
-    assert asyncio.run(waits()) is False
-    assert time.monotonic() - start < 5
+    start_s = time.monotonic()
+    assert asyncio.run(wait()) is False
+    assert time.monotonic() - start_s < 5
 
 
 def test_a_thousand_nodes_are_spread_over_the_period() -> None:
@@ -284,20 +424,12 @@ def test_a_thousand_nodes_are_spread_over_the_period() -> None:
     assert 80 < sum(share < 0.1 for share in shares) < 120
 
 
-def test_changes_are_told_once(event_log: pytest.LogCaptureFixture) -> None:
-    changes = ProblemLog(logging.getLogger("scroogevm.test"))
-    with event_log.at_level(logging.INFO, "scroogevm"):
-        changes.resolve("a")
-        for _ in range(5):
-            changes.report("a", "broken")
-        for _ in range(5):
-            changes.resolve("a")
-        changes.report("a", "broken again")
-    assert [record.message for record in event_log.records] == ["a: broken", "a: recovered", "a: broken again"]
-
-
-def test_metrics_of_a_node_name_it_and_nothing_else(fakes: FakeWorkers) -> None:
-    run = Run(settings((VmprobeStub(fakes.url(0), fakes.url(0), "vmprobe"),), 0.2), 0.6)
-    text = generate_latest(run.registry).decode()
-    for name in ("scrapes_total", "scrape_duration_seconds_count", "node_up", "page_bad_lines"):
-        assert f'scroogevm_{name}{{node="{fakes.url(0)}"}}' in text
+def test_problem_and_recovery_are_logged_once(event_log: pytest.LogCaptureFixture) -> None:
+    problems = ProblemLog(logging.getLogger("scroogevm.test"))
+    problems.resolve("a")
+    for _ in range(5):
+        problems.report("a", "broken")
+    for _ in range(5):
+        problems.resolve("a")
+    problems.report("a", "broken again")
+    assert [record.getMessage() for record in event_log.records] == ["a: broken", "a: recovered", "a: broken again"]

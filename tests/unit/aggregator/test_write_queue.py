@@ -1,17 +1,18 @@
-"""Between aggregator and store: in order, bounded, and nothing lost that fits."""
+"""The queue between scrapes and store: samples are written in order, the size is bounded, and loss is counted."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.aggregator import write_queue as spool_module
+from model.aggregator import write_queue as module
 from model.aggregator.write_queue import WriteQueue
 from model.samples import ScrapeSample
 from model.store.base import Encoded, StoreUnavailable
@@ -23,40 +24,57 @@ def sample(k: int) -> ScrapeSample:
     return ScrapeSample("n", k, {"cpu": 1.0}, {"a": {"cpu": 1.0}})
 
 
-class Flaky(SqliteStore):
-    """The real store, which is away while it is told to be."""
+class UnreliableStore(SqliteStore):
+    """The embedded store, which is unavailable while ``away`` is set."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, 86400)
         self.away = threading.Event()
         self.calls: list[int] = []
         self.retry_after_s: float | None = None
-        self.hurdle: Callable[[], None] = lambda: None
+        self.before_write: Callable[[], object] = lambda: None
 
-    def write(self, scraped: Sequence[Encoded]) -> int:
-        self.calls.append(len(scraped))
-        self.hurdle()
+    def write(self, samples: Sequence[Encoded]) -> int:
+        self.calls.append(len(samples))
+        self.before_write()
         if self.away.is_set():
             raise StoreUnavailable("away for the test", self.retry_after_s)
-        return super().write(scraped)
+        return super().write(samples)
 
     def times(self) -> list[int]:
         return self.read("n", 0, 10**9, ("cpu",)).node.time_ms.tolist()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Flaky:
-    return Flaky(tmp_path / "s")
+def store(tmp_path: Path) -> Iterator[UnreliableStore]:
+    store = UnreliableStore(tmp_path / "s")
+    yield store
+    store.close()
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "_FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(spool_module, "_LONGEST_BACKOFF_S", 0.05)
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(module, "_LONGEST_BACKOFF_S", 0.05)
 
 
-def test_what_is_put_is_written(store: Flaky) -> None:
+def started(store: UnreliableStore, most_bytes: int = 10**6) -> WriteQueue:
+    write_queue = WriteQueue(store, most_bytes)
+    write_queue.start()
+    return write_queue
+
+
+def test_nothing_is_written_before_the_start(store: UnreliableStore) -> None:
     write_queue = WriteQueue(store, 10**6)
+    write_queue.put(sample(0))
+    assert (write_queue.counts().queued, store.calls) == (2, [])
+    write_queue.start()
+    assert write_queue.close(10)
+    assert store.times() == [0]
+
+
+def test_queued_samples_are_written(store: UnreliableStore) -> None:
+    write_queue = started(store)
     for k in range(50):
         write_queue.put(sample(k))
     assert write_queue.close(10)
@@ -65,27 +83,32 @@ def test_what_is_put_is_written(store: Flaky) -> None:
     assert (write_queue.counts().queued, write_queue.counts().queued_bytes) == (0, 0)
 
 
-def test_store_that_was_away_gets_every_tick_once_and_in_order(store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
-    write_queue = WriteQueue(store, 10**6)
+def test_store_that_was_away_gets_every_sample_once_and_in_order(
+    store: UnreliableStore, event_log: pytest.LogCaptureFixture
+) -> None:
+    write_queue = started(store)
     store.away.set()
     for k in range(40):
         write_queue.put(sample(k))
-        time.sleep(0.002)
-    assert wait_for(lambda: len(store.calls) > 3)
+    assert wait_for(lambda: len(store.calls) > 3, every=0.005)
     assert write_queue.counts().queued == 80
     store.away.clear()
-    assert wait_for(lambda: write_queue.counts().queued == 0)
-    write_queue.close(5)
+    assert write_queue.close(10)
     assert store.times() == list(range(40))
     assert write_queue.counts().written == 80
-    # Told once when it began, and once when it was over.
-    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+    # The failure is logged once, and so is the recovery.
+    assert [(record.levelno, record.getMessage()) for record in event_log.records] == [
+        (logging.ERROR, "store: write failed, points are queued: away for the test"),
+        (logging.INFO, "store: recovered"),
+    ]
 
 
-def test_full_queue_drops_the_oldest_and_counts_them(store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_queue_drops_the_oldest_samples_and_counts_them(
+    store: UnreliableStore, event_log: pytest.LogCaptureFixture
+) -> None:
     size = store.encode(sample(0)).size
-    write_queue = WriteQueue(store, 10 * size)
     store.away.set()
+    write_queue = started(store, 10 * size)
     for k in range(100):
         write_queue.put(sample(k))
     counts = write_queue.counts()
@@ -93,100 +116,113 @@ def test_full_queue_drops_the_oldest_and_counts_them(store: Flaky, caplog: pytes
     assert counts.dropped == 2 * 90
     store.away.clear()
     assert write_queue.close(10)
-    assert store.times()[-10:] == list(range(90, 100))
-    assert sum("oldest points are dropped" in record.message for record in caplog.records) == 1
+    assert store.times() == list(range(90, 100))
+    errors = [record.getMessage() for record in event_log.records if "queue" in record.getMessage().partition(":")[0]]
+    assert errors == ["the queue is full: the oldest points are dropped", "the queue was full: points_dropped=180"]
 
 
-def test_one_tick_larger_than_the_queue_is_kept_all_the_same(store: Flaky) -> None:
-    write_queue = WriteQueue(store, 1)
+def test_sample_larger_than_the_queue_is_kept(store: UnreliableStore) -> None:
+    write_queue = started(store, 1)
     write_queue.put(sample(1))
     assert write_queue.close(10)
     assert store.times() == [1]
 
 
-def test_wish_of_the_server_is_waited_for(store: Flaky) -> None:
-    store.retry_after_s = 0.4
+def test_pause_before_a_retry_doubles_and_follows_the_server(
+    store: UnreliableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_BACKOFF_S", 0.5)
+    monkeypatch.setattr(module, "_LONGEST_BACKOFF_S", 30.0)
+    pauses: list[float] = []
+
+    def pause(_queue: WriteQueue, pause_s: float) -> bool:
+        pauses.append(pause_s)
+        store.retry_after_s = {8: 100.0, 9: 1e6}.get(len(pauses))
+        if len(pauses) == 10:
+            store.away.clear()
+        return True
+
+    monkeypatch.setattr(WriteQueue, "_pause", pause)
     store.away.set()
-    write_queue = WriteQueue(store, 10**6)
+    write_queue = started(store)
     write_queue.put(sample(0))
-    wait_for(lambda: len(store.calls) == 1)
-    start = time.monotonic()
-    wait_for(lambda: len(store.calls) == 2, every=0.005)
-    assert time.monotonic() - start > 0.3
-    store.away.clear()
     assert write_queue.close(10)
+    assert store.times() == [0]
+    for pause_s, expected_s in zip(pauses[:8], [0.5, 1, 2, 4, 8, 16, 30, 30], strict=True):
+        assert 0.75 * expected_s <= pause_s <= 1.25 * expected_s
+    # Retry-After of the server, at most ten minutes.
+    assert pauses[8:] == [100.0, 600.0]
 
 
-def test_fault_in_a_write_costs_that_batch_alone(store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
-    faults = iter([ZeroDivisionError("a fault of ours")])
+def test_unexpected_error_loses_that_batch_alone(store: UnreliableStore, caplog: pytest.LogCaptureFixture) -> None:
+    errors = iter([ZeroDivisionError("a defect")])
 
-    def hurdle() -> None:
-        for fault in faults:
-            raise fault
+    def fail_once() -> None:
+        for error in errors:
+            raise error
 
-    store.hurdle = hurdle
-    write_queue = WriteQueue(store, 10**6)
+    store.before_write = fail_once
+    write_queue = started(store)
     write_queue.put(sample(0))
-    wait_for(lambda: write_queue.counts().refused == 2)
+    wait_for(lambda: write_queue.counts().refused == 2, every=0.005)
     write_queue.put(sample(1))
     assert write_queue.close(10)
     assert store.times() == [1]
-    assert "given up" in caplog.text
+    assert "a sample cannot be written and is dropped: ZeroDivisionError" in caplog.text
 
 
-def test_tick_that_can_not_be_written_costs_itself_alone(store: Flaky) -> None:
-    store.away.set()
+def test_sample_that_cannot_be_written_is_lost_alone(store: UnreliableStore) -> None:
     write_queue = WriteQueue(store, 10**7)
     for k in range(20):
-        write_queue.put(sample(10**30 if k == 7 else k))  # no integer of SQLite's
-    store.away.clear()
+        write_queue.put(sample(10**30 if k == 7 else k))  # too large for an integer of SQLite
+    write_queue.start()
     assert write_queue.close(10)
     assert store.times() == [k for k in range(20) if k != 7]
     assert write_queue.counts().refused == 2
 
 
-def test_stop_flushes_what_waits_and_gives_up_in_time(store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_gives_up_after_its_timeout(store: UnreliableStore, caplog: pytest.LogCaptureFixture) -> None:
     store.away.set()
-    write_queue = WriteQueue(store, 10**6)
+    write_queue = started(store)
     write_queue.put(sample(0))
-    start = time.monotonic()
-    assert not write_queue.close(0.3)
-    assert time.monotonic() - start < 3
-    assert "2 points waited" in caplog.text
+    start_s = time.monotonic()
+    assert not write_queue.close(0.05)
+    assert time.monotonic() - start_s < 3
+    assert "stopped before the store was available: points_lost=2" in caplog.text
 
 
-def test_stop_waits_for_a_store_that_comes_back(store: Flaky) -> None:
+def test_close_waits_for_a_store_that_returns(store: UnreliableStore) -> None:
+    def return_at_third_call() -> None:
+        if len(store.calls) == 3:
+            store.away.clear()
+
     store.away.set()
-    write_queue = WriteQueue(store, 10**6)
+    store.before_write = return_at_third_call
+    write_queue = started(store)
     write_queue.put(sample(0))
-    threading.Timer(0.2, store.away.clear).start()
     assert write_queue.close(10)
     assert store.times() == [0]
 
 
-def test_putting_never_waits_for_a_store_that_hangs(store: Flaky) -> None:
+def test_put_does_not_block_while_the_store_hangs(store: UnreliableStore) -> None:
     release = threading.Event()
-    store.hurdle = lambda: release.wait(20) and None
-    write_queue = WriteQueue(store, 10**6)
-    start = time.monotonic()
+    store.before_write = lambda: release.wait(20)
+    write_queue = started(store)
+    start_s = time.monotonic()
     for k in range(100):
         write_queue.put(sample(k))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start_s < 5
     release.set()
     assert write_queue.close(10)
     assert store.times() == list(range(100))
 
 
-def test_queue_holds_no_more_memory_than_it_says(store: Flaky) -> None:
-    import tracemalloc
-
-    store.away.set()
+def test_memory_of_the_queue_is_bounded(store: UnreliableStore) -> None:
     write_queue = WriteQueue(store, 2 * 2**20)
     vms: dict[str, Any] = {f"vm{i}": {f"f{j}": float(j) for j in range(25)} for i in range(40)}
     tracemalloc.start()
     for k in range(1000):
         write_queue.put(ScrapeSample("n", k, {"cpu": 1.0}, vms))
-    held, _ = tracemalloc.get_traced_memory()
+    used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held < 4 * 2**20
-    assert not write_queue.close(0.05)
+    assert used < 4 * 2**20

@@ -31,6 +31,16 @@ def shapes() -> Shapes:
     return Shapes(1)
 
 
+@pytest.fixture(scope="module")
+def same_shapes() -> Shapes:
+    return Shapes(1)
+
+
+@pytest.fixture(scope="module")
+def other_shapes() -> Shapes:
+    return Shapes(2)
+
+
 @each_page
 def test_page_is_parseable_and_has_all_vms(plan: Plan, endpoint: str, shapes: Shapes) -> None:
     worker = build_worker(plan, shapes, 0)
@@ -47,15 +57,17 @@ def test_page_is_parseable_and_has_all_vms(plan: Plan, endpoint: str, shapes: Sh
 
 
 @each_page
-def test_same_seed_and_time_give_the_same_page(plan: Plan, endpoint: str, shapes: Shapes) -> None:
+def test_same_seed_and_time_give_the_same_page(
+    plan: Plan, endpoint: str, shapes: Shapes, same_shapes: Shapes, other_shapes: Shapes
+) -> None:
     render = RENDERERS[endpoint]
-    used, fresh = build_worker(plan, shapes, 0), build_worker(plan, Shapes(1), 0)
+    used, fresh = build_worker(plan, shapes, 0), build_worker(plan, same_shapes, 0)
     render(used, NOW_MS - 60_000)
     render(used, NOW_MS + 60_000)
     page = render(used, NOW_MS)
     assert page == render(fresh, NOW_MS)
     assert page != render(fresh, NOW_MS + 5000)
-    assert page != render(build_worker(Plan(workers=1, vms=4, seed=2, format=plan.format), Shapes(2), 0), NOW_MS)
+    assert page != render(build_worker(Plan(workers=1, vms=4, seed=2, format=plan.format), other_shapes, 0), NOW_MS)
     assert page != render(build_worker(plan, shapes, 1), NOW_MS)
 
 

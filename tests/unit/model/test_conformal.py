@@ -1,4 +1,4 @@
-"""The strategy that keeps to a risk: how often its promises are broken, what it looks at, and what is told of it."""
+"""The conformal strategy: its violation rate, its forecasts and margins, and how both risks are published."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ from rich.console import Console
 from model.conformal import ConformalBound, SliceObservation
 from model.nodemodel import ModelSettings, NodeModel
 from model.numerics import FloatArray
-from model.oversubscriptioncomputation import StrategySettings
 from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import encode, read_status
 from model.publishers.status_table import status_table
-from model.replay.replay import Replay
 from model.replay.scoring import History, published_terms
-from model.replay.trace import read_trace
 from model.slices import MEMORY, Slice, Usage
 from model.stability import never
 from model.status import Figures, NodeStatus, ResourceStatus
@@ -32,11 +29,11 @@ from tests.conftest import SHARED, Run, build_trace, strict_json
 
 TRACES = sorted((SHARED / "traces").glob("*.json"))
 RISKS = (0.05, 0.01)
-UNJUDGED = {"cpu": never, "mem": never}
+NEVER_STABLE = {"cpu": never, "mem": never}
 
 
-def seen(peak: float, vms: dict[str, tuple[float, float, float]] | None = None, **more: Any) -> SliceObservation:
-    """A slice of a node of 64 cores; of each VM what it was promised, its mean and its peak."""
+def observed(peak: float, vms: dict[str, tuple[float, float, float]] | None = None, **more: Any) -> SliceObservation:
+    """A slice of a node of 64 cores; allocation, mean and peak of each VM."""
     rows = np.array(list((vms or {}).values()), dtype=float).reshape(-1, 3)
     return SliceObservation(
         **{
@@ -57,7 +54,7 @@ def seen(peak: float, vms: dict[str, tuple[float, float, float]] | None = None, 
     )
 
 
-# --- how often ----------------------------------------------------------------------------------------
+# --- violation rate -----------------------------------------------------------------------------------
 
 
 def independent(draw: np.random.Generator, count: int) -> FloatArray:
@@ -65,7 +62,7 @@ def independent(draw: np.random.Generator, count: int) -> FloatArray:
 
 
 def changing(draw: np.random.Generator, count: int) -> FloatArray:
-    """Its level is another one every 250 slices or so, its noise too."""
+    """Level and noise change about every 250 slices."""
     new = np.cumsum(draw.random(count) < 1 / 250)
     levels, noises = draw.uniform(8, 35, count), draw.uniform(0.5, 3, count)
     return levels[new] + noises[new] * draw.normal(size=count)
@@ -86,127 +83,80 @@ def seasonal(draw: np.random.Generator, count: int) -> FloatArray:
 
 @pytest.mark.parametrize("risk", RISKS)
 @pytest.mark.parametrize("kind", [independent, changing, drifting, bursting, seasonal])
-def test_promises_are_broken_as_often_as_wanted(
-    kind: Callable[[np.random.Generator, int], FloatArray], risk: float
-) -> None:
+def test_violation_rate_is_the_target_risk(kind: Callable[[np.random.Generator, int], FloatArray], risk: float) -> None:
     usage = kind(np.random.default_rng(7), 2000)
     positions = 24 if kind is seasonal else 1
     bound = ConformalBound(risk, 0.1)
-    said = [
-        bound.update(seen(peak, config=256.0, booked=200.0, position=k % positions, positions=positions))
+    thresholds = [
+        bound.update(observed(peak, config=256.0, booked=200.0, position=k % positions, positions=positions))
         for k, peak in enumerate(usage.tolist())
     ]
-    broken = usage[1:] > np.array(said[:-1])
-    assert broken.mean() == pytest.approx(risk, abs=0.005)
-    assert bound.violation_rate == broken[-100:].mean()
-    # Not by promising nothing and everything in turn.
-    assert np.median(said) < 64
+    violated = usage[1:] > np.array(thresholds[:-1])
+    assert violated.mean() == pytest.approx(risk, abs=0.005)
+    assert bound.violation_rate == violated[-100:].mean()
+    # Not by alternating between nothing and everything.
+    assert np.median(thresholds) < 64
 
 
-@pytest.fixture(scope="module")
-def replayed() -> list[tuple[str, dict[tuple[str, str, float], tuple[FloatArray, FloatArray]]]]:
-    """Of each real trace, by strategy, resource and risk: misprediction of each slice, and whether it was broken."""
-    if not TRACES:
-        pytest.skip("the shared folder with real traces is not here")
-    found = []
-    for path in TRACES:
-        trace = read_trace(path)
-        terms = {}
-        for risk in RISKS:
-            chosen = StrategySettings(risk=risk)
-            settings = ModelSettings(trace.config.historical, ("conformal", "scroogevm"), chosen, chosen)
-            histories = Replay(trace, settings).run().recorder.histories(trace.config.positions)
-            for (strategy, resource), history in histories.items():
-                terms[strategy, resource, risk] = _scored(history)
-        found.append((path.stem, terms))
-    return found
+# --- forecasts and margins ----------------------------------------------------------------------------
 
 
-def _scored(history: History) -> tuple[FloatArray, FloatArray]:
-    terms = published_terms(history)
-    scored = ~np.isnan(terms.misprediction)
-    return terms.misprediction[scored], (terms.violation > 1e-9)[scored].astype(float)
-
-
-@pytest.mark.parametrize("resource", ["cpu", "mem"])
-@pytest.mark.parametrize(("risk", "least", "most"), [(0.05, 0.03, 0.06), (0.01, 0.0, 0.02)])
-def test_real_nodes_break_promises_about_as_often_as_wanted(
-    replayed: Any, resource: str, risk: float, least: float, most: float
-) -> None:
-    """Once ten slices are known, on all nodes together; and on none of them more than twice as often, and two."""
-    broken = {name: terms["conformal", resource, risk][1][10:] for name, terms in replayed}
-    assert least <= np.concatenate(list(broken.values())).mean() <= most
-    assert not [name for name, one in broken.items() if one.sum() > 2 * risk * one.size + 2]
-
-
-@pytest.mark.parametrize("resource", ["cpu", "mem"])
-def test_real_nodes_are_mispredicted_by_about_half(replayed: Any, resource: str) -> None:
-    ours, theirs = (
-        np.mean([terms[strategy, resource, 0.05][0].mean() for _, terms in replayed])
-        for strategy in ("conformal", "scroogevm")
-    )
-    assert ours <= 0.55 * theirs
-
-
-# --- what it looks at -----------------------------------------------------------------------------------
-
-
-def test_first_slice_promises_nothing_beyond_booking() -> None:
-    assert ConformalBound(0.05, 0.1).update(seen(10.0, booked=40.0)) == 40.0
-    assert ConformalBound(0.05, 0.1).update(seen(10.0, booked=100.0)) == 64.0  # the node has no more
-    assert ConformalBound(0.05, 0.1).update(seen(10.0, booked=4.0)) == 10.0  # used beside the VMs
+def test_first_threshold_is_the_allocation() -> None:
+    assert ConformalBound(0.05, 0.1).update(observed(10.0, booked=40.0)) == 40.0
+    assert ConformalBound(0.05, 0.1).update(observed(10.0, booked=100.0)) == 64.0  # the capacity of the node
+    assert ConformalBound(0.05, 0.1).update(observed(10.0, booked=4.0)) == 10.0  # used beside the VMs
 
 
 def settled(vms: dict[str, tuple[float, float, float]], peak: float, count: int = 60) -> ConformalBound:
-    """After some slices that hardly differ."""
+    """A bound after slices that hardly differ."""
     draw = np.random.default_rng(1)
     bound = ConformalBound(0.05, 0.1)
     for noise in draw.normal(0, 0.2, count).tolist():
-        bound.update(seen(peak + noise, vms, mean=0.95 * peak, std=0.2))
+        bound.update(observed(peak + noise, vms, mean=0.95 * peak, std=0.2))
     return bound
 
 
-def test_forecast_goes_down_with_a_vm_that_left_and_up_with_one_that_came() -> None:
+def test_forecast_falls_when_a_vm_leaves_and_rises_when_one_arrives() -> None:
     vms = {"a": (16.0, 9.0, 10.0), "b": (16.0, 9.0, 10.0)}
     both = settled(vms, 20.0)
-    before = both.update(seen(20.0, vms))
-    alone = both.update(seen(10.0, {"a": vms["a"]}))
+    before = both.update(observed(20.0, vms))
+    alone = both.update(observed(10.0, {"a": vms["a"]}))
     assert alone < before - 6
     one = settled({"a": vms["a"]}, 10.0)
-    before = one.update(seen(10.0, {"a": vms["a"]}))
-    assert one.update(seen(20.0, vms)) > before + 9
+    before = one.update(observed(10.0, {"a": vms["a"]}))
+    assert one.update(observed(20.0, vms)) > before + 9
 
 
-def test_remembered_peaks_move_with_what_came_and_left() -> None:
-    """20 cores were used at most; who used 9 of them has left, so 11 are what the others are remembered for."""
+def test_stored_peaks_shift_by_the_usage_that_arrives_or_leaves() -> None:
+    """The peak of 20 cores falls to 11 when a VM leaves that used 9."""
     bound = ConformalBound(0.05, 0.1)
     vms = {"a": (16.0, 9.0, 10.0), "b": (16.0, 9.0, 10.0)}
-    bound.update(seen(20.0, vms, positions=2))
-    bound.update(seen(8.0, {"a": (16.0, 7.0, 8.0)}, positions=2, position=1))
+    bound.update(observed(20.0, vms, positions=2))
+    bound.update(observed(8.0, {"a": (16.0, 7.0, 8.0)}, positions=2, position=1))
     # max(8, 11 + a (8 - 11)) for a = 0.5 and 0.1; the position keeps its 11.
     assert bound.envelopes == [pytest.approx(9.5), pytest.approx(10.7)]
     assert bound.season == {0: pytest.approx(11.0), 1: pytest.approx(8.0)}
 
 
-def test_more_is_never_called_used_than_what_is_booked_and_the_node_itself_uses() -> None:
+def test_threshold_is_at_most_the_allocation_and_the_usage_of_the_node_itself() -> None:
     draw = np.random.default_rng(3)
     bound = ConformalBound(0.01, 0.1)
     for _ in range(200):
         used = float(draw.uniform(1, 8))
         vms = {"a": (8.0, 0.9 * used, used)}
-        assert bound.update(seen(used + 1, vms, mean=0.9 * used + 1)) <= 8 + 1 + 0.1
+        assert bound.update(observed(used + 1, vms, mean=0.9 * used + 1)) <= 8 + 1 + 0.1
 
 
-def test_broken_promises_lengthen_the_margin_and_kept_ones_shorten_it() -> None:
-    calm, usual, shaken = (settled({}, 20.0) for _ in range(3))
-    calm.surplus -= 6
-    shaken.surplus += 6
-    assert (calm._margins() < usual._margins() - 0.05).all()
-    assert (shaken._margins() > 2 * usual._margins()).all()
+def test_violations_lengthen_the_margin_and_their_absence_shortens_it() -> None:
+    deficit, usual, surplus = (settled({}, 20.0) for _ in range(3))
+    deficit.surplus -= 6
+    surplus.surplus += 6
+    assert (deficit._margins() < usual._margins() - 0.05).all()
+    assert (surplus._margins() > 2 * usual._margins()).all()
 
 
-def test_margin_is_longer_while_little_is_known() -> None:
-    """Of an exponential tail with mean excess 1, what 1 % of the errors exceed: ln(p0 / risk) in the end."""
+def test_margin_is_longer_with_fewer_errors() -> None:
+    """An exponential tail with mean excess 1: a risk of 1 % needs ln(p0 / risk) in the limit."""
     young, old = ConformalBound(0.01, 0.1), ConformalBound(0.01, 0.1)
     levels = -np.log(1 - (np.arange(96) + 0.5) / 96)
     young.errors, old.errors = levels[None, 4::10], levels[None, :]
@@ -214,7 +164,7 @@ def test_margin_is_longer_while_little_is_known() -> None:
     assert young._margins()[0] > 1.3 * old._margins()[0]
 
 
-def test_better_forecasts_weigh_more() -> None:
+def test_better_forecasts_have_larger_weights() -> None:
     bound = settled({}, 20.0)
     bound.losses = np.array([1.0, 2.0, 1.0, 4.0])
     weights = bound._weights()
@@ -222,11 +172,11 @@ def test_better_forecasts_weigh_more() -> None:
     assert weights[0] == weights[2] > 1000 * weights[1] > weights[3]
 
 
-# --- what must not disturb it ---------------------------------------------------------------------------
+# --- unusual input and state --------------------------------------------------------------------------
 
 
 def odd_slices(seed: int) -> Iterator[Slice]:
-    """VMs come and go, without samples, without a known size; the node changes, goes silent, or sells nothing."""
+    """VMs arrive and leave, lack samples or an allocation; the node changes its capacity, has no data or no VMs."""
     draw = np.random.default_rng(seed)
     for k in range(80):
         names = sorted(f"vm{i}" for i in range(6) if draw.random() < 0.8) if draw.random() < 0.9 else []
@@ -234,49 +184,49 @@ def odd_slices(seed: int) -> Iterator[Slice]:
         def one(scale: float, names: Sequence[str] = names) -> Usage:
             rows = draw.exponential(scale / 8, (len(names), 5 if draw.random() < 0.9 else 0))
             rows[draw.random(len(names)) < 0.2] = np.nan
-            promised = np.where(draw.random(len(names)) < 0.2, np.nan, scale / 4)
-            promised[draw.random(len(names)) < 0.1] = 0.0
+            allocation = np.where(draw.random(len(names)) < 0.2, np.nan, scale / 4)
+            allocation[draw.random(len(names)) < 0.1] = 0.0
             samples = draw.exponential(scale, draw.integers(0, 6)) * draw.choice([1.0, 0.0, 3.0, -0.1])
             config = math.nan if draw.random() < 0.05 else scale * float(draw.choice([1, 2]))
-            return Usage(config, samples, promised, rows)
+            return Usage(config, samples, allocation, rows)
 
         yield Slice(60.0 * (k + 1), k % 3, tuple(names), one(16.0), one(65536.0))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_threshold_is_a_finite_number_and_no_larger_than_what_there_is(seed: int) -> None:
+def test_threshold_is_finite_and_at_most_the_capacity(seed: int) -> None:
     model = NodeModel(ModelSettings(1, ("conformal",), positions=3))
     for finished in odd_slices(seed):
-        answer = model.update(finished)
-        for usage, said in ((finished.cpu, answer.cpu), (finished.mem, answer.mem)):
+        estimate = model.update(finished)
+        for usage, resource in ((finished.cpu, estimate.cpu), (finished.mem, estimate.mem)):
             if usage.measured:
-                assert 0 <= said.by_strategy["conformal"].threshold <= usage.config + 1
+                assert 0 <= resource.by_strategy["conformal"].threshold <= usage.config + 1
 
 
-def test_samples_that_no_machine_gives_do_no_harm() -> None:
+def test_threshold_is_within_the_node_for_impossible_samples() -> None:
     bound = ConformalBound(0.01, 0.1)
     for k in range(60):
         level = (1e15, -1e15, 0.0)[k % 3]
-        assert 0 <= bound.update(seen(level, {"a": (level, level, level)}, config=1e15)) <= 1e15
+        assert 0 <= bound.update(observed(level, {"a": (level, level, level)}, config=1e15)) <= 1e15
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_restarted_after_every_slice_it_says_the_same(seed: int) -> None:
-    """What is carried on goes through the bytes that the estimator writes down."""
+def test_estimates_are_the_same_when_restarted_after_every_slice(seed: int) -> None:
+    """The state is encoded and decoded as in the checkpoints of the estimator."""
     settings = ModelSettings(1, ("conformal",), positions=3)
-    whole = NodeModel(settings, UNJUDGED)
-    carried: dict[int, bytes] = {}
+    whole = NodeModel(settings, NEVER_STABLE)
+    stored: dict[int, bytes] = {}
     node = b""
     for finished in odd_slices(seed):
-        pieces = NodeModel(settings, UNJUDGED)
-        memory = pieces.state(finished.position)
+        restarted = NodeModel(settings, NEVER_STABLE)
+        state = restarted.state(finished.position)
         if node:
-            own = msgspec.msgpack.decode(carried.get(finished.position, msgspec.msgpack.encode({})), strict=False)
-            pieces.restore(replace(memory, node=msgspec.msgpack.decode(node), position=own), finished.position, ())
-        assert repr(pieces.update(finished)) == repr(whole.update(finished))
-        memory = pieces.state(finished.position)
-        node = msgspec.msgpack.encode(memory.node)
-        carried[finished.position] = msgspec.msgpack.encode(memory.position)
+            own = msgspec.msgpack.decode(stored.get(finished.position, msgspec.msgpack.encode({})), strict=False)
+            restarted.restore(replace(state, node=msgspec.msgpack.decode(node), position=own), finished.position, ())
+        assert repr(restarted.update(finished)) == repr(whole.update(finished))
+        state = restarted.state(finished.position)
+        node = msgspec.msgpack.encode(state.node)
+        stored[finished.position] = msgspec.msgpack.encode(state.position)
 
 
 def test_state_is_small() -> None:
@@ -285,68 +235,69 @@ def test_state_is_small() -> None:
     assert len(msgspec.msgpack.encode(bound.state())) < 10_000
 
 
-def test_state_is_not_changed_by_what_comes_later() -> None:
+def test_saved_state_is_not_changed_by_later_slices() -> None:
     bound = settled({"a": (4.0, 1.0, 2.0)}, 20.0)
     state = bound.state()
     before = msgspec.msgpack.encode(state)
-    bound.update(seen(30.0, {"b": (4.0, 1.0, 2.0)}))
+    bound.update(observed(30.0, {"b": (4.0, 1.0, 2.0)}))
     assert msgspec.msgpack.encode(state) == before
 
 
-# --- what is told of it ---------------------------------------------------------------------------------
+# --- publication --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_realised_risk_is_the_frequency_of_the_published_score(seed: int) -> None:
-    """Growth of booking taken off; nothing that was promised before or after a silent slice is counted."""
+def test_violation_rate_is_that_of_the_published_score(seed: int) -> None:
+    """Growth of the allocation is subtracted; figures published before or in a slice without data are not scored."""
     slices = list(odd_slices(seed))
     model = NodeModel(ModelSettings(1, ("conformal",), positions=3))
-    said = [model.update(finished) for finished in slices]
+    estimates = [model.update(finished) for finished in slices]
     for name in ("cpu", "mem"):
         usages: list[Usage] = [getattr(finished, name) for finished in slices]
-        answers = [getattr(answer, name).by_strategy["conformal"] for answer in said]
+        results = [getattr(estimate, name).by_strategy["conformal"] for estimate in estimates]
         history = History(
             config=np.array([usage.config for usage in usages]),
             booked=np.array([usage.booked for usage in usages]),
             peak=np.array([np.percentile(u.node, 99) if u.measured else math.nan for u in usages]),
-            free=np.array([answer.free for answer in answers]),
-            published=np.array([answer.published for answer in answers]),
+            free=np.array([result.free for result in results]),
+            published=np.array([result.published for result in results]),
             lag=3,
         )
-        _, broken = _scored(history)
-        last = [answer for usage, answer in zip(usages, answers, strict=True) if usage.measured][-1]
-        assert 10 < broken.size <= 100
-        assert last.violation_rate == pytest.approx(broken.mean())
+        terms = published_terms(history)
+        violated = terms.violation[~np.isnan(terms.misprediction)] > 1e-9
+        last = [result for usage, result in zip(usages, results, strict=True) if usage.measured][-1]
+        assert 10 < violated.size <= 100
+        assert last.violation_rate == pytest.approx(violated.mean())
         assert last.risk == 0.05
 
 
-def test_nothing_is_realised_before_a_second_slice_and_only_a_hundred_are_counted() -> None:
+def test_violation_rate_starts_with_the_second_slice_and_covers_a_hundred() -> None:
     bound = ConformalBound(0.05, 0.1)
-    bound.update(seen(10.0))
+    bound.update(observed(10.0))
     assert math.isnan(bound.violation_rate)
-    bound.update(seen(64.0 + 1))
+    bound.update(observed(64.0 + 1))
     assert bound.violation_rate == 1.0
     for _ in range(100):
-        bound.update(seen(10.0))
+        bound.update(observed(10.0))
     assert bound.violation_rate == 0.0
 
 
 def node_status(*, risky: bool, violation_rate: float | None = 0.04) -> NodeStatus:
     figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, *((0.05, violation_rate) if risky else ()))
-    said = ResourceStatus("ok", figures, {})
-    return NodeStatus("conformal" if risky else "plain", "conformal" if risky else "borg", 60.0, said, said)
+    resource = ResourceStatus("ok", figures, {})
+    return NodeStatus("conformal" if risky else "plain", "conformal" if risky else "borg", 60.0, resource, resource)
 
 
-def test_status_file_tells_the_risk_where_there_is_one() -> None:
+def test_status_file_has_the_risks_of_a_strategy_with_a_target() -> None:
     text = encode(
         [node_status(risky=True), node_status(risky=False), node_status(risky=True, violation_rate=None)], 90.0
     )
-    told = strict_json(text)
-    assert "risk" not in told["plain"]["cpu"]
-    assert told["conformal"]["mem"]["risk"] == 0.05
-    assert "realised_risk" not in told["conformal"]["mem"]
-    told = strict_json(encode([node_status(risky=True)], 90.0))
-    assert (told["conformal"]["cpu"]["risk"], told["conformal"]["cpu"]["realised_risk"]) == (0.05, 0.04)
+    nodes = strict_json(text)
+    assert "risk" not in nodes["plain"]["cpu"]
+    assert nodes["conformal"]["mem"]["risk"] == 0.05
+    assert "realised_risk" not in nodes["conformal"]["mem"]
+    nodes = strict_json(encode([node_status(risky=True)], 90.0))
+    assert (nodes["conformal"]["cpu"]["risk"], nodes["conformal"]["cpu"]["realised_risk"]) == (0.05, 0.04)
 
 
 def shown(path: Path, *statuses: NodeStatus) -> str:
@@ -356,7 +307,7 @@ def shown(path: Path, *statuses: NodeStatus) -> str:
     return stream.getvalue()
 
 
-def test_table_has_a_column_for_the_risk_if_any_node_has_one(tmp_path: Path) -> None:
+def test_status_table_has_a_risk_column_if_any_node_has_a_target(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     assert "risk" not in shown(path, node_status(risky=False))
     text = shown(path, node_status(risky=False), node_status(risky=True))
@@ -364,7 +315,7 @@ def test_table_has_a_column_for_the_risk_if_any_node_has_one(tmp_path: Path) -> 
     assert "5% (-)" in shown(path, node_status(risky=True, violation_rate=None))
 
 
-def test_metrics_tell_the_risk_where_there_is_one() -> None:
+def test_metrics_have_the_risks_of_a_strategy_with_a_target() -> None:
     registry = CollectorRegistry()
     metrics = EstimatorMetrics(registry, EstimatorCounts())
     metrics.publish([node_status(risky=True), node_status(risky=False)])
@@ -376,12 +327,12 @@ def test_metrics_tell_the_risk_where_there_is_one() -> None:
     ]
 
 
-def test_memory_without_a_resolution_of_a_core_is_cut_to_whole_mb() -> None:
-    said = [ConformalBound(0.05, MEMORY.resolution).update(seen(1000.25, config=4096.0, booked=900.5))]
-    assert said == [1001.0]
+def test_memory_is_rounded_up_to_whole_mb() -> None:
+    threshold = ConformalBound(0.05, MEMORY.resolution).update(observed(1000.25, config=4096.0, booked=900.5))
+    assert threshold == 1001.0
 
 
-# --- the command line -----------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------
 
 
 def test_risks_of_the_command_line_reach_strategy_and_dump(
@@ -405,7 +356,7 @@ def test_risks_of_the_command_line_reach_strategy_and_dump(
         (["--risk-mem=-1"], "argument --risk-mem"),
     ],
 )
-def test_risk_that_cannot_be_kept_to_is_one_line(
+def test_risk_out_of_range_is_one_line(
     scroogevm: Run, write_trace: Callable[[Any], Path], arguments: list[str], words: str
 ) -> None:
     done = scroogevm("-l", write_trace(build_trace()), *arguments)
@@ -414,7 +365,7 @@ def test_risk_that_cannot_be_kept_to_is_one_line(
     assert done.stderr.count("\n") == 1
 
 
-def test_table_is_ordered_by_any_risk_where_no_strategy_aims_at_it(
+def test_any_risk_orders_the_table_when_no_strategy_has_a_target(
     scroogevm: Run, write_trace: Callable[[Any], Path]
 ) -> None:
     for risk in ("0", "1"):

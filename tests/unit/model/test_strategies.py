@@ -1,4 +1,4 @@
-"""Each strategy, with the arithmetic shown; and what every strategy must keep to."""
+"""Each strategy, with its arithmetic; and the checks of every strategy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def usage(node: Sequence[float], config: float = 10.0, vms: Sequence[tuple[float
     return Usage(
         config=config,
         node=np.array(node, dtype=float),
-        vm_config=np.array([promised for promised, _ in vms], dtype=float),
+        vm_config=np.array([allocation for allocation, _ in vms], dtype=float),
         vm_usage=np.array([samples for _, samples in vms], dtype=float).reshape(len(vms), len(vms[0][1]) if vms else 0),
     )
 
@@ -41,10 +41,10 @@ def estimates(
     percentile: float = 90.0,
     aggregation: int = 1,
 ) -> list[tuple[Estimate, Estimate]]:
-    chosen = StrategySettings(percentile, aggregation)
-    model = NodeModel(ModelSettings(h, (name,), chosen, chosen), {"cpu": stability, "mem": stability})
-    answers = [model.update(finished) for finished in slices]
-    return [(answer.cpu.by_strategy[name], answer.mem.by_strategy[name]) for answer in answers]
+    parameters = StrategySettings(percentile, aggregation)
+    model = NodeModel(ModelSettings(h, (name,), parameters, parameters), {"cpu": stability, "mem": stability})
+    results = [model.update(finished) for finished in slices]
+    return [(result.cpu.by_strategy[name], result.mem.by_strategy[name]) for result in results]
 
 
 def thresholds(name: str, usages: Sequence[Usage], **how: Any) -> list[float]:
@@ -82,7 +82,7 @@ def test_doa_does_not_sink_below_twice_the_node() -> None:
     assert min(thresholds("doa", [usage([0], 20, [(1, [0])])] * 60)) == -40.0
 
 
-def test_doa_judges_aggregated_samples() -> None:
+def test_doa_aggregates_samples() -> None:
     # [40 0] averages to 20 in pairs: calm, though one sample is full.
     assert thresholds("doa", [usage([40, 0], 40, [(30, [1])])], aggregation=2) == [28.0]
 
@@ -107,26 +107,26 @@ def test_greedy_takes_half_of_growing_usage() -> None:
     assert thresholds("greedy", [usage([3]), usage([5])]) == [3.0, 6.0]
 
 
-def test_greedy_lets_go_of_a_node_on_which_nothing_is_booked_and_nothing_used() -> None:
+def test_greedy_follows_usage_down_to_zero_on_an_idle_node() -> None:
     assert thresholds("greedy", [usage([4, 4]), usage([0, 0]), usage([4, 4])], h=0) == [4.0, 0.0, 6.0]
 
 
-def test_a_long_history_is_summed_up_once_per_slice() -> None:
-    """A slice stays in h + 1 windows; its percentile is asked for in each of them."""
-    asked = []
+def test_percentile_of_a_slice_is_computed_once_for_all_windows() -> None:
+    """A slice is in h + 1 windows; each of them needs its percentile."""
+    computations = []
 
     class Counted(np.ndarray):  # type: ignore[type-arg]
         def __array_finalize__(self, obj: object) -> None:
-            asked.append(1)
+            computations.append(1)
 
     samples = np.ones(4).view(Counted)
     slices = [a_slice(k, Usage(10.0, samples, np.empty(0), np.empty((0, 0)))) for k in range(40)]
     for h in (5, 30):
-        asked.clear()
+        computations.clear()
         estimates("greedy", slices, h=h)
         if h == 5:
-            few = len(asked)
-    assert len(asked) < 2 * few
+            few = len(computations)
+    assert len(computations) < 2 * few
 
 
 def test_greedy_works_for_memory_in_steps_of_one_mb() -> None:
@@ -151,7 +151,7 @@ def test_scroogevm_keeps_its_ratio_within_two_and_five() -> None:
     assert last == pytest.approx(40 + 5.0)  # mean of [39 41], std 1
 
 
-def test_rclike_counts_a_vm_as_promised_until_its_window_is_full() -> None:
+def test_rclike_counts_the_allocation_of_a_vm_until_its_window_is_full() -> None:
     one = usage([1], vms=[(4, [1.0, 1.0])])
     assert thresholds("rclike", [one, one]) == [4.0, 1.0]
 
@@ -178,7 +178,7 @@ def test_maxpeak_is_the_larger_of_nsigma_and_rclike() -> None:
     assert thresholds("maxpeak", [usage([1, 3], vms=[(9, [1, 1])])]) == [9.0]
 
 
-def test_mean_predictor_judges_the_error_and_not_the_level() -> None:
+def test_mean_predictor_compares_the_error_and_not_the_level() -> None:
     older = np.array([0.2, 0.4])  # mean 0.3, error 0.1
     assert mean_predictor(older, np.array([0.4, 0.4]))  # error 0.1
     assert mean_predictor(older, np.array([0.409, 0.191]))  # error 0.109
@@ -187,21 +187,21 @@ def test_mean_predictor_judges_the_error_and_not_the_level() -> None:
 
 def test_stability_is_false_before_enough_older_slices() -> None:
     model = NodeModel(ModelSettings(2, ("nsigma",)), {"cpu": always, "mem": always})
-    said = [model.update(a_slice(k, usage([1]))).cpu.stable for k in range(5)]
-    assert said == [False, False, False, True, True]
+    estimate = [model.update(a_slice(k, usage([1]))).cpu.stable for k in range(5)]
+    assert estimate == [False, False, False, True, True]
 
 
-def test_stability_is_asked_about_shares_of_the_node_to_three_digits() -> None:
-    asked: list[tuple[list[float], list[float]]] = []
+def test_detector_gets_shares_of_the_node_with_three_digits() -> None:
+    calls: list[tuple[list[float], list[float]]] = []
 
     def detector(older: FloatArray, new: FloatArray, /) -> bool:
-        asked.append((older.tolist(), new.tolist()))
+        calls.append((older.tolist(), new.tolist()))
         return True
 
     model = NodeModel(ModelSettings(0, ("nsigma",)), {"cpu": detector, "mem": never})
     for k, level in enumerate((1.0, 2.00049)):
         model.update(a_slice(k, usage([level], 10)))
-    assert asked == [([0.1], [0.2])]
+    assert calls == [([0.1], [0.2])]
 
 
 def test_cpu_is_rounded_to_a_decimal_and_memory_cut_to_an_integer() -> None:
@@ -213,19 +213,19 @@ def test_cpu_is_rounded_to_a_decimal_and_memory_cut_to_an_integer() -> None:
 def test_published_is_the_least_free_of_all_positions_so_far() -> None:
     usages = [usage([1]), usage([6]), usage([2]), usage([3])]  # two positions, two scopes, h = 0
     slices = [a_slice(k, cpu, positions=2) for k, cpu in enumerate(usages)]
-    said = estimates("percentile", slices, h=0)
-    assert [cpu.free for cpu, _ in said] == [9.0, 4.0, 8.0, 7.0]
-    assert [cpu.published for cpu, _ in said] == [9.0, 4.0, 4.0, 7.0]
+    estimate = estimates("percentile", slices, h=0)
+    assert [cpu.free for cpu, _ in estimate] == [9.0, 4.0, 8.0, 7.0]
+    assert [cpu.published for cpu, _ in estimate] == [9.0, 4.0, 4.0, 7.0]
 
 
-def test_slice_without_data_promises_nothing_and_leaves_the_others_alone() -> None:
+def test_slice_without_data_publishes_zero_and_does_not_change_the_others() -> None:
     gap = Usage(config=math.nan, node=np.empty(0), vm_config=np.empty(0), vm_usage=np.empty((0, 0)))
-    said = estimates("percentile", [a_slice(0, usage([1])), a_slice(1, gap), a_slice(2, usage([3]))])
-    assert [cpu.published for cpu, _ in said] == [9.0, 0.0, 7.0]  # 90th percentile of [3]: the gap holds no sample
-    assert math.isnan(said[1][0].free)
+    estimate = estimates("percentile", [a_slice(0, usage([1])), a_slice(1, gap), a_slice(2, usage([3]))])
+    assert [cpu.published for cpu, _ in estimate] == [9.0, 0.0, 7.0]  # 90th percentile of [3]: the gap holds no sample
+    assert math.isnan(estimate[1][0].free)
 
 
-def test_gap_in_one_resource_leaves_the_other_alone() -> None:
+def test_gap_in_one_resource_does_not_change_the_other() -> None:
     nothing = Usage(config=10.0, node=np.empty(0), vm_config=np.empty(0), vm_usage=np.empty((0, 0)))
     cpu, mem = estimates("nsigma", [a_slice(0, usage([1]), nothing)])[0]
     assert cpu.free == 9.0
@@ -252,13 +252,15 @@ def random_slices(seed: int, count: int = 12) -> list[Slice]:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_says_what_it_does(name: str) -> None:
+def test_strategy_documents_its_formula_and_has_a_summary_of_one_line(name: str) -> None:
     documentation = STRATEGIES[name].__doc__ or ""
     assert "T " in documentation or "percentile" in documentation
+    assert STRATEGIES[name].summary
+    assert "\n" not in STRATEGIES[name].summary
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_leaves_its_input_alone(name: str) -> None:
+def test_strategy_does_not_change_its_input(name: str) -> None:
     slices = random_slices(1)
     before = [[a.copy() for u in (s.cpu, s.mem) for a in (u.node, u.vm_config, u.vm_usage)] for s in slices]
     estimates(name, slices)
@@ -270,7 +272,7 @@ def test_strategy_leaves_its_input_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_keeps_its_state_to_itself(name: str) -> None:
-    """Two models fed in turn say what each would have said alone."""
+    """Two models that are updated alternately give the same estimates as each alone."""
     first, second = random_slices(2), random_slices(3)
     settings = ModelSettings(1, (name,))
     alone = [
@@ -285,17 +287,19 @@ def test_strategy_keeps_its_state_to_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("h", [0, 1, 3])
-def test_strategy_never_promises_less_than_nothing(name: str, h: int) -> None:
+def test_strategy_never_publishes_a_negative_figure(name: str, h: int) -> None:
     for seed in range(5):
         for pair in estimates(name, random_slices(seed), h=h, stability=mean_predictor):
-            for said in pair:
-                assert said.free >= 0
-                assert said.published >= 0
-                assert said.free == pytest.approx(max(0.0, (16.0 if said is pair[0] else 65536.0) - said.tier0))
+            for estimate in pair:
+                assert estimate.free >= 0
+                assert estimate.published >= 0
+                assert estimate.free == pytest.approx(
+                    max(0.0, (16.0 if estimate is pair[0] else 65536.0) - estimate.tier0)
+                )
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_says_the_same_alone_and_beside_all_others(name: str) -> None:
+def test_strategy_gives_the_same_estimates_alone_and_beside_all_others(name: str) -> None:
     slices = random_slices(4)
     alone = estimates(name, slices, stability=mean_predictor)
     model = NodeModel(ModelSettings(1, tuple(STRATEGIES)))

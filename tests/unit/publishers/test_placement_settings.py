@@ -64,7 +64,7 @@ def test_every_fault_is_reported_with_its_key(values: dict[str, str], keys: list
         ('{"a": 1}', "a: its provider"),
         ('{"": "x"}', "no node"),
         ('{"a": "x", "b": "x"}', "a and b have the same provider"),
-        ('{"http://u:p@h": "x", "http://h": "y"}', "http://h is there already"),
+        ('{"http://u:p@h": "x", "http://h": "y"}', "node http://h is listed twice"),
     ],
 )
 def test_invalid_mapping_is_reported(text: str, message: str) -> None:

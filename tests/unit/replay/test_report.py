@@ -1,177 +1,174 @@
-"""report.html: whole, escaped, and readable without any other file or host."""
+"""report.html: complete, escaped, and readable without any other file or host."""
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
-from model.replay.dump import DumpError
+from model.replay.charts import HEIGHT, WIDTH, charts_of
+from model.replay.presentation import DEFINITIONS
 from model.replay.replay import Replay
 from model.replay.report import render_report
-from model.replay.results import Results, load_results, replay_results
+from model.replay.results import Results, replay_results
+from model.replay.scoring import History
 from model.replay.trace import read_trace
-from tests.conftest import DATA, ROOT, Run
+from model.slices import RESOURCES
+from tests.support.replays import RISKS, TINY, tiny_results
 
-TINY = DATA / "goldens" / "traces" / "tiny.json"
-
-
-def results(name: str = "tiny", node: str = "http://node.test:9100/metrics") -> Results:
-    trace = read_trace(TINY)
-    return replay_results(name, node, Replay(trace, ModelSettings(3, tuple(STRATEGIES))).run())
+CHARTS_PER_RESOURCE = 5
 
 
 class Page(HTMLParser):
-    """The attributes and the text of a page."""
+    """The references, the identifiers and the text of a page."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
+        self.html = html
         self.links: list[str] = []
+        self.ids: list[str] = []
         self.tags: list[str] = []
         self.text = ""
-        self.feed(text)
+        self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
-        self.links += [value for key, value in attrs if key in {"src", "href", "action", "data"}]
+        self.links += [value for key, value in attrs if key in {"src", "href", "action", "data", "xlink:href"}]
+        self.ids += [value for key, value in attrs if key == "id"]
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def test_report_holds_its_pictures_and_asks_no_other_host() -> None:
-    page = Page(render_report(results(), 0.05))
-    assert len(page.links) == 6
-    for link in page.links:
-        kind, _, data = link.partition(",")
-        assert kind == "data:image/png;base64"
-        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return tiny_results()
 
 
-def test_report_shows_the_figures_of_the_summary() -> None:
-    outcome = results()
-    text = Page(render_report(outcome, 0.05)).text
-    for row in outcome.scores:
-        assert row.strategy in text
-        assert f"{row.published_misprediction:.3f}" in text
-        assert f"{row.violation_frequency:.1%}" in text
+@pytest.fixture(scope="module")
+def page(results: Results) -> Page:
+    return Page(render_report(results, RISKS))
+
+
+def test_report_holds_its_pictures_and_needs_no_other_host(page: Page) -> None:
+    assert page.tags.count("figure") == 2 * CHARTS_PER_RESOURCE * len(STRATEGIES)
+    assert len(page.ids) == len(set(page.ids))
+    assert len(page.links) == page.tags.count("figure")
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert set(re.findall(r"url\(([^)]*)\)", page.html)) == {"#plot"}
+    assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
+
+
+def test_report_shows_the_figures_of_the_summary(page: Page, results: Results) -> None:
+    for row in results.scores:
+        assert row.strategy in page.text
+        assert f"{row.published_misprediction:.3f}" in page.text
+        assert f"{row.violation_frequency:.1%}" in page.text
+
+
+def test_report_shows_definitions_verdicts_and_evidence(page: Page, results: Results) -> None:
+    for definition in DEFINITIONS:
+        assert definition in page.text
+    for resource in RESOURCES:
+        assert results.verdict(resource, RISKS[resource.name]).reason in page.text
+        for row in results.evidence[resource.name]:
+            assert f"{row.violations} of {row.slices}" in page.text
+    assert page.html.index("A slice is violated") < page.html.index("<table>")
+
+
+def test_report_marks_the_recommended_strategy_alone(results: Results) -> None:
+    # Ninety times the slices give evidence enough.
+    many = Results(
+        "many",
+        "node",
+        np.tile(results.epoch, 90),
+        {key: repeated(history, 90) for key, history in results.histories.items() if key[0] in {"borg", "doa"}},
+    )
+    html = render_report(many, RISKS)
+    recommended = [many.verdict(resource, 0.05).strategy for resource in RESOURCES]
+    assert re.findall(r'class="best"><td>(\w+)</td>', html) == [name for name in recommended if name]
+    assert "borg" in recommended
+
+
+def repeated(history: History, times: int) -> History:
+    columns = ("config", "booked", "peak", "free", "published")
+    return replace(history, **{name: np.tile(getattr(history, name), times) for name in columns})
 
 
 def test_report_escapes_every_name() -> None:
     evil = "<img src=x onerror=alert(1)>\"'&{{7*7}}"
-    text = render_report(results(evil, evil), 0.05)
-    assert "<img src=x" not in text
-    page = Page(text)
-    assert all(link.startswith("data:image/png") for link in page.links)
+    page = Page(render_report(tiny_results(evil, evil), RISKS))
+    assert "<img src=x" not in page.html
+    assert all(link.startswith("#") for link in page.links)
     assert page.text.count(evil) >= 2
 
 
-def test_report_of_a_trace_in_which_nothing_can_be_scored() -> None:
-    trace = read_trace(TINY)
-    recorder = Replay(trace, ModelSettings(3, ("doa",)))
-    recorder.trace.epoch[:] = recorder.trace.epoch[:1]
-    assert "No slice could be scored" in render_report(replay_results("one", "n", recorder.run()), 0.05)
+def test_report_of_a_trace_without_a_scored_slice() -> None:
+    replay = Replay(read_trace(TINY), ModelSettings(3, ("doa",)))
+    replay.trace.epoch[:] = replay.trace.epoch[:1]
+    assert "No slice could be scored" in render_report(replay_results("one", "n", replay.run()), RISKS)
 
 
-def test_results_of_different_traces_are_not_mixed(scroogevm: Run, tmp_path: Path) -> None:
-    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa,borg")
-    scroogevm("-l", TINY, "-o", tmp_path / "b", "-s", "nsigma", "--url", '["other"]')
-    shutil.copy(tmp_path / "b" / "dump-nsigma.json", tmp_path / "a")
-    with pytest.raises(DumpError, match=r"dump-nsigma\.json: of another trace"):
-        load_results(tmp_path / "a")
+def test_report_follows_the_colour_scheme(page: Page) -> None:
+    assert "@media (prefers-color-scheme: dark)" in page.html
+    colours = set(re.findall(r"#[0-9a-f]{3,6}\b", page.html.partition("</style>")[2]))
+    assert colours == set()  # all colours come from the style sheet, which has both schemes
 
 
-def test_results_of_different_settings_are_not_mixed(scroogevm: Run, tmp_path: Path) -> None:
-    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa,borg")
-    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "greedy", "-c", "50")
-    with pytest.raises(DumpError, match=r"dump-greedy\.json: of another trace, or with other settings"):
-        load_results(tmp_path / "a")
+# --- charts -------------------------------------------------------------------------------------------
 
 
-def test_two_dumps_of_one_strategy_are_not_one(scroogevm: Run, tmp_path: Path) -> None:
-    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa")
-    shutil.copy(tmp_path / "a" / "dump-doa.json", tmp_path / "a" / "dump-doa2.json")
-    with pytest.raises(DumpError, match="another dump of doa"):
-        load_results(tmp_path / "a")
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
 
 
-@pytest.mark.parametrize("damage", [("model", "free_cpu"), ("node", "cpu_config"), ("node", "mem_percentile")])
-def test_dump_with_a_short_column_is_told(scroogevm: Run, tmp_path: Path, damage: tuple[str, str]) -> None:
-    scroogevm("-l", TINY, "-o", tmp_path / "a", "-s", "doa")
-    path = tmp_path / "a" / "dump-doa.json"
-    dump = json.loads(path.read_bytes())
-    dump[damage[0]][damage[1]].pop()
-    path.write_text(json.dumps(dump))
-    with pytest.raises(DumpError, match=damage[1]):
-        load_results(tmp_path / "a")
+def test_every_chart_has_a_panel_for_each_strategy_within_its_box(results: Results) -> None:
+    charts = charts_of(results)
+    assert len(charts) == 2 * CHARTS_PER_RESOURCE
+    assert len({chart.key for chart in charts}) == len(charts)
+    for chart in charts:
+        assert [panel.strategy for panel in chart.panels] == list(STRATEGIES)
+        assert all(0 <= x <= WIDTH for panel in chart.panels for x, _ in points(panel.line))
+        assert all(0 <= x <= WIDTH for x, _ in chart.x_ticks)
+        assert all(0 <= y <= HEIGHT for y, _ in chart.y_ticks)
+        assert 2 <= len(chart.y_ticks) <= 7
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"epoch": [1]}'])
-def test_what_is_no_dump_is_told(text: str, tmp_path: Path) -> None:
-    with pytest.raises(DumpError, match=re.escape(str(tmp_path))):
-        load_results(tmp_path)
-    (tmp_path / "dump-x.json").write_text(text)
-    with pytest.raises(DumpError, match=r"dump-x\.json"):
-        load_results(tmp_path)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
-def test_report_is_drawn_by_a_browser_without_errors(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(render_report(results(), 0.05))
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
+def test_line_is_broken_where_data_is_missing(results: Results) -> None:
+    history = results.histories["borg", "cpu"]
+    free = np.array([5.0, np.nan, 7.0, 8.0, np.nan, 6.0])
+    (chart,) = [
+        chart
+        for chart in charts_of(
+            Results("x", "n", results.epoch, {("borg", r.name): replace(history, free=free) for r in RESOURCES})
+        )
+        if chart.key == "cpu-free"
     ]
-    done = subprocess.run(
-        [
-            "chromium",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            *flags,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.count("<img") == 6
-    assert "Best choice" in done.stdout or "No strategy keeps" in done.stdout
+    assert [piece.count("L") for piece in chart.panels[0].line.split("M")[1:]] == [0, 1, 0]
 
 
-def test_notebook_runs_and_shows_what_was_committed(tmp_path: Path) -> None:
-    """In a copy, so that the results it computes do not land beside the code."""
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    for name in ("scroogevm.py", "scroogevm_analysis.ipynb", "increasing-workload.json", "decreasing-workload.json"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("model", "misc"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    notebook = nbformat.read(tmp_path / "scroogevm_analysis.ipynb", as_version=4)
-    committed = shown(notebook)
-    assert sum(kinds.count("image/png") for kinds in committed) == 9
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert shown(notebook) == committed
+def test_dots_are_the_counted_violations(results: Results) -> None:
+    for resource, chart in zip(RESOURCES, (c for c in charts_of(results) if c.key.endswith("published")), strict=True):
+        for row, panel in zip(results.evidence[resource.name], chart.panels, strict=True):
+            assert panel.dots.count("M") == row.violations
+            assert panel.note == f"{row.violations} of {row.slices} violated"
 
 
-def shown(notebook: Any) -> list[list[str]]:
-    """The kinds of output of each cell."""
-    return [
-        sorted(kind for output in cell.get("outputs", []) for kind in output.get("data", {output["output_type"]: ""}))
-        for cell in notebook.cells
-    ]
+def test_long_trace_is_thinned_without_losing_its_extremes(results: Results) -> None:
+    size = 20_000
+    free = np.full(size, 5.0)
+    free[12_345] = 9.0
+    flat = np.full(size, 8.0)
+    history = History(config=np.full(size, 10.0), booked=flat, peak=flat / 8, free=free, published=free, lag=48)
+    long = Results("x", "n", np.arange(size, dtype=float), {("borg", r.name): history for r in RESOURCES})
+    chart = next(chart for chart in charts_of(long) if chart.key == "cpu-free")
+    drawn = points(chart.panels[0].line)
+    assert len(drawn) < 600
+    heights = sorted(y for _, y in drawn)
+    assert heights[0] < heights[1]

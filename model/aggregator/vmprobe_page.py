@@ -1,0 +1,82 @@
+"""Stateless parser of a page of vmprobe.
+
+A regular expression reads lines of the usual form. The remaining lines go one by one through the parser of
+prometheus-client, the reference for the format. An invalid line does not affect the rest of the page.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .exposition import MOST_UNUSUAL_LINES, VALUE_PATTERN, parse_line
+from .vmprobe_names import LONGEST_NAME
+
+
+@dataclass(slots=True)
+class ParsedPage:
+    """Metrics of a page, by their names without the prefix.
+
+    Attributes
+    ----------
+    values : dict of name to value
+        In the order of the page; values may be NaN or infinite.
+    unreadable : set of name
+        Metrics on the page that have no valid value, or several different ones.
+    bad_lines : int
+        Lines that cannot be parsed.
+    """
+
+    values: dict[bytes, float] = field(default_factory=dict)
+    unreadable: set[bytes] = field(default_factory=set)
+    bad_lines: int = 0
+
+
+def parse_page(page: bytes, prefix: str) -> ParsedPage:
+    """The metrics of a page whose names start with ``<prefix>_``."""
+    start = f"{prefix}_".encode()
+    escaped = re.escape(start)
+    usual = re.findall(rb"^%b([a-zA-Z0-9_:]+) (%b)$" % (escaped, VALUE_PATTERN), page, flags=re.MULTILINE)
+    parsed = ParsedPage()
+    values = parsed.values
+    invalid = False
+    for name, text in usual:
+        try:
+            value = float(text)
+        except ValueError:
+            invalid = True
+            continue
+        if values.setdefault(name, value) != value:
+            # The probe omits some characters of the names of domains: two domains may have one name.
+            parsed.unreadable.add(name)
+    if invalid or len(re.findall(rb"^%b" % escaped, page, flags=re.MULTILINE)) > len(usual):
+        _parse_unusual_lines(parsed, page, start)
+    for name in parsed.unreadable:
+        values.pop(name, None)
+    return parsed
+
+
+def _parse_unusual_lines(parsed: ParsedPage, page: bytes, start: bytes) -> None:
+    """Parse lines with labels, timestamps or several blanks, and count invalid lines."""
+    usual = re.compile(rb"%b[a-zA-Z0-9_:]+ [-+.0-9eEa-zA-Z]+\Z" % re.escape(start))
+    prefix = start.decode()
+    unusual_lines = 0
+    for line in page.split(b"\n"):
+        if not line.startswith(start) or (usual.match(line) and _ends_in_number(line)):
+            continue
+        unusual_lines += 1
+        samples = list(parse_line(line)) if unusual_lines <= MOST_UNUSUAL_LINES else []
+        for name, _, value in samples:
+            parsed.values[name.removeprefix(prefix).encode()] = value
+        if not samples:
+            parsed.bad_lines += 1
+            if match := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % LONGEST_NAME, line[len(start) :]):
+                parsed.unreadable.add(match[0])
+
+
+def _ends_in_number(line: bytes) -> bool:
+    try:
+        float(line.rpartition(b" ")[2])
+    except ValueError:
+        return False
+    return True

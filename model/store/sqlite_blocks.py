@@ -1,0 +1,134 @@
+"""Encoding of samples in the embedded store: a layout that names the values, and a block of float64 that holds them.
+
+All rows of one layout share it. A layout is JSON: ``[node fields, domain fields, domain names]``. A block holds the
+fields of the node, then a table with a row per domain and a column per domain field; NaN where a domain lacks a field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..numerics import FloatArray
+from ..samples import Period, Samples, ScrapeSample
+
+CONFIG_FIELDS = ("cpu", "mem")
+
+#: A row of the table: time, number of the layout, block.
+Row = tuple[int, int, bytes]
+
+
+class Layout(NamedTuple):
+    """Names of the values of a block."""
+
+    node_fields: Sequence[str]
+    domain_fields: Sequence[str]
+    domains: Sequence[str]
+
+    def to_json(self) -> str:
+        """The layout as it is stored."""
+        return json.dumps(self, ensure_ascii=False, separators=(",", ":"))
+
+    def domain_table(self, block: bytes) -> FloatArray:
+        """The (domains, fields) table of a block."""
+        return np.frombuffer(block)[len(self.node_fields) :].reshape(len(self.domains), len(self.domain_fields))
+
+
+def parse_layout(text: str) -> Layout:
+    """Read a stored layout."""
+    return Layout(*json.loads(text))
+
+
+def encode_block(sample: ScrapeSample) -> tuple[Layout, bytes]:
+    """Layout and block of a sample."""
+    layout = Layout(sorted(sample.fields), sorted(set().union(*sample.domains.values())), sorted(sample.domains))
+    values = [sample.fields[name] for name in layout.node_fields]
+    for name in layout.domains:
+        domain = sample.domains[name]
+        values += [domain.get(field, math.nan) for field in layout.domain_fields]
+    return layout, np.array(values, dtype=np.float64).tobytes()
+
+
+def decode_sample(node: str, time_ms: int, layout: Layout, block: bytes) -> ScrapeSample:
+    """The sample of a row."""
+    values = np.frombuffer(block)[: len(layout.node_fields)].tolist()
+    domains = {
+        name: {field: value for field, value in zip(layout.domain_fields, row, strict=True) if not math.isnan(value)}
+        for name, row in zip(layout.domains, layout.domain_table(block).tolist(), strict=True)
+    }
+    return ScrapeSample(node, time_ms, dict(zip(layout.node_fields, values, strict=True)), domains)
+
+
+def config_keys(layouts: Collection[Layout]) -> set[tuple[str, str]]:
+    """Domain and field of each configuration that some layout holds."""
+    return {
+        (name, field)
+        for layout in layouts
+        for field in CONFIG_FIELDS
+        if field in layout.domain_fields
+        for name in layout.domains
+    }
+
+
+def decode_configs(layout: Layout, block: bytes) -> Iterator[tuple[str, str, float]]:
+    """Domain, field and value of each configuration of a row."""
+    table = layout.domain_table(block)
+    for field in CONFIG_FIELDS:
+        if field in layout.domain_fields:
+            values = table[:, layout.domain_fields.index(field)].tolist()
+            for name, value in zip(layout.domains, values, strict=True):
+                if not math.isnan(value):
+                    yield name, field, value
+
+
+def decode_period(
+    rows: Sequence[Row], layouts: Mapping[int, Layout], fields: Collection[str], *, domains: bool
+) -> Period:
+    """Arrays of all rows; successive rows of one layout are decoded together."""
+    node = _Columns(fields)
+    by_domain: dict[str, _Columns] = {}
+    for start, end in _runs([layout for _, layout, _ in rows]):
+        layout = layouts[rows[start][1]]
+        times = np.array([time_ms for time_ms, _, _ in rows[start:end]], dtype=np.int64)
+        blocks = np.frombuffer(b"".join(data for _, _, data in rows[start:end])).reshape(end - start, -1)
+        size = len(layout.node_fields)
+        node.append(times, blocks[:, :size], layout.node_fields)
+        if domains:
+            tables = blocks[:, size:].reshape(end - start, len(layout.domains), len(layout.domain_fields))
+            for i, name in enumerate(layout.domains):
+                columns = by_domain.setdefault(name, _Columns(fields))
+                columns.append(times, tables[:, i, :], layout.domain_fields)
+    return Period(node.samples(), {name: columns.samples() for name, columns in sorted(by_domain.items())})
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of equal numbers."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[start]:
+            yield start, end
+            start = end
+
+
+class _Columns:
+    """Columns of a machine, collected block by block; NaN where a block lacks a field."""
+
+    def __init__(self, fields: Collection[str]) -> None:
+        self._times: list[Any] = []
+        self._columns: dict[str, list[FloatArray]] = {name: [] for name in fields}
+
+    def append(self, times: Any, block: FloatArray, names: Sequence[str]) -> None:
+        self._times.append(times)
+        position = {name: i for i, name in enumerate(names)}
+        for name, parts in self._columns.items():
+            parts.append(block[:, position[name]] if name in position else np.full(times.size, np.nan))
+
+    def samples(self) -> Samples:
+        if not self._times:
+            return Samples(np.empty(0, dtype=np.int64), {name: np.empty(0) for name in self._columns})
+        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        return Samples(np.concatenate(self._times), columns)
