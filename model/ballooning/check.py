@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ..cli.tables import print_checks
 from ..common.threads import map_until
 from ..store.base import StoreRefused
-from ..store.factory import ask_store, open_store, store_name
+from ..store.factory import check_store, store_name
 from ..store.settings import StoreSettings
 from .host import HostUnavailable
 from .settings import BallooningSettings
@@ -27,17 +27,10 @@ def run_check(settings: BallooningSettings, *, as_json: bool) -> int:
 
 def _check_store(settings: StoreSettings) -> Row:
     name = store_name(settings)
-    if settings.influx is None and not settings.path.expanduser().exists():
-        # Opening the store would create the file.
-        return name, False, "no such file; vmaggreg.py creates it"
     try:
-        store = open_store(settings)
+        return (name, *check_store(settings))
     except StoreRefused as error:
         return name, False, str(error)
-    try:
-        return (name, *ask_store(store))
-    finally:
-        store.close()
 
 
 def _check_hosts(settings: BallooningSettings) -> Sequence[Row]:

@@ -58,20 +58,19 @@ class BallooningOptions:
         0: warnings and errors; 1: a line per action as well.
     json : bool
         Print the plan as JSON lines, the check as a JSON list.
-    check_config, check : bool
-        Validate the settings only; query store and hosts once.
+    check : bool
+        Query store and hosts once.
     """
 
     dry_run: bool
     once: bool
     debug: int
     json: bool = False
-    check_config: bool = False
     check: bool = False
 
 
 def run(options: BallooningOptions) -> int:
-    """Run the ballooning daemon or one of its checks; the exit code.
+    """Run the ballooning daemon or its check; the exit code.
 
     Raises
     ------
@@ -81,10 +80,6 @@ def run(options: BallooningOptions) -> int:
     set_up_logging(options.debug > 0)
     counts = BallooningCounts()
     try:
-        if options.check_config:
-            _load()
-            print("settings ok")
-            return 0
         if options.check:
             return run_check(_load(), as_json=options.json)
         return run_daemon(_load, lambda settings, request: _serve(options, counts, settings, request))
