@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
 from ..cli.tables import print_checks
 from ..common.threads import map_until
 from ..store.base import StoreRefused
-from ..store.factory import ask_store, open_store, store_name
+from ..store.factory import check_store, store_name
 from ..store.settings import StoreSettings
 from .host import HostUnavailable
 from .settings import BallooningSettings
@@ -23,26 +22,15 @@ Row = tuple[str, bool, str]
 def run_check(settings: BallooningSettings, *, as_json: bool) -> int:
     """Query store and hosts and print the results; the exit code is 1 when one fails. No file is created."""
     rows = [_check_store(settings.store), *_check_hosts(settings)]
-    if not as_json:
-        return 0 if print_checks(rows) else 1
-    for target, ok, message in rows:
-        print(json.dumps({"target": target, "ok": ok, "message": message}))
-    return 0 if all(ok for _, ok, _ in rows) else 1
+    return 0 if print_checks(rows, json=as_json) else 1
 
 
 def _check_store(settings: StoreSettings) -> Row:
     name = store_name(settings)
-    if settings.influx is None and not settings.path.expanduser().exists():
-        # Opening the store would create the file.
-        return name, False, "no such file; vmaggreg.py creates it"
     try:
-        store = open_store(settings)
+        return (name, *check_store(settings))
     except StoreRefused as error:
         return name, False, str(error)
-    try:
-        return (name, *ask_store(store))
-    finally:
-        store.close()
 
 
 def _check_hosts(settings: BallooningSettings) -> Sequence[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from .. import __version__
+from ..cli.parser import discard_output
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve_metrics
@@ -57,21 +57,20 @@ class BallooningOptions:
     debug : int
         0: warnings and errors; 1: a line per action as well.
     json : bool
-        Print plan and check as JSON lines.
-    check_config, check : bool
-        Validate the settings only; query store and hosts once.
+        Print the plan as JSON lines, the check as a JSON list.
+    check : bool
+        Query store and hosts once.
     """
 
     dry_run: bool
     once: bool
     debug: int
     json: bool = False
-    check_config: bool = False
     check: bool = False
 
 
 def run(options: BallooningOptions) -> int:
-    """Run the ballooning daemon or one of its checks; the exit code.
+    """Run the ballooning daemon or its check; the exit code.
 
     Raises
     ------
@@ -81,10 +80,6 @@ def run(options: BallooningOptions) -> int:
     set_up_logging(options.debug > 0)
     counts = BallooningCounts()
     try:
-        if options.check_config:
-            _load()
-            print("settings ok")
-            return 0
         if options.check:
             return run_check(_load(), as_json=options.json)
         return run_daemon(_load, lambda settings, request: _serve(options, counts, settings, request))
@@ -201,8 +196,7 @@ def _usage_of(cache: UsageCache, node: str) -> UsageOfHost:
 
 def _report_lost_output(error: OSError) -> int:
     """Report that stdout cannot be written; a reader that closed the pipe is not reported."""
-    # Python flushes stdout at exit, which would fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    discard_output()
     if not isinstance(error, BrokenPipeError):
         LOG.error("stdout cannot be written: %s", error.strerror)
     return 1

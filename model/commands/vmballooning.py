@@ -8,9 +8,8 @@ directory; the file dotenv explains each of them. SIGHUP restores all guests and
 from __future__ import annotations
 
 import argparse
-import signal
 
-from ..cli.main import run_cli
+from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version
 
 EPILOG = """\
@@ -28,37 +27,36 @@ def build_parser() -> Parser:
     add("--once", action="store_true", help="make one plan, close its sessions, and exit")
     add("--check", action="store_true", help="validate the settings, query the store and each host once, and exit")
     add("--check-config", action="store_true", help="validate the settings without any other access, and exit")
-    add("--json", action="store_true", help="with --check or --dry-run: print JSON lines")
+    add("--json", action="store_true", help="with --check or --dry-run: print JSON")
     add_debug_and_version(parser, "0: warnings and errors; 1: a line per action as well")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    # Until the daemon installs its handlers, Ctrl-C ends the process like SIGTERM does. Python's own handler raises
-    # KeyboardInterrupt, which is lost when it arrives in a callback of an import.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = build_parser()
     args = parser.parse_args(argv)
     _refuse_conflicts(parser, args)
 
     def job() -> int:
+        if args.check_config:
+            return _check_config()
         from ..ballooning.daemon import BallooningOptions, run
         from . import configuration  # noqa: F401  # declares all settings: a key of another program is not misspelt
 
-        return run(
-            BallooningOptions(
-                dry_run=args.dry_run,
-                once=args.once,
-                debug=args.debug,
-                json=args.json,
-                check_config=args.check_config,
-                check=args.check,
-            )
-        )
+        return run(BallooningOptions(args.dry_run, args.once, args.debug, json=args.json, check=args.check))
 
-    return run_cli(parser, job)
+    # Python's own handler of SIGINT raises an exception too, which is lost in a callback of an import. These handlers
+    # apply until the daemon installs its own.
+    return run_interruptible(lambda: run_cli(parser, job), lambda: 1 if args.check else 0)
+
+
+def _check_config() -> int:
+    from ..ballooning.settings import ballooning_settings
+    from ..common.environment import environment
+    from .configuration import check_settings
+
+    return check_settings(lambda: ballooning_settings(environment()))
 
 
 def _refuse_conflicts(parser: Parser, args: argparse.Namespace) -> None:

@@ -111,8 +111,8 @@ def test_check_config_reports_all_faults_on_stderr(env: Environment, tmp_path: P
 
 def test_check_queries_store_and_hosts_and_creates_no_file(env: Environment, tmp_path: Path) -> None:
     done = run(env, "--check")
-    assert done.returncode == 1
-    assert re.search(r"store \S+/store\.sqlite +FAILED +no such file; vmaggreg\.py creates it", done.stdout)
+    assert done.returncode == 0
+    assert re.search(r"store \S+/store\.sqlite +ok +the store does not exist yet; ", done.stdout)
     assert re.search(rf"host {HOST} +ok +guests running: 1, with balloon statistics: 1", done.stdout)
     assert files(tmp_path) == []
 
@@ -120,25 +120,27 @@ def test_check_queries_store_and_hosts_and_creates_no_file(env: Environment, tmp
 def test_check_succeeds_when_store_and_hosts_answer(env: Environment, tmp_path: Path) -> None:
     from model.store.sqlite import SqliteStore
 
-    SqliteStore(Path(env["STORE_PATH"]), 86400).close()
+    store = SqliteStore(Path(env["STORE_PATH"]), 86400)
+    store.open()
+    store.close()
     done = run(env, "--check", "--json")
     assert done.returncode == 0, done.stdout
-    rows = [strict_json(line) for line in done.stdout.splitlines()]
+    rows = strict_json(done.stdout)
     assert [(row["target"], row["ok"]) for row in rows] == [
         (f"store {env['STORE_PATH']}", True),
         (f"host {HOST}", True),
     ]
-    assert all(row["message"] for row in rows)
+    assert all(row["details"] for row in rows)
     assert files(tmp_path) == ["store.sqlite"]
 
 
 def test_check_of_a_host_that_fails_exits_1(env: Environment) -> None:
     done = run({**env, "LIBVIRT_NODES": json.dumps({NODE: HOST, OTHER: NO_HOST})}, "--check", "--json")
     assert done.returncode == 1
-    rows = {row["target"]: row for row in map(strict_json, done.stdout.splitlines())}
+    rows = {row["target"]: row for row in strict_json(done.stdout)}
     assert rows[f"host {HOST}"]["ok"]
     assert not rows[f"host {NO_HOST}"]["ok"]
-    assert "/nowhere/at/all" in rows[f"host {NO_HOST}"]["message"]
+    assert "/nowhere/at/all" in rows[f"host {NO_HOST}"]["details"]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +152,10 @@ def test_check_of_a_host_that_fails_exits_1(env: Environment) -> None:
     ],
 )
 def test_conflicting_options_are_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from model.commands.vmballooning import main
 
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as refused:
         main(arguments)
     assert (refused.value.code, capsys.readouterr().err) == (2, f"vmballooning.py: {message}\n")
@@ -259,17 +260,20 @@ def test_signal_at_any_moment_of_the_first_two_seconds_ends_the_process_within_s
     moments = [(k * 0.125, (signal.SIGTERM, signal.SIGINT)[k % 2]) for k in range(17)]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda moment: seconds_to_exit(env, *moment), moments))
-    assert max(seconds for _, seconds in results) < 5
+    assert max(seconds for _, seconds in results) < 10
     # 1 is Python itself, interrupted before it runs the program.
     assert {code for code, _ in results} <= {0, 1, -signal.SIGTERM, -signal.SIGINT}
 
 
-def test_hung_host_does_not_keep_the_process_alive(env: Environment) -> None:
+def test_hung_host_does_not_keep_the_process_alive(env: Environment, tmp_path: Path) -> None:
     with mute() as port:
-        settings = {
+        hosts = {
             "LIBVIRT_NODES": json.dumps({NODE: f"qemu+tcp://127.0.0.1:{port}/system"}),
             "BALLOONING_TIMEOUT_S": "1",
         }
-        code, seconds = seconds_to_exit({**env, **settings}, 2.0, signal.SIGTERM)
-    assert code == 0
-    assert seconds < 5
+        with running({**env, **hosts}, tmp_path) as daemon:
+            # Logged after the first call has hung for the time limit.
+            wait_for(lambda: "no response within 1 s" in daemon.log())
+            start = time.monotonic()
+            assert daemon.end() == 0
+            assert time.monotonic() - start < 10

@@ -18,7 +18,7 @@ HOSTS = {"LIBVIRT_NODES": json.dumps({NODE: "test:///default"})}
     [
         ({"LIBVIRT_NODES": ""}, ["LIBVIRT_NODES: names no node"]),
         ({"LIBVIRT_NODES": "[]"}, ["LIBVIRT_NODES: is not an object"]),
-        ({"LIBVIRT_NODES": '{"a": "x"}'}, ["LIBVIRT_NODES: a: is not given a libvirt URI"]),
+        ({"LIBVIRT_NODES": '{"a": "x"}'}, ["LIBVIRT_NODES: a: has no libvirt URI"]),
         ({"LIBVIRT_NODES": '{"a": "t:///d", "b": "t:///d"}'}, ["LIBVIRT_NODES: b: has the URI of another node"]),
         (
             {"BALLOONING_HEADROOM_MB": "1", "BALLOONING_SESSION_S": "no"},
