@@ -20,7 +20,7 @@ FOLDER='' CONTAINER=''
 # The daemons that have to run until the end.
 PIDS=() NAMES=()
 
-say() { printf '%s\n' "$*"; }
+info() { printf '%s\n' "$*"; }
 headline() { printf '\n== %s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$2" >&2; exit "$1"; }
 usage() { fail 2 "$1 (usage: misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb])"; }
@@ -68,7 +68,7 @@ start() {
     shift
     launch "$@" >"$name.log" 2>&1
     PIDS+=($!) NAMES+=("$name")
-    say "  $name runs (pid $!)"
+    info "  $name runs (pid $!)"
 }
 
 # step COMMAND...: run a command to its end; unlike a plain foreground command it is interrupted by signals.
@@ -148,7 +148,7 @@ set_up_python() {
     step "$HERE/misc/setup.sh" live || fail 1 "the Python packages could not be installed; see above"
     BALLOONING=yes
     if ! "$PYTHON" -c 'import libvirt' 2>/dev/null; then
-        say "compiling libvirt-python for the ballooning daemon; if that fails, the demo runs without this daemon"
+        info "compiling libvirt-python for the ballooning daemon; if that fails, the demo runs without this daemon"
         step "$HERE/misc/setup.sh" all || BALLOONING=''
     fi
 }
@@ -191,7 +191,7 @@ start_influxdb() {
     if [ -n "${INFLUXDB_URL:-}" ]; then
         [ -n "${INFLUXDB_TOKEN:-}" ] || fail 2 "--influxdb: INFLUXDB_URL is set, but INFLUXDB_TOKEN is not"
         export INFLUXDB_URL INFLUXDB_TOKEN INFLUXDB_ORG=${INFLUXDB_ORG:-scroogevm} INFLUXDB_BUCKET=${INFLUXDB_BUCKET:-scroogevm}
-        say "  samples go to InfluxDB at $INFLUXDB_URL, bucket $INFLUXDB_BUCKET"
+        info "  samples go to InfluxDB at $INFLUXDB_URL, bucket $INFLUXDB_BUCKET"
         return
     fi
     local port
@@ -216,7 +216,7 @@ start_influxdb() {
     }
     INFLUXDB_TOKEN=$(sed -n 's/^INFLUXDB_TOKEN=//p' influxdb.env)
     export INFLUXDB_TOKEN
-    say "  InfluxDB runs in the container $CONTAINER"
+    info "  InfluxDB runs in the container $CONTAINER"
 }
 
 workers_listed() { [ "$(wc -l <fakeworkers.log)" -ge 2 ]; }
@@ -324,14 +324,14 @@ print(json.dumps({name: node}, indent=2))'
     headline "Metrics for Prometheus: the first lines of each daemon"
     for entry in "${ENDPOINTS[@]}"; do
         read -r name port <<<"$entry"
-        say "$name.py, http://127.0.0.1:$port/metrics"
+        info "$name.py, http://127.0.0.1:$port/metrics"
         fetch "http://127.0.0.1:$port/metrics" | grep -vE '^#|_created' | head -n 4 | sed 's/^/  /' || true
     done
 
     if [ -n "$BALLOONING" ]; then
         headline "Ballooning, dry run: the plan for each VM of $NODE"
         until_true 30 "the ballooning plan" grep -q '^test:///' vmballooning.log
-        say "(libvirt's test driver stands in for the host; its only VM has no samples and is skipped)"
+        info "(libvirt's test driver stands in for the host; its only VM has no samples and is skipped)"
         tail -n 1 vmballooning.log
     fi
 
@@ -339,7 +339,7 @@ print(json.dumps({name: node}, indent=2))'
     python "$HERE/scroogevm.py" --export=trace.json --since="$BEGUN" --url="[\"$NODE\"]"
     python "$HERE/scroogevm.py" --load=trace.json --strategy=all --output=replay --report
     count=$("$PYTHON" -c 'import json; print(len(json.load(open("trace.json"))["epoch"]))')
-    say "$count slices of $SLICE_S s are too few and too short to choose a strategy. On a real node, replay days of half-hour slices."
+    info "$count slices of $SLICE_S s are too few and too short to choose a strategy. On a real node, replay days of half-hour slices."
 }
 
 main() {
@@ -357,7 +357,7 @@ main() {
     headline "ScroogeVM on simulated workers; all files are in $FOLDER"
     [ -z "$INFLUXDB" ] || start_influxdb
     start_workers
-    say "  it simulates node_exporter and a libvirt exporter of 3 machines with 8 VMs each, at $BASE"
+    info "  it simulates node_exporter and a libvirt exporter of 3 machines with 8 VMs each, at $BASE"
     write_settings
     check_settings
     start vmaggreg "$PYTHON" "$HERE/vmaggreg.py"
@@ -366,22 +366,22 @@ main() {
     if [ -n "$BALLOONING" ]; then
         start vmballooning "$PYTHON" "$HERE/vmballooning.py" --dry-run
     else
-        say "  vmballooning.py does not run: libvirt-python could not be built here"
+        info "  vmballooning.py does not run: libvirt-python could not be built here"
     fi
 
     headline "Free CPU and memory of each machine by the measured usage of its VMs, every $SLICE_S s"
     until_true 60 "the first figures" estimated
-    say "The same figures are on the status page until the demo ends: $STATUS_PAGE"
+    info "The same figures are on the status page until the demo ends: $STATUS_PAGE"
     watch_figures
     show_results
 
     headline "The end"
     stop_all
-    say "  all processes are stopped"
+    info "  all processes are stopped"
     if [ -n "$KEEP" ]; then
-        say "  in $FOLDER: .env, the store, status.json, logs, trace.json; the report is $FOLDER/replay/report.html"
+        info "  in $FOLDER: .env, the store, status.json, logs, trace.json; the report is $FOLDER/replay/report.html"
     else
-        say "  $FOLDER is removed; --keep FOLDER keeps settings, store, logs and replay/report.html"
+        info "  $FOLDER is removed; --keep FOLDER keeps settings, store, logs and replay/report.html"
     fi
 }
 

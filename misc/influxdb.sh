@@ -24,8 +24,8 @@
 # the container's configuration.
 set -euo pipefail
 
-say() { printf 'influxdb: %s\n' "$*" >&2; }
-fail() { say "$2"; exit "$1"; }
+info() { printf 'influxdb: %s\n' "$*" >&2; }
+fail() { info "$2"; exit "$1"; }
 
 # unescape TEXT LETTERS: replace \\, \' and a backslash before one of the letters.
 unescape() {
@@ -213,9 +213,9 @@ set_up() {
         "$(quoted "$TOKEN")"
     response=$(printf '%s' "$body" | call POST /api/v2/setup --header 'Content-Type: application/json' --data-binary @-)
     [ "${response##*$'\n'}" = 201 ] || fail 1 "set-up refused: $(message "$response")"
-    say "set up: organisation $ORG, bucket $BUCKET, kept for $RETENTION_S s"
+    info "set up: organisation $ORG, bucket $BUCKET, kept for $RETENTION_S s"
     if [ -n "$new_token" ]; then
-        say "lines for .env:"
+        info "lines for .env:"
         printf 'INFLUXDB_URL=%s\nINFLUXDB_TOKEN=%s\nINFLUXDB_ORG=%s\nINFLUXDB_BUCKET=%s\nINFLUXDB_RETENTION_S=%s\n' \
             "$URL" "$TOKEN" "$(for_dotenv "$ORG")" "$(for_dotenv "$BUCKET")" "$RETENTION_S"
     fi
@@ -239,7 +239,7 @@ check() {
         if grep -qE '"buckets": *\[ *\]' <<<"$response"; then
             fail 1 "there is no bucket $BUCKET in organisation $ORG"
         elif [ "${retention_s:-0}" != "$RETENTION_S" ]; then
-            say "bucket $BUCKET keeps its data for ${retention_s:-0} s (0 = forever), not INFLUXDB_RETENTION_S=$RETENTION_S"
+            info "bucket $BUCKET keeps its data for ${retention_s:-0} s (0 = forever), not INFLUXDB_RETENTION_S=$RETENTION_S"
         fi
         ;;
     *) fail 1 "organisation $ORG, bucket $BUCKET: $(message "$response")" ;;
@@ -249,31 +249,31 @@ check() {
 start() {
     command -v curl >/dev/null || fail 1 "please install curl"
     case $(container_state) in
-    running) say "$NAME runs" ;;
+    running) info "$NAME runs" ;;
     stopped)
         "$ENGINE" start "$NAME" >/dev/null || fail 1 "$NAME could not be started"
-        say "$NAME starts again"
+        info "$NAME starts again"
         ;;
     absent)
         "$ENGINE" run --detach --name "$NAME" --restart unless-stopped --publish "$LISTEN:$PORT:8086" \
             --volume "$NAME:/var/lib/influxdb2" --env INFLUXD_REPORTING_DISABLED=true "$IMAGE" >/dev/null ||
             fail 1 "$NAME could not be started"
-        say "$NAME starts"
+        info "$NAME starts"
         ;;
     esac
     wait_until_healthy
     local response
     response=$(call GET /api/v2/setup)
     if grep -qE '"allowed": *true' <<<"$response"; then set_up; else check; fi
-    say "ready at $URL"
+    info "ready at $URL"
 }
 
 stop() {
     if [ "$(container_state)" = running ]; then
         "$ENGINE" stop "$NAME" >/dev/null || fail 1 "$NAME could not be stopped"
-        say "$NAME stopped; its data stays in volume $NAME"
+        info "$NAME stopped; its data stays in volume $NAME"
     else
-        say "$NAME does not run"
+        info "$NAME does not run"
     fi
 }
 
@@ -282,7 +282,7 @@ status() {
     state=$(container_state)
     [ "$state" = running ] || fail 3 "$NAME is $state"
     healthy || fail 3 "$NAME runs, but $URL does not respond"
-    say "$NAME runs and responds at $URL"
+    info "$NAME runs and responds at $URL"
 }
 
 main() {

@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 OFFLINE=(numpy msgspec rich pandas matplotlib jinja2 joblib)
 BUILD=(gcc pkg-config libvirt-dev)
 
-say() { printf 'setup: %s\n' "$*" >&2; }
+info() { printf 'setup: %s\n' "$*" >&2; }
 
 # ready WHAT: whether this set-up was completed for the present requirements.
 ready() { [ -x .venv/bin/python ] && [ "$(cat ".venv/.done-$1" 2>/dev/null)" = "$STAMP" ]; }
@@ -26,7 +26,7 @@ ready() { [ -x .venv/bin/python ] && [ "$(cat ".venv/.done-$1" 2>/dev/null)" = "
 lock() {
     exec 9>>.venv.lock
     flock --nonblock 9 || {
-        say "waiting for another set-up"
+        info "waiting for another set-up"
         flock 9
     }
 }
@@ -42,14 +42,14 @@ apt_install() {
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" -ne 0 ]; then
         as_root=(sudo -n)
-        sudo -n true 2>/dev/null || { say "please install: ${missing[*]}"; return 1; }
+        sudo -n true 2>/dev/null || { info "please install: ${missing[*]}"; return 1; }
     fi
-    command -v apt-get >/dev/null || { say "please install: ${missing[*]}"; return 1; }
-    say "installing ${missing[*]}"
+    command -v apt-get >/dev/null || { info "please install: ${missing[*]}"; return 1; }
+    info "installing ${missing[*]}"
     # RUNLEVEL=1: do not start the services of a package; the tests start what they need.
     { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null 9>&- || {
-        say "could not install: ${missing[*]}"
+        info "could not install: ${missing[*]}"
         return 1
     }
 }
@@ -57,7 +57,7 @@ apt_install() {
 interpreter() {
     local python=${PYTHON:-python3}
     command -v "$python" >/dev/null || apt_install python3 || exit 2
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { say "$python is older than Python 3.10"; exit 2; }
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { info "$python is older than Python 3.10"; exit 2; }
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         apt_install python3-venv || exit 2
     fi
@@ -69,7 +69,7 @@ make_environment() {
     python=$(interpreter)
     # An interrupted creation leaves an environment without pip.
     .venv/bin/python -c 'import pip' 2>/dev/null || {
-        say "creating .venv"
+        info "creating .venv"
         attached "$python" -m venv --clear .venv
     }
 }
@@ -86,7 +86,7 @@ without_libvirt() {
 libvirt_python() {
     apt_install "${BUILD[@]}" python3-dev || true
     pip_install "$(grep '^libvirt-python' requirements.txt)" >.venv/libvirt-python.log 2>&1 || {
-        say "libvirt-python could not be built: vmballooning.py will not run, all else is ready (.venv/libvirt-python.log)"
+        info "libvirt-python could not be built: vmballooning.py will not run, all else is ready (.venv/libvirt-python.log)"
         return 1
     }
 }
@@ -123,7 +123,7 @@ main() {
         exit 0
         ;;
     *)
-        say "usage: misc/setup.sh offline|live|all|tests"
+        info "usage: misc/setup.sh offline|live|all|tests"
         exit 2
         ;;
     esac
@@ -132,7 +132,7 @@ main() {
     lock
     ! ready "$what" || return 0
     make_environment
-    say "installing Python packages: $what"
+    info "installing Python packages: $what"
     install_packages "$what"
     for what in "${covered[@]}"; do printf '%s' "$STAMP" >".venv/.done-$what"; done
 }

@@ -46,7 +46,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """A request that a fault answers; ``page`` is the regular page, ``random`` depends on worker and time."""
+    """A request that gets a fault; ``page`` is the regular page, ``random`` depends on worker and time."""
 
     http: web.Request
     fault: Fault

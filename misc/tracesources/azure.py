@@ -109,11 +109,11 @@ def convert_azure(data: AzureOptions, options: TraceOptions, node: NodeOptions) 
     column = _AZURE_READINGS.index(f"{data.reading}cpu")
     readings = _read_azure_readings(data.readings, [vm.name for vm in selected], column)
     times = {name: np.array(read[0]) + data.epoch_start for name, read in readings.items()}
-    known = [series for series in times.values() if series.size]
-    if not known:
+    sampled = [series for series in times.values() if series.size]
+    if not sampled:
         raise ConversionError(f"{data.readings[0]}: no reading of the {len(selected)} selected VMs in these files")
-    first = min(series.min() for series in known) // options.step_s
-    last = max(series.max() for series in known) // options.step_s
+    first = min(series.min() for series in sampled) // options.step_s
+    last = max(series.max() for series in sampled) // options.step_s
     grid = Grid.within(first * options.step_s, (last + 1) * options.step_s, options)
 
     vms: dict[str, Machine] = {}

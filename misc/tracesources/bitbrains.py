@@ -39,7 +39,7 @@ _BITBRAINS_COLUMNS = (
 )
 #: Sizes in these files are 524288, 2097152, 8388608, 16777216: KB is 1024 bytes.
 _BITBRAINS_KB_PER_MB = 1024.0
-#: The header says ms, the published files hold seconds; 1e11 is 1973 in ms and the year 5138 in seconds.
+#: The header has ms, the published files have seconds; 1e11 is 1973 in ms and the year 5138 in seconds.
 _MILLISECONDS_FROM = 1e11
 #: 1973 to 2286.
 _PLAUSIBLE_TIMES_S = (1e8, 1e10)

@@ -267,15 +267,15 @@ def fill_gaps(samples: FloatArray, present: BoolArray, longest: int) -> FloatArr
     A gap longer than ``longest`` steps stays empty from its first step: it is unknown how long the last sample
     was valid. A sample is never carried over a time when the machine did not run.
     """
-    known = ~np.isnan(samples) & present
-    if not known.any():
+    valid = ~np.isnan(samples) & present
+    if not valid.any():
         return np.full(samples.size, np.nan)
     steps = np.arange(samples.size)
-    ends = known | ~present
+    ends = valid | ~present
     before = np.maximum.accumulate(np.where(ends, steps, -1))
     after = np.minimum.accumulate(np.where(ends, steps, samples.size)[::-1])[::-1]
-    short = ~ends & (after - before - 1 <= longest) & (before >= 0) & known[before]
-    return np.where(known, samples, np.where(short, samples[before], np.nan))
+    short = ~ends & (after - before - 1 <= longest) & (before >= 0) & valid[before]
+    return np.where(valid, samples, np.where(short, samples[before], np.nan))
 
 
 def binned_means(index: IndexArray, samples: FloatArray, steps: int) -> FloatArray:
@@ -329,14 +329,14 @@ def _summed(
         See :class:`NodeOptions`. A VM without any sample does not count.
     """
     steps = parts[0][0].size
-    total, configured, known = np.full(steps, overhead), np.zeros(steps), np.zeros(steps)
+    total, configured, sampled = np.full(steps, overhead), np.zeros(steps), np.zeros(steps)
     for present, config, usage in parts:
         if np.isnan(usage).all():
             continue
         size = np.where(present, np.nan_to_num(carried_forward(config)), 0.0)
-        configured, known = configured + size, known + np.where(np.isnan(usage), 0.0, size)
+        configured, sampled = configured + size, sampled + np.where(np.isnan(usage), 0.0, size)
         total += np.nan_to_num(usage)
-    return np.where(known < least_known * configured, np.nan, total)
+    return np.where(sampled < least_known * configured, np.nan, total)
 
 
 def put_on_node(

@@ -146,6 +146,10 @@ def calls(fake: Path) -> list[str]:
     return (fake / "calls").read_text().splitlines()
 
 
+def unused_url() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
 def url(influx: Any) -> str:
     return f"http://127.0.0.1:{influx.server_address[1]}"
 
@@ -236,7 +240,7 @@ def test_stop_and_status_report_the_state(run: Run, fake: Path, influx: Any) -> 
     assert "docker stop scroogevm-influxdb" not in calls(fake)
     (fake / "state").write_text("true\n")
     assert run("status", **settings).returncode == 0
-    assert run("status", INFLUXDB_URL="http://127.0.0.1:1").returncode == 3
+    assert run("status", INFLUXDB_URL=unused_url()).returncode == 3
     assert run("stop", **settings).returncode == 0
     assert "docker stop scroogevm-influxdb" in calls(fake)
     assert run("status", **settings).returncode == 3
@@ -261,12 +265,12 @@ def test_engine_that_does_not_respond_is_one_line(run: Run, fake: Path) -> None:
 
 
 def test_waiting_is_bounded_and_ends_with_the_container(run: Run, fake: Path) -> None:
-    done = run(INFLUXDB_URL="http://127.0.0.1:1", INFLUXDB_WAIT_S="1")
+    done = run(INFLUXDB_URL=unused_url(), INFLUXDB_WAIT_S="1")
     assert done.returncode == 1
     assert "does not respond after 1 s" in done.stderr
     (fake / "state").write_text("none\n")
     (fake / "broken").touch()
-    done = run(INFLUXDB_URL="http://127.0.0.1:1", INFLUXDB_WAIT_S="80")
+    done = run(INFLUXDB_URL=unused_url(), INFLUXDB_WAIT_S="80")
     assert done.returncode == 1
     assert "docker logs scroogevm-influxdb" in done.stderr
 
@@ -299,10 +303,11 @@ def test_invalid_setting_is_one_line_before_anything_is_started(
 
 
 def test_it_listens_beyond_loopback_only_if_set_to(run: Run, fake: Path) -> None:
-    settings = {"INFLUXDB_URL": "http://0.0.0.0:1", "INFLUXDB_WAIT_S": "0"}
+    port = free_port()
+    settings = {"INFLUXDB_URL": f"http://0.0.0.0:{port}", "INFLUXDB_WAIT_S": "0"}
     assert run(**settings).returncode == 2
     run(**settings, INFLUXDB_LISTEN="0.0.0.0")
-    assert [line for line in calls(fake) if "--publish 0.0.0.0:1:8086 " in line]
+    assert [line for line in calls(fake) if f"--publish 0.0.0.0:{port}:8086 " in line]
 
 
 @pytest.mark.parametrize("arguments", [("restart",), ("start", "now")])
@@ -414,7 +419,7 @@ def test_shellcheck_reports_nothing() -> None:
 
 @pytest.mark.skipif(shutil.which("influxd") is None, reason="influxd is not installed")
 def test_real_influxdb_is_set_up_and_keeps_its_data_over_a_stop(run: Run, fake: Path) -> None:
-    base = f"http://127.0.0.1:{free_port()}"
+    base = unused_url()
     settings = {
         "INFLUXD": str(shutil.which("influxd")),
         "INFLUXDB_URL": base,

@@ -87,7 +87,7 @@ def history() -> str:
     here = {"instance": "w1:9177", "job": "libvirt"}
 
     def while_up(value: Callable[[int], float | None]) -> Callable[[int], float | None]:
-        """The exporter does not answer from half past twelve to a quarter to one."""
+        """The exporter does not respond from half past twelve to a quarter to one."""
         return lambda t: None if 1800 <= t < 2700 else value(t)
 
     def domain(name: str, vcpus: int, gb: int, rate: float, **more: Callable[[int], float | None]) -> None:

@@ -1,4 +1,4 @@
-"""Real servers for the tests: started on free ports with throwaway folders, stopped by their pid."""
+"""Real servers for the tests: on free ports, in temporary folders, ended by their pid."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ import pytest
 
 from model.store.settings import InfluxSettings
 
-TOKEN = "a-token-of-the-tests-alone"
+TOKEN = "a-token-for-tests"
 ORG = "scroogevm"
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def wait_for(ready: Callable[[], Any], seconds: float = 30.0, every: float = 0.05) -> Any:
-    """What ``ready`` answers once that is not false; the test fails when it never is."""
+    """Wait for a true result of ``ready`` and return it; the test fails if there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            answer = ready()
-            if answer:
-                return answer
+            result = ready()
+            if result:
+                return result
         time.sleep(every)
     raise AssertionError(f"not within {seconds} s: {ready}")
 
@@ -57,7 +57,7 @@ def fetch(url: str, data: Any = None, token: str | None = None, timeout: float =
 
 
 class Influxd:
-    """A real InfluxDB of ours, which can be killed and started again on its data."""
+    """A real InfluxDB that can be killed and started again on its data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Influxd:
             *("--sqlite-path", self.folder / "sqlite", "--log-level", "error"),
         ]
         self._process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [str(argument) for argument in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         health = wait_for(self._healthy, 60)
         self.version = json.loads(health).get("version", "?")
@@ -95,7 +95,7 @@ class Influxd:
 
 
 class Container(Influxd):
-    """The same in a container, where there is no influxd but a docker."""
+    """The same in a container, for machines with docker and without influxd."""
 
     def start(self) -> None:
         command = [
@@ -117,7 +117,7 @@ class Container(Influxd):
         subprocess.run(["docker", "kill", self._name], capture_output=True, timeout=60, check=False)
 
 
-def engine_answers() -> bool:
+def engine_responds() -> bool:
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "info"], capture_output=True, timeout=60, check=False).returncode == 0
@@ -137,15 +137,15 @@ def make_bucket(url: str, token: str, org: str, name: str, retention_s: int = 0)
 
 @contextlib.contextmanager
 def influx_server(folder: Path) -> Iterator[tuple[str, str, str, Influxd | None]]:
-    """URL, token and organisation of a real server: one that is named, or one of our own."""
-    named = os.environ.get("SCROOGEVM_TEST_INFLUXDB_URL")
-    if named:
+    """URL, token and organisation of a real server: the configured one, or one started here."""
+    configured = os.environ.get("SCROOGEVM_TEST_INFLUXDB_URL")
+    if configured:
         environ = os.environ
-        yield named, environ["SCROOGEVM_TEST_INFLUXDB_TOKEN"], environ["SCROOGEVM_TEST_INFLUXDB_ORG"], None
+        yield configured, environ["SCROOGEVM_TEST_INFLUXDB_TOKEN"], environ["SCROOGEVM_TEST_INFLUXDB_ORG"], None
         return
-    server = Influxd(folder) if shutil.which("influxd") else Container(folder) if engine_answers() else None
+    server = Influxd(folder) if shutil.which("influxd") else Container(folder) if engine_responds() else None
     if server is None:
-        pytest.skip("no InfluxDB: neither SCROOGEVM_TEST_INFLUXDB_URL, nor influxd on PATH, nor a docker that answers")
+        pytest.skip("no InfluxDB: neither SCROOGEVM_TEST_INFLUXDB_URL, nor influxd on PATH, nor a docker that responds")
     server.start()
     try:
         server.set_up()
@@ -155,7 +155,7 @@ def influx_server(folder: Path) -> Iterator[tuple[str, str, str, Influxd | None]
 
 
 class PlacementServer:
-    """A real OpenStack Placement of ours without Keystone: it takes "admin" for a token."""
+    """A real OpenStack Placement without Keystone: "admin" is its token."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -168,7 +168,7 @@ class PlacementServer:
         )
 
     def start(self) -> None:
-        # One thread: several lock each other out of SQLite, which is a status of 500.
+        # One thread: several block each other in SQLite, which gives status 500.
         command = [sys.executable, "-m", "waitress", f"--listen=127.0.0.1:{self.port}", "--threads=1"]
         self._process = subprocess.Popen(
             [*command, "placement.wsgi.api:application"],
@@ -193,7 +193,7 @@ class PlacementServer:
         self._process.send_signal(signal.SIGCONT)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """What it answers; the test fails when it refuses."""
+        """Call the API and return the JSON of the response; raises on an error status."""
         headers = {
             "X-Auth-Token": "admin",
             "OpenStack-API-Version": "placement 1.39",
@@ -206,7 +206,7 @@ class PlacementServer:
         return json.loads(text) if text else None
 
     def provider(self, name: str, **inventories: dict[str, Any]) -> str:
-        """Make a provider; its UUID."""
+        """Create a provider and return its UUID."""
         provider = str(self.call("POST", "/resource_providers", {"name": name})["uuid"])
         body = {"resource_provider_generation": 0, "inventories": inventories}
         self.call("PUT", f"/resource_providers/{provider}/inventories", body)
@@ -220,7 +220,7 @@ class PlacementServer:
 def placement_server(folder: Path) -> Iterator[PlacementServer]:
     missing = [name for name in ("placement", "waitress") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"no OpenStack Placement: {' and '.join(missing)} can't be imported")
+        pytest.skip(f"no OpenStack Placement: {' and '.join(missing)} cannot be imported")
     server = PlacementServer(folder)
     try:
         server.start()

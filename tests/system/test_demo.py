@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, bare_environment
-from tests.support.servers import fetch, wait_for
+from tests.support.servers import fetch, free_port, wait_for
 
 SCRIPT = ROOT / "misc" / "demo.sh"
 WAIT_S = 240
@@ -352,9 +352,10 @@ def test_missing_influxdb_is_one_line(demo: Demo) -> None:
 
 
 def test_influxdb_that_does_not_respond_is_reported(demo: Demo) -> None:
-    demo.environment |= {"INFLUXDB_URL": "http://127.0.0.1:1", "INFLUXDB_TOKEN": "s3cr3t"}
+    url = f"http://127.0.0.1:{free_port()}"
+    demo.environment |= {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": "s3cr3t"}
     done = demo.run("--influxdb")
     assert done.returncode == 2
-    assert "demo: --influxdb: InfluxDB at http://127.0.0.1:1 cannot be used" in done.stderr
+    assert f"demo: --influxdb: InfluxDB at {url} cannot be used" in done.stderr
     assert "s3cr3t" not in done.stdout + done.stderr
     demo.assert_nothing_stays()

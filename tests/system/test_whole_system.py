@@ -1,4 +1,4 @@
-"""All programs at once: real processes, real sockets, real stores; what is published in spite of every fault."""
+"""All programs together: real processes, sockets and stores; published figures despite faults."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.servers import fetch, influx_server, make_bucket, settings_of
 
 SLICE_S, POSITIONS, HISTORICAL = 2, 2, 1
 SETTLE_S = 0.5
-#: The first one is published; it forgets what is older than its window, the others do not.
+#: The first one is published; its forecast depends on its window only, those of the others on all earlier slices.
 STRATEGIES = ("percentile", "scroogevm", "rclike")
 
 Environment = dict[str, str]
@@ -53,7 +53,7 @@ def env(tmp_path: Path) -> Environment:
 
 
 class Daemon:
-    """A program of ours that can be killed and started again; what all its lives said is in one file."""
+    """A daemon that can be killed and started again; all its runs log to one file."""
 
     def __init__(self, env: Environment, folder: Path, name: str, *arguments: str) -> None:
         self.log = folder / f"{name}.log"
@@ -87,14 +87,16 @@ class Daemon:
 
 
 class Watch:
-    """Looks at the status file and into the store all the time, and keeps what it saw and when.
+    """Polls status file and store, and keeps the published figures and the samples with their times.
 
     Attributes
     ----------
     published : dict
         By node and end of the slice: (state, free_cpu, free_mem).
     samples : dict
-        By node: time of each tick, ms, and when it was first seen in the store, Unix seconds.
+        By node: time of each sample, ms, and when it was first read from the store, Unix seconds.
+    changed : list of str
+        Figures of a slice that were published twice with different values.
     """
 
     def __init__(self, path: Path, nodes: list[str], open_store: Callable[[], Store]) -> None:
@@ -103,7 +105,7 @@ class Watch:
         self.changed: list[str] = []
         self._path, self._open_store = path, open_store
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._ask)]
+        self._threads = [threading.Thread(target=self._poll_status), threading.Thread(target=self._poll_store)]
 
     def __enter__(self) -> Watch:
         for thread in self._threads:
@@ -115,29 +117,29 @@ class Watch:
         for thread in self._threads:
             thread.join()
 
-    def _read(self) -> None:
+    def _poll_status(self) -> None:
         while not self._stop.wait(0.05):
             with contextlib.suppress(FileNotFoundError):
-                for node, said in strict_json(self._path.read_bytes()).items():
-                    if said["state"] == "ok":
-                        key, figures = (node, said["slice_end"]), ("ok", said["free_cpu"], said["free_mem"])
+                for node, status in strict_json(self._path.read_bytes()).items():
+                    if status["state"] == "ok":
+                        key, figures = (node, status["slice_end"]), ("ok", status["free_cpu"], status["free_mem"])
                         if self.published.setdefault(key, figures) != figures:
                             self.changed.append(f"{key}: {self.published[key]}, then {figures}")
 
-    def _ask(self) -> None:
+    def _poll_store(self) -> None:
         store, since_ms = self._open_store(), int(time.time() - 10) * 1000
         while not self._stop.wait(0.15):
             for node, seen in self.samples.items():
                 with contextlib.suppress(StoreUnavailable):
                     until_ms = int(time.time() * 1000) + 10_000
-                    found = store.read(node, since_ms, until_ms, ("cpu",), domains=False).node.time_ms
+                    times = store.read(node, since_ms, until_ms, ("cpu",), domains=False).node.time_ms
                     now_s = time.time()
-                    for time_ms in found.tolist():
+                    for time_ms in times.tolist():
                         seen.setdefault(time_ms, now_s)
         store.close()
 
     def complete(self, node: str, end_s: float) -> bool:
-        """Whether all samples that count for a figure were in the store when the slices they are of were read."""
+        """Whether all samples of the window were in the store when their slices were read."""
         first_ms = (end_s - SLICE_S * POSITIONS * (HISTORICAL + 1)) * 1000
         return all(
             seen_s <= _end_of_slice_s(time_ms) + SETTLE_S
@@ -151,7 +153,7 @@ def _end_of_slice_s(time_ms: int) -> int:
 
 
 class Sqlite:
-    """The embedded store; its trouble is somebody who locks it."""
+    """The embedded store; its fault is a lock of another process."""
 
     def __init__(self, env: Environment) -> None:
         self._path = Path(env["STORE_PATH"])
@@ -159,7 +161,7 @@ class Sqlite:
     def open(self) -> Store:
         return SqliteStore(self._path, 86400)
 
-    def trouble(self) -> None:
+    def fail(self) -> None:
         locking = sqlite3.connect(self._path, isolation_level=None)
         locking.execute("BEGIN IMMEDIATE")
         time.sleep(2)
@@ -168,12 +170,12 @@ class Sqlite:
 
 
 class Influx:
-    """A real InfluxDB; its trouble is that it is killed, and started a while later."""
+    """A real InfluxDB; its fault is a kill, and a start some time later."""
 
     def __init__(self, env: Environment, opened: contextlib.ExitStack, folder: Path) -> None:
         url, token, org, server = opened.enter_context(influx_server(folder))
         if server is None:
-            pytest.skip("only a server of our own may be killed")
+            pytest.skip("a configured server is not killed")
         make_bucket(url, token, org, "whole")
         env |= {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": token, "INFLUXDB_ORG": org, "INFLUXDB_BUCKET": "whole"}
         env["INFLUXDB_TIMEOUT_S"] = "2"
@@ -182,7 +184,7 @@ class Influx:
     def open(self) -> Store:
         return InfluxStore(self._settings)
 
-    def trouble(self) -> None:
+    def fail(self) -> None:
         self._server.kill()
         time.sleep(3)
         self._server.start()
@@ -204,35 +206,37 @@ def states(env: Environment) -> list[str]:
     return [node["state"] for node in strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()]
 
 
-def ticks_of(store: Store, node: str) -> list[int]:
+def sample_times(store: Store, node: str) -> list[int]:
     now_ms = int(time.time() * 1000)
-    found: list[int] = store.read(
+    times: list[int] = store.read(
         node, now_ms - 600_000, now_ms + 10_000, ("cpu",), domains=False
     ).node.time_ms.tolist()
-    return found
+    return times
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "influxdb"])
-def test_what_is_published_is_what_an_undisturbed_run_would_have(kind: str, env: Environment, tmp_path: Path) -> None:
-    """Each daemon is killed, the store is away, a worker and a VM leave; then the store is replayed from end to end."""
+def test_figures_equal_those_of_a_replay_despite_killed_daemons_and_a_failing_store(
+    kind: str, env: Environment, tmp_path: Path
+) -> None:
+    """Each daemon is killed, the store fails, a worker and a VM leave; then the stored samples are replayed."""
     with contextlib.ExitStack() as opened:
         backend = Sqlite(env) if kind == "sqlite" else Influx(env, opened, tmp_path / "influxd")
         fakes = opened.enter_context(in_thread(Plan(workers=3, vms=5, probe_delay_ms=200, stats_period_s=1)))
         nodes = [fakes.url(i) for i in range(3)]
         env["AGGREG_STUB_LIST"] = json.dumps(fakes.stubs())
 
-        def happens(worker: int, fault: str) -> None:
+        def inject(worker: int, fault: str) -> None:
             assert fetch(f"{fakes.base_url}/control", {"worker": worker, "fault": fault})[0] == 200
 
-        def all_are_ok() -> None:
-            """All nodes have a figure of a slice that ends from now on."""
-            begun_s = time.time()
+        def wait_until_all_ok() -> None:
+            """Wait until all nodes have a figure of a slice that ends after the call."""
+            called_s = time.time()
 
-            def there() -> bool:
-                said = strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()
-                return all(node["state"] == "ok" and node["slice_end"] >= begun_s for node in said)
+            def all_ok() -> bool:
+                nodes = strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()
+                return all(node["state"] == "ok" and node["slice_end"] >= called_s for node in nodes)
 
-            wait_for(there, 60)
+            wait_for(all_ok, 60)
 
         aggregator = opened.enter_context(Daemon(env, tmp_path, "vmaggreg.py"))
         wait_for(lambda: kind == "influxdb" or Path(env["STORE_PATH"]).exists())
@@ -240,40 +244,40 @@ def test_what_is_published_is_what_an_undisturbed_run_would_have(kind: str, env:
         estimator = opened.enter_context(
             Daemon(env, tmp_path, "scroogevm.py", "-s", ",".join(STRATEGIES), "-d", "1", "-o", str(tmp_path))
         )
-        all_are_ok()
+        wait_until_all_ok()
 
         aggregator.kill()
         aggregator.start()
-        happens(0, "vm-leaves")
-        all_are_ok()
+        inject(0, "vm-leaves")
+        wait_until_all_ok()
 
         estimator.kill()
         time.sleep(SLICE_S + 0.5)
         estimator.start()
-        all_are_ok()
+        wait_until_all_ok()
 
-        backend.trouble()
-        all_are_ok()
+        backend.fail()
+        wait_until_all_ok()
 
-        happens(1, "500")
+        inject(1, "500")
         wait_for(lambda: states(env) == ["ok", "stale", "ok"], 60)
-        happens(1, "none")
-        happens(0, "vm-returns")
+        inject(1, "none")
+        inject(0, "vm-returns")
         estimator.kill()
         estimator.start()
-        all_are_ok()
+        wait_until_all_ok()
         assert estimator.end() == 0, estimator.log.read_text()
         assert aggregator.end() == 0, aggregator.log.read_text()
         store = backend.open()
-        stored = {node: ticks_of(store, node) for node in nodes}
+        stored = {node: sample_times(store, node) for node in nodes}
         store.close()
 
         for node in nodes:
             lost = watch.samples[node].keys() - set(stored[node])
-            assert not lost, "what was in the store once is there"
+            assert not lost, "a stored sample was lost"
             compare(env, tmp_path, node, watch)
-        assert watch.changed == [], "what was published of a slice does not change"
-        # The fault of one worker is that of no other; while the store was away, all that was scraped waited.
+        assert watch.changed == [], "published figures of a slice have changed"
+        # A failing worker does not affect others; samples were queued while the store failed.
         assert longest_gap_s(stored[nodes[1]]) > 1.5
         assert max(longest_gap_s(stored[nodes[0]]), longest_gap_s(stored[nodes[2]])) < 10
 
@@ -283,35 +287,37 @@ def longest_gap_s(times_ms: list[int]) -> float:
 
 
 def compare(env: Environment, folder: Path, node: str, watch: Watch) -> None:
-    """What was seen in the status file, and what the dump says, with a replay of what is in the store."""
+    """Compare the published figures and the dump of the daemon with a replay of the stored samples."""
     (path,) = folder.glob(f"dump-{node.replace('/', '')}_*.json")
     live = {dump.strategy: dump for dump in read_dumps(path)}
     assert tuple(live) == STRATEGIES
     epoch = live[STRATEGIES[0]].epoch
-    assert np.array_equal(np.diff(epoch), np.full(len(epoch) - 1, SLICE_S)), "no slice was left out"
+    assert np.array_equal(np.diff(epoch), np.full(len(epoch) - 1, SLICE_S)), "a slice is missing"
     trace, results = folder / "trace.json", folder / f"results-{abs(hash(node))}"
     period = (f"--since={epoch[0] - SLICE_S:.0f}", f"--until={epoch[-1]:.0f}", f"--url={json.dumps([node])}")
     run(env, f"--export={trace}", *period)
     run(env, f"--load={trace}", f"--strategy={','.join(STRATEGIES)}", f"--output={results}")
     whole = [watch.complete(node, end_s) for end_s in epoch]
-    undisturbed = {name: read_dumps(results / f"dump-{name}.json")[0] for name in STRATEGIES}
+    replayed = {name: read_dumps(results / f"dump-{name}.json")[0] for name in STRATEGIES}
     for name in STRATEGIES:
-        assert np.array_equal(undisturbed[name].epoch, epoch)
-        # Who never forgets is compared up to the first sample that came too late.
+        assert np.array_equal(replayed[name].epoch, epoch)
+        # Strategies that depend on all slices are comparable up to the first late sample.
         until = len(epoch) if all(whole) else whole.index(False)
-        chosen = np.array(whole) if name == STRATEGIES[0] else np.arange(len(epoch)) < until
+        comparable = np.array(whole) if name == STRATEGIES[0] else np.arange(len(epoch)) < until
         for resource in ("cpu", "mem"):
-            said, expected = (one[name].histories[resource].published for one in (live, undisturbed))
-            np.testing.assert_array_equal(said[chosen], expected[chosen], f"{name} {resource} {node} {whole}")
-    seen = {end_s: figures for (of, end_s), figures in watch.published.items() if of == node}
-    assert len(seen) > len(epoch) / 3
-    both = [undisturbed[STRATEGIES[0]].histories[resource].published for resource in ("cpu", "mem")]
+            published, expected = (dumps[name].histories[resource].published for dumps in (live, replayed))
+            np.testing.assert_array_equal(
+                published[comparable], expected[comparable], f"{name} {resource} {node} {whole}"
+            )
+    published = {end_s: figures for (name, end_s), figures in watch.published.items() if name == node}
+    assert len(published) > len(epoch) / 3
+    resources = [replayed[STRATEGIES[0]].histories[resource].published for resource in ("cpu", "mem")]
     compared = 0
-    for end_s, (_, *figures) in seen.items():
+    for end_s, (_, *figures) in published.items():
         k = bisect.bisect_left(epoch, end_s)
-        assert epoch[k] == end_s, "what was published is in the dump"
+        assert epoch[k] == end_s, "a published slice is not in the dump"
         if whole[k]:
-            assert figures == [one[k] for one in both], f"{node} at {end_s}"
+            assert figures == [series[k] for series in resources], f"{node} at {end_s}"
             compared += 1
     assert compared >= 3
 
@@ -323,12 +329,12 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture
-def hoarder() -> Iterator[Guest]:
-    """A guest that has used 300 MB once and uses 70 now; what it had is still resident on the host."""
+def idle_guest() -> Iterator[Guest]:
+    """A guest that has used 300 MB and uses 70 MB now; the rest is still resident on the host."""
     if reason := missing():
         pytest.skip(f"no real guests here: {reason}")
     with Host() as host:
-        guest = host.boot("hoarder", FULL_MB)
+        guest = host.boot("idle-guest", FULL_MB)
         guest.run("fill 300")
         guest.run("unfill")
         wait_for(lambda: guest.stats().get("unused", 0) > 400 * 1024)
@@ -336,10 +342,10 @@ def hoarder() -> Iterator[Guest]:
 
 
 def page_of(guest: Guest) -> bytes:
-    """What vmprobe would write of this machine and its one guest."""
+    """The page of vmprobe for this machine and its guest."""
     with guest.host.connection() as connection:
         domain = connection.lookupByName(guest.name)
-        said, (_, _, _, vcpus, cpu_ns) = domain.memoryStats(), domain.info()
+        memory_stats, (_, _, _, vcpus, cpu_ns) = domain.memoryStats(), domain.info()
         del domain
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     user, nice, system, idle, iowait, *_ = (
@@ -357,18 +363,21 @@ def page_of(guest: Guest) -> bytes:
         "global_memory_available": int(memory["MemAvailable"].split()[0]),
         f"domain_{guest.name}_cpu_alloc": vcpus,
         f"domain_{guest.name}_cpu_cputime": cpu_ns,
-        f"domain_{guest.name}_memory_alloc": said["actual"],
-        **{f"domain_{guest.name}_memory_{name}": said[name] for name in ("available", "unused", "usable", "rss")},
-        f"domain_{guest.name}_memory_last_update": said["last_update"],
-        f"domain_{guest.name}_memory_majorfault": said["major_fault"],
-        f"domain_{guest.name}_memory_minorfault": said["minor_fault"],
+        f"domain_{guest.name}_memory_alloc": memory_stats["actual"],
+        **{
+            f"domain_{guest.name}_memory_{name}": memory_stats[name]
+            for name in ("available", "unused", "usable", "rss")
+        },
+        f"domain_{guest.name}_memory_last_update": memory_stats["last_update"],
+        f"domain_{guest.name}_memory_majorfault": memory_stats["major_fault"],
+        f"domain_{guest.name}_memory_minorfault": memory_stats["minor_fault"],
     }
     return "".join(f"vmprobe_{name} {value}\n" for name, value in metrics.items()).encode()
 
 
 @contextlib.contextmanager
 def probed(guest: Guest, folder: Path) -> Iterator[None]:
-    """As long as the block lasts, a file for node_exporter's textfile collector is written each second."""
+    """Write a file for the textfile collector of node_exporter each second as long as the block runs."""
     import libvirt
 
     stop = threading.Event()
@@ -388,17 +397,19 @@ def probed(guest: Guest, folder: Path) -> Iterator[None]:
         writer.join()
 
 
-def test_memory_of_a_real_guest_goes_all_the_way_round(env: Environment, hoarder: Guest, tmp_path: Path) -> None:
-    """From the guest over node_exporter, aggregator and store to its balloon; its node is published too."""
+def test_memory_of_a_real_guest_is_measured_published_and_reclaimed(
+    env: Environment, idle_guest: Guest, tmp_path: Path
+) -> None:
+    """From the guest over node_exporter, aggregator and store to its balloon."""
     folder = tmp_path / "textfile"
     folder.mkdir()
     with contextlib.ExitStack() as opened:
-        opened.enter_context(probed(hoarder, folder))
+        opened.enter_context(probed(idle_guest, folder))
         url = opened.enter_context(exporter(NODE_EXPORTER, f"--collector.textfile.directory={folder}"))
         env |= {
             "AGGREG_STUB_LIST": json.dumps([[url, "vmprobe"]]),
             "AGGREG_FETCH_DELAY": "0.5",
-            "LIBVIRT_NODES": json.dumps({url: hoarder.host.uri}),
+            "LIBVIRT_NODES": json.dumps({url: idle_guest.host.uri}),
             "SCHED_SCOPE_SLICE_S": "4",
             "SCHED_SCOPE_S": "4",
             "BALLOONING_SCOPE_S": "30",
@@ -417,7 +428,7 @@ def test_memory_of_a_real_guest_goes_all_the_way_round(env: Environment, hoarder
             return node if [node[part]["state"] for part in ("cpu", "mem")] == ["ok", "ok"] else None
 
         wait_for(published, 60)
-        before_mb = hoarder.rss_mb()
+        before_mb = idle_guest.rss_mb()
         assert before_mb > 400
         done = subprocess.run(
             [sys.executable, ROOT / "vmballooning.py", "--once", "-d", "1"],
@@ -428,18 +439,18 @@ def test_memory_of_a_real_guest_goes_all_the_way_round(env: Environment, hoarder
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert before_mb - hoarder.rss_mb() > 150, done.stderr
-        assert hoarder.balloon_mb() == FULL_MB
-        assert hoarder.run("fill 300; du -m /tmp/fill | cut -f1") == "300", "it has all of its memory again"
+        assert before_mb - idle_guest.rss_mb() > 150, done.stderr
+        assert idle_guest.balloon_mb() == FULL_MB
+        assert idle_guest.run("fill 300; du -m /tmp/fill | cut -f1") == "300", "the guest has all of its memory again"
         node = wait_for(published)
         assert (node["cpu"]["config"], node["cpu"]["booked"]) == (os.cpu_count(), 1)
         assert node["mem"]["booked"] <= FULL_MB
         assert 0 <= node["free_cpu"] <= node["cpu"]["config"]
         assert 0 < node["free_mem"] < node["mem"]["config"]
-        # The aggregator has seen the same of it as we have.
+        # The stored resident memory shows the same.
         store = SqliteStore(Path(env["STORE_PATH"]), 86400)
         now_ms = int(time.time() * 1000)
-        rss_mb = store.read(url, now_ms - 120_000, now_ms, ("mem_rss",)).domains[hoarder.name].fields["mem_rss"]
+        rss_mb = store.read(url, now_ms - 120_000, now_ms, ("mem_rss",)).domains[idle_guest.name].fields["mem_rss"]
         store.close()
         assert rss_mb.max() > 400
         assert rss_mb.max() - rss_mb.min() > 150

@@ -352,7 +352,7 @@ def test_fault_ends_after_its_requests_or_seconds(fakes: FakeWorkers, clock: Clo
     ids=str,
 )
 def test_invalid_order_is_rejected_and_changes_nothing(fakes: FakeWorkers, order: Any) -> None:
-    status, answer = control(fakes, **order)
+    status, response = control(fakes, **order)
     assert status == 400
-    assert answer["error"]
+    assert response["error"]
     assert json.loads(get(fakes, "/control")[1])["faults"] == {}
