@@ -16,7 +16,7 @@ PACKAGES = {
 #: The modules whose job is to print.
 PRINTING = {
     *("cli/main.py", "cli/parser.py", "cli/tables.py", "commands/configuration.py", "commands/scroogevm.py"),
-    *("ballooning/check.py", "ballooning/daemon.py", "replay/command.py", "replay/tables.py"),
+    *("evaluation/command.py", "replay/command.py"),
 }
 
 
