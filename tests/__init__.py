@@ -1,1 +1,1 @@
-"""What ScroogeVM promises, a file per behaviour."""
+"""Tests by kind: unit, integration (real servers), system (whole programs); support code."""

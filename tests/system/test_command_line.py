@@ -134,7 +134,7 @@ def on_terminal(columns: int, *arguments: str, **settings: str) -> str:
         env={**env, "TERM": "xterm", **settings},
     ) as process:
         os.close(theirs)
-        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        with contextlib.suppress(OSError):  # a terminal whose other side is closed
             while piece := os.read(ours, 65536):
                 shown += piece
     os.close(ours)
@@ -143,7 +143,7 @@ def on_terminal(columns: int, *arguments: str, **settings: str) -> str:
 
 
 @pytest.mark.parametrize(("columns", "name_width"), [(80, 12), (100, 24), (160, 41)])
-def test_status_on_a_terminal_of_any_width_tells_every_node_and_figure(
+def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
     columns: int, name_width: int, tmp_path: Path
 ) -> None:
     """Names are folded where there is no room, and what can be done without is left out."""
@@ -236,7 +236,7 @@ def test_stability_is_a_choice(scroogevm: Run, tmp_path: Path) -> None:
     assert flags == {"always": [False] * 4 + [True] * 2, "never": [False] * 6}
 
 
-def test_debug_tells_each_scope_on_stderr(scroogevm: Run) -> None:
+def test_debug_logs_each_scope_on_stderr(scroogevm: Run) -> None:
     done = scroogevm("-l", TINY, "-s", "borg,doa", "-d", "1")
     assert len(done.stderr.splitlines()) == 6 * 2
     assert "scope 1 borg: 4 VMs, booked 10.0 cores 27648 MB" in done.stderr
@@ -440,7 +440,7 @@ def test_interruption_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals
 
 
 def test_interruption_is_not_lost_in_a_destructor() -> None:
-    """Where an error ends nothing, and is told with a traceback."""
+    """An exception in a destructor is printed and dropped."""
     program = """
 import os, signal, sys, time
 from model.cli.main import interruptible
