@@ -150,6 +150,8 @@ def test_call_to_a_frozen_host_takes_the_time_limit_and_succeeds_after_thaw(host
     finally:
         host.thaw()
     assert wait_for(lambda: is_available(hypervisor))
+    # Else the garbage collector closes the connection during the next test, in the thread that it interrupts.
+    hypervisor.close()
 
 
 def test_host_that_freezes_while_connecting_is_available_after_thaw(host: Host) -> None:
