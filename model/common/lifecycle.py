@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from .errors import SettingsError
+from .errors import SettingsError, UsageError
 from .logs import EVENT
+from .threads import start_thread
 
 LOG = logging.getLogger("scroogevm")
 
@@ -74,19 +76,27 @@ class StopRequest:
 def handle_signals() -> StopRequest:
     """Install the signal handlers of a daemon: SIGINT and SIGTERM stop, a second one ends at once, SIGHUP reloads."""
     request = StopRequest()
+    # Event.set() in a handler deadlocks when it interrupts Event.wait() of the same event: a thread calls it instead.
+    arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def forward() -> None:
+        while True:
+            arrived.get()
+            request.set()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         request.terminated = True
         for number in _STOPPING:
             # Not Python's own handler, which prints a traceback.
             signal.signal(number, signal.SIG_DFL)
-        request.set()
+        arrived.put(None)
 
     def reload(_number: int, _frame: FrameType | None) -> None:
         if not request.is_set():
             request.reload = True
-            request.set()
+            arrived.put(None)
 
+    start_thread("signals", forward)
     for number in _STOPPING:
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, reload)
@@ -123,8 +133,9 @@ def raise_on_signals() -> threading.Event:
 def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) -> int:
     """Run a daemon until it is stopped; the exit code.
 
-    SIGHUP ends the run cleanly and starts the next one with the settings as they are then. Settings that are wrong
-    by then are logged, and the daemon goes on with those it had.
+    SIGHUP ends the run cleanly and starts the next one with the settings as they are then. Settings that are wrong by
+    then, or that cannot be used (a port that is taken, a file that is refused), are logged, and the daemon continues
+    with those it had.
 
     Parameters
     ----------
@@ -135,24 +146,36 @@ def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) ->
 
     Raises
     ------
-    SettingsError
-        When the settings are wrong at the start.
+    SettingsError, UsageError
+        When the settings are wrong, or cannot be used, at the start.
     """
     request = handle_signals()
     settings = load()
+    previous: S | None = None
     while True:
-        code = serve(settings, request)
+        try:
+            code = serve(settings, request)
+        except UsageError as error:
+            if previous is None:
+                raise
+            _log_refused_reload(str(error).splitlines())
+            settings, previous = previous, None
+            continue
         if request.terminated or not request.reload:
             return code
         request.clear()
         try:
-            settings = load()
+            settings, previous = load(), settings
         except SettingsError as error:
-            for fault in error.faults:
-                LOG.error("reload: %s", fault)
-            LOG.error("reload: the settings are wrong, the daemon continues with the previous ones")
+            _log_refused_reload(error.faults)
         else:
             LOG.info("reload: settings read again", extra=EVENT)
+
+
+def _log_refused_reload(faults: Iterable[str]) -> None:
+    for fault in faults:
+        LOG.error("reload: %s", fault)
+    LOG.error("reload: the daemon continues with the previous settings")
 
 
 def jitter(name: str) -> float:

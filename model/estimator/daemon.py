@@ -37,43 +37,12 @@ def run(options: EstimatorOptions) -> int:
     try:
         if options.once:
             return _run_once(options, load_configuration(options))
-        return run_daemon(lambda: load_configuration(options), EstimatorDaemon(options).serve)
+        return run_daemon(
+            lambda: load_configuration(options),
+            lambda configuration, request: _run_until_stopped(options, configuration, request),
+        )
     except SettingsError as error:
         raise UsageError(str(error)) from None
-
-
-class EstimatorDaemon:
-    """Serves one configuration after the other.
-
-    Parameters
-    ----------
-    options : EstimatorOptions
-    """
-
-    def __init__(self, options: EstimatorOptions) -> None:
-        self._options = options
-        self._previous: RunConfiguration | None = None
-
-    def serve(self, configuration: RunConfiguration, request: StopRequest) -> int:
-        """Run until the request is set; after a failed reload with the previous configuration.
-
-        Raises
-        ------
-        UsageError
-            When store, checkpoint file or port cannot be used and there is no previous configuration.
-        """
-        try:
-            _run_until_stopped(self._options, configuration, request)
-        except UsageError as error:
-            if self._previous is None:
-                raise
-            for line in str(error).splitlines():
-                LOG.error("reload: %s", line)
-            LOG.error("reload: the daemon continues with the previous settings")
-            _run_until_stopped(self._options, self._previous, request)
-        else:
-            self._previous = configuration
-        return 0
 
 
 def _run_once(options: EstimatorOptions, configuration: RunConfiguration) -> int:
@@ -83,13 +52,14 @@ def _run_once(options: EstimatorOptions, configuration: RunConfiguration) -> int
         return 1 if unread or scheduler.counts.publication_failures else 0
 
 
-def _run_until_stopped(options: EstimatorOptions, configuration: RunConfiguration, request: StopRequest) -> None:
+def _run_until_stopped(options: EstimatorOptions, configuration: RunConfiguration, request: StopRequest) -> int:
     async def run_scheduler(scheduler: Scheduler) -> None:
         await scheduler.run(request.as_asyncio_event())
 
     with _opened(options, configuration) as scheduler:
         _log_start(configuration)
         asyncio.run(run_scheduler(scheduler))
+    return 0
 
 
 @contextlib.contextmanager

@@ -333,7 +333,7 @@ def test_reload_of_invalid_settings_keeps_the_previous_ones(
     wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
     write_dotenv(folder, **{**valid, **changes})
     stderr = reload_daemon(daemon, message)
-    assert "reload: the settings are wrong, the daemon continues with the previous ones" in stderr
+    assert "reload: the daemon continues with the previous settings" in stderr
     scrapes = number_of_samples(env, fakes.url(0))
     wait_for(lambda: number_of_samples(env, fakes.url(0)) >= scrapes + 3)
     daemon.stop()

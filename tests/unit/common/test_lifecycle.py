@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 DAEMON = """
 import sys
 from pathlib import Path
-from model.common.errors import SettingsError
+from model.common.errors import SettingsError, UsageError
 from model.common.lifecycle import run_daemon
 from model.common.logs import set_up_logging
 
@@ -27,6 +28,8 @@ def load():
     return text
 
 def serve(settings, request):
+    if settings == "unusable":
+        raise UsageError("PORT: is taken")
     print("run", settings, flush=True)
     while not request.event.wait(0.05):
         pass
@@ -107,6 +110,50 @@ def test_reload_with_wrong_settings_continues_with_the_previous_ones(
     _, err = daemon.communicate(timeout=10)
     assert daemon.returncode == 7
     assert "ERROR scroogevm: reload: KEY: is wrong" in err
+
+
+def test_reload_with_settings_that_cannot_be_used_returns_to_the_previous_ones(
+    settings: Path, daemon: subprocess.Popen[str]
+) -> None:
+    assert line(daemon) == "run first"
+    settings.write_text("unusable")
+    daemon.send_signal(signal.SIGHUP)
+    assert [line(daemon), line(daemon)] == ["end first", "run first"]
+    settings.write_text("second")
+    daemon.send_signal(signal.SIGHUP)
+    assert [line(daemon), line(daemon)] == ["end first", "run second"]
+    daemon.send_signal(signal.SIGTERM)
+    _, err = daemon.communicate(timeout=10)
+    assert daemon.returncode == 7
+    assert "ERROR scroogevm: reload: PORT: is taken" in err
+
+
+def test_many_reloads_and_a_stop_among_them_end_it(daemon: subprocess.Popen[str]) -> None:
+    assert line(daemon) == "run first"
+    for _ in range(20):
+        daemon.send_signal(signal.SIGHUP)
+        time.sleep(0.003)
+    daemon.send_signal(signal.SIGTERM)
+    daemon.communicate(timeout=10)
+    assert daemon.returncode in {7, -signal.SIGTERM}
+
+
+def test_signal_during_a_wait_for_its_own_event_does_not_hang() -> None:
+    """A handler that sets an event deadlocks with a wait for it: thousands of both, by chance at any moment."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from model.common.lifecycle import handle_signals\n"
+        "request = handle_signals()\n"
+        "def storm():\n"
+        "    while True:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.0002)\n"
+        "threading.Thread(target=storm, daemon=True).start()\n"
+        "end = time.monotonic() + 1\n"
+        "while time.monotonic() < end:\n"
+        "    request.event.wait(0.0001)\n"
+        "    request.clear()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20, check=True)
 
 
 def test_wrong_settings_at_the_start_end_it(tmp_path: Path) -> None:
