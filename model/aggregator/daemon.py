@@ -41,15 +41,12 @@ class AggregatorOptions:
         0 logs warnings and errors, 1 also informational records.
     json : bool
         Print the results of ``check`` as JSON.
-    check_config : bool
-        Validate the settings only.
     """
 
     once: bool
     check: bool
     debug: int
     json: bool = False
-    check_config: bool = False
 
 
 def run(options: AggregatorOptions) -> int:
@@ -62,10 +59,6 @@ def run(options: AggregatorOptions) -> int:
     """
     set_up_logging(options.debug > 0)
     try:
-        if options.check_config:
-            _read_settings()
-            print("settings ok")
-            return 0
         if options.check:
             return check(_read_settings(), as_json=options.json)
         if options.once:

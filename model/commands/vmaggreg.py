@@ -5,7 +5,7 @@ Settings are environment variables, or lines of .env in the working directory; t
 
 from __future__ import annotations
 
-from ..cli.main import run_cli
+from ..cli.main import run_cli, run_interruptible
 from ..cli.parser import Parser, add_debug_and_version
 
 EPILOG = """\
@@ -42,16 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--json requires --check")
 
     def job() -> int:
+        from . import configuration
+
+        if args.check_config:
+            from ..aggregator.settings import aggregator_settings
+            from ..common.environment import environment
+
+            return configuration.check_settings(lambda: aggregator_settings(environment()))
         from ..aggregator.daemon import AggregatorOptions, run
-        from . import configuration  # noqa: F401  # declares all settings: a key of another program is not misspelt
 
-        return run(
-            AggregatorOptions(
-                once=args.once, check=args.check, debug=args.debug, json=args.json, check_config=args.check_config
-            )
-        )
+        return run(AggregatorOptions(once=args.once, check=args.check, debug=args.debug, json=args.json))
 
-    try:
-        return run_cli(parser, job, "live")
-    except KeyboardInterrupt:
-        return 0
+    return run_interruptible(lambda: run_cli(parser, job, "live"), lambda: 1 if args.check else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.event = threading.Event()
         self.reload = False
+        self.terminated = False
         self._callbacks: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
@@ -43,10 +45,13 @@ class StopRequest:
             callback()
 
     def clear(self) -> None:
-        """Make it ready for another run."""
+        """Make it ready for another run, unless a stop has arrived."""
         self.reload = False
         self._callbacks.clear()
         self.event.clear()
+        # A signal may arrive between any two of these lines.
+        if self.terminated:
+            self.event.set()
 
     def on_stop(self, callback: Callable[[], object]) -> None:
         """Call a function, which must not block, when this is set."""
@@ -57,7 +62,12 @@ class StopRequest:
     def as_asyncio_event(self) -> asyncio.Event:
         """An event of the running loop that is set together with this one."""
         loop, event = asyncio.get_running_loop(), asyncio.Event()
-        self.on_stop(lambda: loop.call_soon_threadsafe(event.set))
+
+        def set_event() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop of this run has closed
+                loop.call_soon_threadsafe(event.set)
+
+        self.on_stop(set_event)
         return event
 
 
@@ -66,7 +76,7 @@ def handle_signals() -> StopRequest:
     request = StopRequest()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        request.reload = False
+        request.terminated = True
         for number in _STOPPING:
             # Not Python's own handler, which prints a traceback.
             signal.signal(number, signal.SIG_DFL)
@@ -132,7 +142,7 @@ def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) ->
     settings = load()
     while True:
         code = serve(settings, request)
-        if not request.reload:
+        if request.terminated or not request.reload:
             return code
         request.clear()
         try:
@@ -143,12 +153,6 @@ def run_daemon(load: Callable[[], S], serve: Callable[[S, StopRequest], int]) ->
             LOG.error("reload: the settings are wrong, the daemon continues with the previous ones")
         else:
             LOG.info("reload: settings read again", extra=EVENT)
-
-
-def stop_on_signals(event: asyncio.Event) -> None:
-    """Set an event of the running loop on SIGINT and SIGTERM."""
-    loop = asyncio.get_running_loop()
-    handle_signals().on_stop(lambda: loop.call_soon_threadsafe(event.set))
 
 
 def jitter(name: str) -> float:

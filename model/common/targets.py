@@ -19,6 +19,7 @@ def is_url(text: str) -> bool:
             and bool(parts.hostname)
             and parts.port != 0
             and text.isprintable()
+            and "," not in parts.netloc
             and " " not in text
         )
     except ValueError:

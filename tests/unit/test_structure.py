@@ -15,7 +15,8 @@ PACKAGES = {
 }
 #: The modules whose job is to print.
 PRINTING = {
-    *("cli/main.py", "cli/parser.py", "commands/configuration.py", "commands/scroogevm.py"),
+    *("cli/main.py", "cli/parser.py", "cli/tables.py", "commands/configuration.py", "commands/scroogevm.py"),
+    *("evaluation/command.py", "replay/command.py"),
 }
 
 

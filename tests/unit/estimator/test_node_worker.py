@@ -175,7 +175,7 @@ def test_saved_slice_is_published_although_a_later_step_failed(
     live.stop()
 
 
-@pytest.mark.parametrize("ahead", [9, 12, 300])
+@pytest.mark.parametrize("ahead", [9, 12, 100])
 def test_checkpoint_of_a_clock_that_was_ahead_is_discarded(
     ahead: int, stored: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
