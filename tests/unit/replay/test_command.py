@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from model.cli.model_options import ModelOptions
 from model.common.errors import UsageError
 from model.replay import command
 from model.replay.options import ReplayOptions
@@ -18,22 +18,17 @@ from tests.conftest import strict_json
 from tests.support.replays import TINY
 
 
-def options(**changes: Any) -> ReplayOptions:
-    model = {
-        "strategy": None, "cpu": 90.0, "mem": 90.0, "aggreg": 1,
-        "risk": 0.05, "risk_cpu": None, "risk_mem": None, "stability": "mean",
-    }  # fmt: skip
+def options(model: ModelOptions | None = None, **changes: Any) -> ReplayOptions:
     values: dict[str, Any] = {
         "trace": TINY, "strategies": ("doa", "borg"), "node_name": None, "output": None,
-        "report": False, "debug": 0, "json": False, "risk": 0.05,
+        "report": False, "debug": 0, "json": False,
     }  # fmt: skip
-    own = {key: changes.pop(key) for key in list(changes) if key in model}
-    return ReplayOptions(**{**values, **changes}, model=SimpleNamespace(**{**model, **own}))
+    return ReplayOptions(**{**values, **changes}, model=model or ModelOptions())
 
 
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        options().risk = 1.0  # type: ignore[misc]
+        options().json = True  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +40,11 @@ def test_options_cannot_be_changed() -> None:
     ],
 )
 def test_target_risk_of_a_resource_overrides_that_of_both(own: dict[str, float], targets: dict[str, float]) -> None:
-    assert options(**own).target_risks == targets
+    assert options(ModelOptions(**own)).target_risks == targets
 
 
 def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command.run(options(json=True, report=True, output=tmp_path / "out", risk_mem=0.1)) == 0
+    assert command.run(options(ModelOptions(risk_mem=0.1), json=True, report=True, output=tmp_path / "out")) == 0
     answer = strict_json(capsys.readouterr().out)
     assert [answer[name]["target_risk"] for name in ("cpu", "mem")] == [0.05, 0.1]
     assert (tmp_path / "out" / "report.html").exists()
