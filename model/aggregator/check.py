@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 
 from ..cli.tables import print_checks
@@ -34,10 +33,7 @@ def check(settings: AggregatorSettings, *, as_json: bool) -> int:
     """
     store_row = (store_name(settings.store), *check_store(settings.store))
     rows = [*asyncio.run(_check_targets(settings)), store_row]
-    if as_json:
-        print(json.dumps([{"target": target, "ok": ok, "message": message} for target, ok, message in rows], indent=2))
-        return 0 if all(ok for _, ok, _ in rows) else 1
-    return 0 if print_checks(rows) else 1
+    return 0 if print_checks(rows, json=as_json) else 1
 
 
 async def _check_targets(settings: AggregatorSettings) -> list[Row]:

@@ -113,5 +113,13 @@ def risk_fault(risk: float, strategies: tuple[str, ...]) -> str:
 
 
 def chosen_detectors(options: ModelOptions) -> Mapping[str, StabilityDetector]:
-    """The stability detector of each resource, by its name."""
+    """The stability detector of each resource, by its name.
+
+    Raises
+    ------
+    UsageError
+        When it is unknown.
+    """
+    if options.stability not in STABILITY_DETECTORS:
+        raise UsageError(f"--stability: {options.stability!r} is none of {', '.join(STABILITY_DETECTORS)}")
     return {resource.name: STABILITY_DETECTORS[options.stability] for resource in RESOURCES}

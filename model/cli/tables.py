@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: Wide enough for every column where there is no terminal: a table in a file is never folded.
+#: Columns of a table that is not written to a terminal; further ones are left out.
 FILE_WIDTH = 140
 
 _CHECKS_WIDTH = 160

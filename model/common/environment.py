@@ -142,9 +142,6 @@ def misspelt(written: Iterable[str], environ: Iterable[str]) -> list[tuple[str, 
 
     A key in ``.env`` is one when its first word is that of a setting, or when it resembles a setting; a key of the
     environment, which other programs share, only when its first word is ours alone, or when it resembles a setting.
-
-    >>> misspelt(["AGREG_STUB_LIST"], ["AGGREG_STUB_LISTE", "HOME"])
-    [('.env', 'AGREG_STUB_LIST is not a setting'), ('environment', 'AGGREG_STUB_LISTE is not a setting')]
     """
     keys = {key for setting in SETTINGS.values() for key in (setting.key, *setting.aliases)}
     prefixes = {key.partition("_")[0] for key in keys} - {"OS"}

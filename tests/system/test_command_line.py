@@ -443,7 +443,7 @@ def test_interruption_is_not_lost_in_a_destructor() -> None:
     """An exception in a destructor is printed and dropped."""
     program = """
 import os, signal, sys, time
-from model.cli.main import interruptible
+from model.cli.main import run_interruptible
 
 class Taken:
     def __del__(self):
@@ -455,7 +455,7 @@ def job():
     time.sleep(20)
     return 0
 
-sys.exit(interruptible(job, lambda: 130))
+sys.exit(run_interruptible(job, lambda: 130))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=15, check=False

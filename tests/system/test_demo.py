@@ -205,7 +205,7 @@ def test_metrics_of_each_daemon_and_the_ballooning_plan_are_shown(finished: Fini
 def test_replay_of_the_exported_trace_is_shown(finished: Finished) -> None:
     for strategy in ("scroogevm", "greedy", "borg"):
         assert re.search(rf"^ {strategy} .*%", finished.output, re.M)
-    assert "at a risk of 5%: " in finished.output or "Most careful" in finished.output
+    assert re.search(r"target risk of 5%|Too few slices to tell", finished.output)
 
 
 def test_kept_folder_has_all_files_and_is_not_used_twice(finished: Finished, demo: Demo) -> None:
@@ -226,7 +226,7 @@ STARTING = ("fakeworkers runs", "vmaggreg runs", "scroogevm runs")
 @pytest.mark.parametrize(
     ("sent", "code", "shown"),
     [
-        (signal.SIGINT, 130, "What may be placed"),
+        (signal.SIGINT, 130, "Free resources of each node"),
         (signal.SIGTERM, 143, "scroogevm runs"),
         (signal.SIGHUP, 129, "fakeworkers runs"),
     ],
@@ -332,7 +332,7 @@ def test_demo_runs_on_influxdb_and_removes_its_folder(demo: Demo) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
     assert re.search(r"^ store http://127\.0\.0\.1:\d+ +ok +InfluxDB \S+, bucket scroogevm", done.stdout, re.M)
     assert {row[0] for row in rows(done.stdout)} == {f"http://node{i}" for i in range(3)}
-    assert "at a risk of 5%: " in done.stdout or "Most careful" in done.stdout
+    assert re.search(r"target risk of 5%|Too few slices to tell", done.stdout)
     demo.assert_nothing_stays()
 
 

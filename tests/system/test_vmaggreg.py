@@ -604,9 +604,9 @@ def test_all_invalid_settings_are_reported_at_once_with_their_keys(env: Environm
         ("{}", "is not a list"),
         ('["http://w1"]', "entry 1: is neither"),
         (f'[{STUB}, ["w2:9100", "p"]]', "entry 2: is not an http(s) URL"),
-        (f"[{STUB}, {STUB}]", "entry 2: node http://w1/metrics is there already"),
+        (f"[{STUB}, {STUB}]", "entry 2: node http://w1/metrics is listed twice"),
         ('[["http://w1/metrics"]]', "entry 1: is not"),
-        ('[["http://w1/metrics", "a b"]]', "entry 1: 'a b' can't be the prefix"),
+        ('[["http://w1/metrics", "a b"]]', "entry 1: 'a b' cannot be the prefix"),
         ('[["http://w1/metrics", 1]]', "entry 1: is not"),
         ('[{"node": "x"}]', "entry 1: is neither"),
         (
@@ -656,8 +656,8 @@ def test_dotenv_that_is_not_text_is_refused(env: Environment, folder: Path, call
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("STORE_PATH=s.sqlite\nSTORE PATH\n", [".env, line 2: is no setting such as KEY='value'"]),
-        ("A='x\nB C\n", [f".env, line {line}: is no setting such as KEY='value'" for line in (1, 2)]),
+        ("STORE_PATH=s.sqlite\nSTORE PATH\n", [".env, line 2: is not a setting such as KEY='value'"]),
+        ("A='x\nB C\n", [f".env, line {line}: is not a setting such as KEY='value'" for line in (1, 2)]),
         (None, [".env: Is a directory"]),
     ],
 )
@@ -675,8 +675,8 @@ def test_dotenv_that_cannot_be_parsed_is_refused(
 def test_unknown_key_is_warned_about_with_a_suggestion(env: Environment, folder: Path, call: Call) -> None:
     (folder / ".env").write_text("AGGREG_TIMEOUT=9\nSCHED_FROBNICATE=1\nOTHER_PROGRAM=1\nOS_USER_ID=1\n")
     done = call(env, "--once", cwd=folder)
-    assert "AGGREG_TIMEOUT is no setting; is AGGREG_TIMEOUT_S meant?" in done.stderr
-    assert "SCHED_FROBNICATE is no setting" in done.stderr
+    assert "AGGREG_TIMEOUT is not a setting; did you mean AGGREG_TIMEOUT_S?" in done.stderr
+    assert "SCHED_FROBNICATE is not a setting" in done.stderr
     assert "OTHER_PROGRAM" not in done.stderr
     assert "OS_USER_ID" not in done.stderr
 

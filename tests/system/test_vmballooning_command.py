@@ -130,7 +130,7 @@ def test_check_succeeds_when_store_and_hosts_answer(env: Environment, tmp_path: 
         (f"store {env['STORE_PATH']}", True),
         (f"host {HOST}", True),
     ]
-    assert all(row["details"] for row in rows)
+    assert all(row["message"] for row in rows)
     assert files(tmp_path) == ["store.sqlite"]
 
 
@@ -140,7 +140,7 @@ def test_check_of_a_host_that_fails_exits_1(env: Environment) -> None:
     rows = {row["target"]: row for row in strict_json(done.stdout)}
     assert rows[f"host {HOST}"]["ok"]
     assert not rows[f"host {NO_HOST}"]["ok"]
-    assert "/nowhere/at/all" in rows[f"host {NO_HOST}"]["details"]
+    assert "/nowhere/at/all" in rows[f"host {NO_HOST}"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_missing_store_is_reported_and_not_created(
 
 def test_nodes_and_store_are_reported_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = SqliteStore(path, 86400)
+    store.open()
     figures = {"cpu": 16.0, "mem": 32768.0, "cpu_usage": 1.0}
     store.write([store.encode(ScrapeSample(NODES[0], int(time.time() * 1000), figures, {"a": {"cpu": 2.0}}))])
     store.close()

@@ -214,7 +214,7 @@ def test_fault_of_one_trace_does_not_cost_the_others(
         (["x.json", "--strategy=hope"], f"argument -s/--strategy: 'hope' is none of {', '.join(STRATEGIES)}, all"),
         (["x.json", "--strategy=borg,"], f"argument -s/--strategy: '' is none of {', '.join(STRATEGIES)}, all"),
         (["x.json", "--stability=hope"], "argument --stability: 'hope' is none of mean, range, always, never"),
-        (["x.json", "--risk=0.05,0"], "--risk: conformal keeps to risks above 0 and up to 0.3, not to 0"),
+        (["x.json", "--risk=0.05,0"], "--risk: conformal supports target risks above 0 and up to 0.3, not 0"),
         (["x.json", "--percentile=90,"], "argument --percentile: '' is not a number from 0 to 100"),
         (["x.json", "--jobs=0"], "argument -j/--jobs: '0' is not a whole number of at least 1"),
         (["x.json", "--output=x.json"], "x.json: File exists; finished traces are kept"),

@@ -341,7 +341,8 @@ def test_risks_of_the_command_line_reach_strategy_and_dump(
     path = write_trace(build_trace(60, positions=2))
     done = scroogevm("-l", path, "-s", "conformal", "--risk=0.02", "--risk-mem=0.3", "-o", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "at a risk of 2%" in done.stdout
+    assert "contains the target risk of 2%" in done.stdout
+    assert "Best choice at a target risk of 30%: conformal" in done.stdout
     config = strict_json((tmp_path / "out" / "dump-conformal.json").read_bytes())["config"]
     assert (config["cpu_risk"], config["mem_risk"]) == (0.02, 0.3)
 
@@ -349,7 +350,7 @@ def test_risks_of_the_command_line_reach_strategy_and_dump(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--risk=0"], "--risk: conformal keeps to risks above 0 and up to 0.3, not to 0"),
+        (["--risk=0"], "--risk: conformal supports target risks above 0 and up to 0.3, not 0"),
         (["--risk=0.5"], "--risk: conformal"),
         (["--risk-cpu=0"], "--risk-cpu: conformal"),
         (["--risk-mem=0.31"], "--risk-mem: conformal"),
