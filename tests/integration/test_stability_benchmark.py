@@ -23,6 +23,9 @@ TRACES = SHARED / "traces"
 SHARES = arrays(np.float64, st.integers(1, 30), elements=st.integers(0, 1000).map(lambda n: n / 1000))
 
 
+SEEDS = (21, 22, 23)
+
+
 @pytest.fixture(scope="module")
 def drawn() -> dict[int, list[Case]]:
     """2,000 cases by seed."""

@@ -62,5 +62,3 @@ def test_mean_predictor_ignores_the_order_of_samples() -> None:
 
 
 # --- the cases ------------------------------------------------------------------------------------------
-
-SEEDS = (21, 22, 23)
