@@ -20,8 +20,8 @@ class ModelOptions:
 
     Attributes
     ----------
-    strategy : str
-        Names with commas between them, or ``all``; empty takes the default of the command.
+    strategy : str or None
+        Names with commas between them, or ``all``; None takes the default of the command.
     cpu, mem : float
         Percentiles.
     aggreg : int
@@ -32,7 +32,7 @@ class ModelOptions:
         Name of a stability detector.
     """
 
-    strategy: str = ""
+    strategy: str | None = None
     cpu: float = 90.0
     mem: float = 90.0
     aggreg: int = 1
@@ -80,7 +80,7 @@ def strategies_of(options: ModelOptions, default: str) -> tuple[str, ...]:
     UsageError
     """
     try:
-        return chosen_strategies(options.strategy or default)
+        return chosen_strategies(default if options.strategy is None else options.strategy)
     except ValueError as error:
         raise UsageError(f"--strategy: {error}") from None
 

@@ -15,7 +15,7 @@ each_unit = pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UN
 
 
 def test_every_daemon_has_a_unit() -> None:
-    programs = {line.split()[-1] for unit in UNITS for line in unit.read_text().splitlines() if "ExecStart=" in line}
+    programs = {Path(line.split()[-1]).name for unit in UNITS for line in unit.read_text().splitlines() if "ExecStart=" in line}
     assert programs == {"vmaggreg.py", "scroogevm.py", "vmballooning.py"}
 
 

@@ -149,7 +149,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("demo")
     demo, kept = Demo(folder), folder / "my demo"
     with demo.started("--seconds=12", f"--keep={kept}") as process:
-        demo.wait_until_shown("What may be placed", process)
+        demo.wait_until_shown("Free resources of each node", process)
         (url,) = re.findall(
             r"^The same figures are on the status page .*: (http://127\.0\.0\.1:\d+/)$", demo.output, re.M
         )
@@ -165,7 +165,7 @@ def test_demo_succeeds_and_leaves_no_process(finished: Finished) -> None:
 
 
 def test_table_shows_figures_of_each_node_that_change(finished: Finished) -> None:
-    assert finished.output.count("What may be placed on each node") >= 2
+    assert finished.output.count("Free resources of each node") >= 2
     nodes = rows(finished.output)
     assert {row[0] for row in nodes} == {f"http://node{i}" for i in range(3)}
     for row in nodes:

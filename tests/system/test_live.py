@@ -280,6 +280,8 @@ def test_influxdb_that_is_killed_or_frozen_costs_no_slice(env: Environment, tmp_
         store = InfluxStore(settings_of_bucket(url, token, org, "live", 2.0))
         with written(store), running(env, "-s", "percentile", "-d", "1", "-o", str(tmp_path)) as daemon:
             wait_for(all_ok(env))
+            first_s = max(node["slice_end"] for node in status(env).values())
+            wait_for(lambda: max(node["slice_end"] for node in status(env).values()) >= first_s + 4)
             server.kill()
             wait_for(lambda: states(env) == ["stale"] * 3)
             server.start()

@@ -380,13 +380,13 @@ def test_reload_keeps_samples_that_wait_for_the_store(
     wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
     for part in tmp_path.glob("store.sqlite*"):
         part.unlink()
-    path.mkdir()
+    path.write_bytes(b"not a database\n" * 1000)
     wait_for(lambda: "write failed, points are queued" in daemon.stderr)
     requests = fakes.requests
     wait_for(lambda: fakes.requests >= requests + 6)
     reload_ms = int(time.time() * 1000)
     reload_daemon(daemon, "reload: settings read again")
-    path.rmdir()
+    path.unlink()
     wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2, 60)
     daemon.stop()
     assert daemon.process.returncode == 0
