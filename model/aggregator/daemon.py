@@ -14,8 +14,9 @@ from .. import __version__
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import Server, serve_metrics
-from ..common.lifecycle import StopRequest, run_daemon
+from ..common.lifecycle import run_daemon
 from ..common.logs import EVENT, set_up_logging
+from ..common.signals import StopRequest
 from ..store.base import StoreRefused
 from ..store.factory import store_name
 from .check import check

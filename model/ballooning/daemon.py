@@ -17,8 +17,9 @@ from ..cli.parser import discard_output
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve_metrics
-from ..common.lifecycle import StopRequest, run_daemon
+from ..common.lifecycle import run_daemon
 from ..common.logs import EVENT, ProblemLog, set_up_logging
+from ..common.signals import StopRequest
 from ..common.threads import run_periodically, start_thread
 from ..store.base import Store, StoreRefused
 from ..store.factory import open_store, store_name

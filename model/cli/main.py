@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..common.errors import UsageError
-from ..common.lifecycle import raise_on_signals
+from ..common.signals import raise_on_signals
 from .parser import Parser, discard_output
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from .. import __version__
 from ..common.environment import SettingsError
 from ..common.errors import UsageError
-from ..common.lifecycle import StopRequest, run_daemon
+from ..common.lifecycle import run_daemon
 from ..common.logs import EVENT, set_up_logging
+from ..common.signals import StopRequest
 from ..publishers.prometheus import EstimatorCounts
 from ..store.base import StoreRefused
 from ..store.factory import open_store, store_name

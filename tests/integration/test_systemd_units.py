@@ -15,7 +15,9 @@ each_unit = pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UN
 
 
 def test_every_daemon_has_a_unit() -> None:
-    programs = {Path(line.split()[-1]).name for unit in UNITS for line in unit.read_text().splitlines() if "ExecStart=" in line}
+    programs = {
+        Path(line.split()[-1]).name for unit in UNITS for line in unit.read_text().splitlines() if "ExecStart=" in line
+    }
     assert programs == {"vmaggreg.py", "scroogevm.py", "vmballooning.py"}
 
 

@@ -169,10 +169,10 @@ def test_table_shows_figures_of_each_node_that_change(finished: Finished) -> Non
     nodes = rows(finished.output)
     assert {row[0] for row in nodes} == {f"http://node{i}" for i in range(3)}
     for row in nodes:
-        free_cpu, booked, of, ratio = map(float, row[1:5])
+        free_cpu, _, ratio, booked, of = map(float, row[2:7])
         assert 0 < free_cpu < of
         assert ratio == pytest.approx((booked + free_cpu) / of, abs=0.01)
-    assert len({tuple(row[1:9]) for row in nodes}) > 3, "no figure has changed"
+    assert len({tuple(row[2:10]) for row in nodes}) > 3, "no figure has changed"
 
 
 def test_status_page_has_all_nodes(finished: Finished) -> None:

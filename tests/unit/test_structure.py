@@ -54,4 +54,4 @@ def test_threads_are_started_in_one_place() -> None:
     for path in MODULES:
         text = path.read_text()
         assert "threading.Thread(" not in text or path == MODEL / "common" / "threads.py", path
-        assert "signal.signal(" not in text or path == MODEL / "common" / "lifecycle.py", path
+        assert "signal.signal(" not in text or path == MODEL / "common" / "signals.py", path

@@ -142,7 +142,7 @@ def test_signal_during_a_wait_for_its_own_event_does_not_hang() -> None:
     """A handler that sets an event deadlocks with a wait for it: thousands of both, by chance at any moment."""
     code = (
         "import os, signal, threading, time\n"
-        "from model.common.lifecycle import handle_signals\n"
+        "from model.common.signals import handle_signals\n"
         "request = handle_signals()\n"
         "def storm():\n"
         "    while True:\n"
