@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import logging
+import re
 import shutil
 import signal
 import socket
@@ -764,5 +765,7 @@ def test_samples_are_queued_until_the_store_starts(
         stderr = daemon.stop()
         assert daemon.process.returncode == 0
         assert read()[0] < started_ms
-        assert stderr.count("write failed") == 1
+        # The server is away first, and not set up for a moment after its start: two causes, each logged once.
+        causes = re.findall(r"write failed, points are queued: (.*)", stderr)
+        assert 1 <= len(causes) == len(set(causes)) <= 2
         assert stderr.count("store: recovered") == 1
