@@ -271,16 +271,13 @@ def test_gap_of_the_node_is_null_in_the_dump(
     "name", ["../../etc/passwd", "a\nb\x00c", "<b>&'\"", "n" * 400, "ü" * 300, "", "[red]x[/red]", "$\\frac"]
 )
 def test_any_node_name_is_reported_and_becomes_a_file_name(
-    name: str, tmp_path: Path, trace_object: TraceObject, write_trace: WriteTrace
+    name: str, scroogevm: Run, tmp_path: Path, trace_object: TraceObject, write_trace: WriteTrace
 ) -> None:
     trace_object["config"]["node_name"] = name
     trace_object["vm"][name] = trace_object["vm"].pop("a")
-    path = write_trace(trace_object)
-    here = tmp_path / "here"
-    here.mkdir()
-    command = [sys.executable, ROOT / "scroogevm.py", "-l", path, "-s", "borg"]
+    path, here = write_trace(trace_object), tmp_path / "cwd"
     for more in ([], ["-o", "out", "--report", "-d", "2"]):
-        done = subprocess.run([*command, *more], cwd=here, capture_output=True, text=True, timeout=120, check=False)
+        done = scroogevm("-l", path, "-s", "borg", *more)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert len([file for file in files_of(here) if file.startswith("dump-") and len(os.fsencode(file)) <= 255]) == 1
