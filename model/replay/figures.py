@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-RESOURCE_NAMES = {resource: resource.title for resource in RESOURCES}
-
 # Okabe and Ito's palette and an indigo: distinct for colour-blind readers and in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#7f3b08", "#332288")
 
