@@ -2,7 +2,7 @@
 # Runs the checks and the tests, and installs first what they need.
 #
 #   tests/run.sh              everything that CI checks: format, lint, types, imports, dead code, all tests
-#   tests/run.sh --unit       the unit tests alone: no server, no guest, under a minute
+#   tests/run.sh --unit       the unit tests alone: no server, no guest, about a minute
 #
 # Further arguments go to pytest. SCROOGEVM_TEST_WORKERS sets the number of worker processes.
 set -euo pipefail
