@@ -124,8 +124,13 @@ def test_guest_uses_anonymous_memory_and_cpu(plain: Guest) -> None:
     assert used_mb(plain) < before + 10
     with plain.host.connection() as connection:
         spent_ns = connection.lookupByName("plain").info()[4]
-        plain.run("burn 1 90")
-        assert connection.lookupByName("plain").info()[4] - spent_ns > 3e8
+
+        def burned_ns() -> int:
+            plain.run("burn 1 90")
+            return int(connection.lookupByName("plain").info()[4]) - spent_ns
+
+        # On a busy host a guest gets a part of a second only.
+        wait_for(lambda: burned_ns() > 3e8, 60)
 
 
 def test_guest_squeezed_below_its_usage_swaps(guests: dict[str, Guest]) -> None:
