@@ -43,7 +43,7 @@ _PRIOR_STDS, _PRIOR_DECAY = 3.0, 0.8
 _DEAD_SHARE, _DEAD_MOST, _GAIN = 0.2, 2.5, 0.4
 #: A deficit up to 2 is tolerated. A larger one shortens the tail, which makes the violation rate exact in the long run.
 _SLACK, _SLACK_GAIN = 2.0, 0.3
-#: The alarm answers a surplus beyond chance. From a risk of 0.05 on, violations are frequent, so the alarm starts one
+#: The alarm is for a surplus beyond chance. From a risk of 0.05 on, violations are frequent, so the alarm starts one
 #: violation later.
 _ALARM_GAIN, _ALARM_OFFSET, _ALARM_FROM = 6.0, 1.0, 0.05
 #: Limits of the surplus, so that the distant past does not dominate.
