@@ -21,7 +21,7 @@ def first_that_fits(console: Console, tables: Iterable[Table]) -> Table:
     Tables after the one that fits are not generated.
     """
     for table in tables:
-        if _width(console, table) <= console.width:
+        if fits(console, table):
             break
     return table
 
@@ -31,6 +31,11 @@ def print_whole(console: Console, tables: Iterable[Table]) -> None:
     table = first_that_fits(console, tables)
     console.width = max(console.width, _width(console, table))
     console.print(table)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether the console shows a table without truncation."""
+    return _width(console, table) <= console.width
 
 
 def _width(console: Console, table: Table) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from ..cli.tables import FILE_WIDTH, print_whole
+from ..cli.tables import FILE_WIDTH, fits, print_whole
 from ..slices import RESOURCES, Resource
 from .evidence import Evidence, as_object
 from .presentation import DEFINITIONS, TITLES, Column, columns_of, exclusion_note
@@ -35,7 +35,7 @@ def print_results(results: Results, risks: Mapping[str, float], stream: TextIO |
         risk = risks[resource.name]
         rows = results.ranked(resource, risk)
         verdict = results.verdict(resource, risk)
-        print_whole(console, _tables(resource, rows, verdict.strategy))
+        print_whole(console, [_widest_table(console, resource, rows, verdict.strategy)])
         for line in (verdict.reason, exclusion_note(rows)):
             if line:
                 console.print(line, markup=False)
@@ -44,11 +44,17 @@ def print_results(results: Results, risks: Mapping[str, float], stream: TextIO |
         console.print(line, markup=False)
 
 
-def _tables(resource: Resource, rows: Sequence[Evidence], recommended: str | None) -> Iterator[Table]:
-    """The table with all columns, then with ever fewer of those at the right."""
+def _widest_table(console: Console, resource: Resource, rows: Sequence[Evidence], recommended: str | None) -> Table:
+    """The table with as many columns, from the left, as the console shows; by bisection, for measuring is slow."""
     columns = columns_of(resource)
-    for count in range(len(columns), _FEWEST_COLUMNS - 1, -1):
-        yield _table(TITLES[resource.name], rows, columns[:count], recommended)
+    least, most = _FEWEST_COLUMNS, len(columns)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if fits(console, _table(TITLES[resource.name], rows, columns[:middle], recommended)):
+            least = middle
+        else:
+            most = middle - 1
+    return _table(TITLES[resource.name], rows, columns[:least], recommended)
 
 
 def _table(title: str, rows: Sequence[Evidence], columns: Sequence[Column], recommended: str | None) -> Table:
