@@ -201,3 +201,15 @@ def _converted(text: str, kind: Any, limits: str) -> Any:
         return msgspec.convert(text.strip(), kind, strict=False)
     except msgspec.ValidationError:
         raise InvalidValue(f"{text!r} is not {limits}") from None
+
+
+def ascii_token(text: str) -> str:
+    """Parse a token that is sent in an HTTP header.
+
+    Raises
+    ------
+    InvalidValue
+    """
+    if not text.isascii():
+        raise InvalidValue("cannot be sent: it contains characters that are not ASCII")
+    return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.environment import Environment
-from ..common.settings import InvalidValue, Section, Setting
+from ..common.settings import InvalidValue, Section, Setting, ascii_token
 from ..common.targets import http_url, is_url, without_password
 from ..store.settings import status_path
 
@@ -90,12 +90,6 @@ def parse_owner(text: str) -> tuple[int, int]:
     return uid, gid
 
 
-def _token(text: str) -> str:
-    if not text.isascii():
-        raise InvalidValue("cannot be sent: it contains characters that are not ASCII")
-    return text
-
-
 def _url_without_login(text: str) -> str:
     if without_password(http_url(text)) != text:
         raise InvalidValue("contains a user or a password, which is not accepted")
@@ -137,7 +131,7 @@ PLACEMENT_TOKEN = _PLACEMENT.text(
     "",
     "A fixed token, never renewed. Without it Keystone issues tokens for the credentials in OS_*, the names that "
     "OpenStack's own clients read.",
-    parse=_token,
+    parse=ascii_token,
     secret=True,
 )
 AUTH_TYPE = _PLACEMENT.choice(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.environment import Environment
-from ..common.settings import InvalidValue, Section
+from ..common.settings import Section, ascii_token
 from ..common.targets import http_url
 
 _STATUS = Section("Published status file (scroogevm.py)")
@@ -15,12 +15,6 @@ STATE_ENDPOINT = _STATUS.text(
     "/var/lib/scroogevm/status.json",
     "The published status file. The other files of the daemons are beside it unless their own settings say otherwise.",
 )
-
-
-def _token(text: str) -> str:
-    if not text.isascii():
-        raise InvalidValue("cannot be sent: it contains characters that are not ASCII")
-    return text
 
 
 _STORE = Section("Store (all daemons)")
@@ -32,7 +26,7 @@ INFLUXDB_URL = _STORE.text(
     parse=http_url,
     example="http://127.0.0.1:8086",
 )
-INFLUXDB_TOKEN = _STORE.text("INFLUXDB_TOKEN", "", "API token of InfluxDB.", parse=_token, secret=True)
+INFLUXDB_TOKEN = _STORE.text("INFLUXDB_TOKEN", "", "API token of InfluxDB.", parse=ascii_token, secret=True)
 INFLUXDB_ORG = _STORE.text("INFLUXDB_ORG", "", "Organisation in InfluxDB.", example="scroogevm")
 INFLUXDB_BUCKET = _STORE.text("INFLUXDB_BUCKET", "", "Bucket in InfluxDB.", example="scroogevm")
 INFLUXDB_TIMEOUT_S = _STORE.number(
