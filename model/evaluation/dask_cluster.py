@@ -56,9 +56,11 @@ def _connect(address: str) -> Any:
     """A client of the scheduler, a ``distributed.Client``."""
     from distributed import Client
 
-    # Dask logs each failure with a traceback; the errors raised here have one line.
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
-        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
+    # Dask logs each failure with a traceback, and asyncio each that Dask leaves in a future, as after a lost worker;
+    # the errors raised here have one line.
+    for name in ["asyncio", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed"))]:
+        logger = logging.getLogger(name)
+        logger.handlers[:], logger.propagate = [logging.NullHandler()], False
     try:
         asyncio.run(_identify_scheduler(address))
         return Client(address, timeout=WAIT_S, set_as_default=False)
