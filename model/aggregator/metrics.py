@@ -27,9 +27,21 @@ class AggregatorMetrics:
         self.duration = Summary(
             "scroogevm_scrape_duration_seconds", "Duration of a scrape, failed ones included.", node, registry=registry
         )
+        self.unconfirmed = Counter(
+            "scroogevm_samples_unconfirmed",
+            "Samples without a value that other values of the page do not confirm, by reason.",
+            ["node", "reason"],
+            registry=registry,
+        )
+        self.skew = Gauge(
+            "scroogevm_node_clock_skew_seconds",
+            "Time of the last page minus time of its arrival: the skew of the node's clock, minus the age of the page.",
+            node,
+            registry=registry,
+        )
         self.up = Gauge(
             "scroogevm_node_up",
-            "1 if the last scrape succeeded and its page was not stale, else 0.",
+            "1 if the last scrape succeeded, its page was not stale and the VMs are known, else 0.",
             node,
             registry=registry,
         )

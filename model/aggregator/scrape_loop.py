@@ -12,8 +12,10 @@ from ..common.lifecycle import Pace, jitter
 from ..common.logs import ProblemLog
 from ..samples import Scrape, ScrapeSample
 from .metrics import AggregatorMetrics
+from .node_clock import ClockBehind, skew_ms
 from .rates import NodeRates
 from .scraper import ScrapeError, Scraper
+from .unconfirmed_report import UnconfirmedReport
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
@@ -53,12 +55,14 @@ class ScrapeLoop:
     interval_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
     _rates: NodeRates = field(init=False)
+    _unconfirmed: UnconfirmedReport = field(init=False)
     _probe_delay_s: float = field(init=False, default=_FIRST_INTERVAL_S)
     _epoch_ms: float | None = field(init=False, default=None)
     _changed_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self._rates = NodeRates(self.node)
+        self._unconfirmed = UnconfirmedReport(self.node, self.metrics, self.problems, self.clock)
 
     @property
     def node(self) -> str:
@@ -88,7 +92,10 @@ class ScrapeLoop:
             self._process(scrape)
             self._refuse_stale_page(scrape)
             self.problems.resolve(self.node)
-            succeeded = True
+            # Metrics of the node alone are stored, but the scrape is not complete.
+            succeeded = scrape.domains is not None
+            if not succeeded:
+                self.metrics.failures.labels(self.node, "vms").inc()
         except ScrapeError as error:
             self.metrics.failures.labels(self.node, error.reason).inc()
             self.problems.report(self.node, str(error))
@@ -106,8 +113,13 @@ class ScrapeLoop:
         delay_s = scrape.node.get("probe_delay", 0.0) / 1000.0
         if _SHORTEST_INTERVAL_S <= delay_s <= _LONGEST_INTERVAL_S:
             self._probe_delay_s = delay_s
-        sample = self._rates.update(scrape)
+        self.metrics.skew.labels(self.node).set(skew_ms(scrape) / 1000.0)
+        try:
+            sample, problems = self._rates.update(scrape)
+        except ClockBehind as error:
+            raise ScrapeError("clock", str(error)) from None
         if sample is not None:
+            self._unconfirmed.report(problems)
             self.put(sample)
 
     def _refuse_stale_page(self, scrape: Scrape) -> None:

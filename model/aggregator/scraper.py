@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,13 +86,12 @@ class Scraper:
             raise ScrapeError("page", str(error)) from None
 
     async def _scrape_vmprobe(self, stub: VmprobeStub) -> Scrape:
-        page = await self._fetch(stub.url)
+        page, received_ms = await self._fetch(stub.url)
         if len(page) > _LARGE_PAGE:
-            return await asyncio.to_thread(self._vmprobe.read, page)
-        return self._vmprobe.read(page)
+            return await asyncio.to_thread(self._vmprobe.read, page, received_ms)
+        return self._vmprobe.read(page, received_ms)
 
     async def _scrape_labels(self, stub: LabelStub) -> Scrape:
-        requested_ms = self.wall_clock() * 1000.0
         node, domains = await asyncio.gather(
             self._fetch(stub.node_exporter), self._fetch(stub.libvirt_exporter), return_exceptions=True
         )
@@ -100,18 +100,21 @@ class Scraper:
         if isinstance(domains, BaseException) and not isinstance(domains, ScrapeError):
             raise domains
         # Without the page of the libvirt exporter, the metrics of the node are still valid.
-        libvirt_page = None if isinstance(domains, ScrapeError) else domains
-        return self._labels.read(node, libvirt_page, float(round(requested_ms)))
+        if isinstance(domains, ScrapeError):
+            return self._labels.read(*node, problem=str(domains))
+        return self._labels.read(*node, *domains)
 
-    async def _fetch(self, url: str) -> bytes:
-        """The body of a page.
+    async def _fetch(self, url: str) -> tuple[bytes, float]:
+        """The body of a page, and the middle of request and answer, Unix milliseconds.
 
         Raises
         ------
         ScrapeError
         """
+        requested_s = self.wall_clock()
         try:
-            return await self._read_body(url)
+            body = await self._read_body(url)
+            return body, (requested_s + self.wall_clock()) * 500.0
         except asyncio.TimeoutError:
             raise ScrapeError("timeout", f"no complete page within {self.timeout_s:g} s") from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
@@ -135,11 +138,9 @@ class Scraper:
 
 def _connection_message(error: BaseException) -> str:
     """The cause of an error without its URL, which may contain a password."""
-    for _errno, message in system_words(error):
-        if not message.startswith("Connect call"):
-            return message
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or "no connection"
+    for number, message in system_words(error):
+        # asyncio puts the address into the message.
+        return os.strerror(number) if number and message.startswith("Connect call") else message
     return type(error).__name__
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -330,7 +331,7 @@ def test_workers_with_label_exporters_give_the_same_fields(clock: Clock, aggrega
 
 
 def test_node_is_stored_without_vms_when_its_libvirt_exporter_does_not_respond(
-    clock: Clock, aggregate: Aggregate
+    clock: Clock, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
 ) -> None:
     with in_thread(Plan(workers=1, vms=3, format="labels"), clock=clock) as fakes:
         (stub,) = stubs_of(fakes)
@@ -341,6 +342,41 @@ def test_node_is_stored_without_vms_when_its_libvirt_exporter_does_not_respond(
     for sample in aggregator.samples[stub.node]:
         assert sample.domains == {}
         assert "vm_number" not in sample.fields
+    assert "cpu_usage" in aggregator.samples[stub.node][-1].fields
+    assert aggregator.value("scroogevm_node_up", node=stub.node) == 0
+    assert aggregator.value("scroogevm_scrape_failures_total", node=stub.node, reason="vms") == 3
+    cause = "the libvirt exporter does not report them: Connection refused"
+    assert [record.getMessage() for record in event_log.records] == [f"{stub.node}: VMs: {cause}"]
+
+
+def test_clock_of_a_node_is_compared_with_the_clock_of_this_host(
+    clock: Clock, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    skews_s = {"ahead": 3600.0, "same": 0.0, "behind": -3600.0}
+    with contextlib.ExitStack() as opened:
+        urls = {}
+        for name, skew_s in skews_s.items():
+            fakes = opened.enter_context(
+                in_thread(Plan(workers=1, vms=1, probe_delay_ms=0), clock=lambda s=skew_s: clock() + s)
+            )
+            urls[name] = fakes.url(0)
+        aggregator = aggregate(settings(parse_stubs([[url, "vmprobe"] for url in urls.values()])))
+        aggregator.run(3)
+    now_ms = clock.now_s * 1000
+    assert [[s.time_ms for s in aggregator.samples[urls[name]]] for name in ("ahead", "same")] == [
+        [now_ms - 2000, now_ms - 1000, now_ms]
+    ] * 2
+    assert aggregator.samples[urls["behind"]] == []
+    for name, url in urls.items():
+        assert aggregator.value("scroogevm_node_clock_skew_seconds", node=url) == skews_s[name]
+    assert aggregator.value("scroogevm_scrape_failures_total", node=urls["behind"], reason="clock") == 3
+    assert aggregator.value("scroogevm_samples_unconfirmed_total", node=urls["ahead"], reason="clock") == 3
+    assert sorted(record.getMessage() for record in event_log.records) == sorted(
+        [
+            f"{urls['ahead']}: clock: 3600 s ahead of this host, samples get the time of this host",
+            f"{urls['behind']}: the page is 3600 s old, or the clock of the node is behind by that time",
+        ]
+    )
 
 
 def test_password_in_a_url_is_used_and_never_shown(
@@ -375,10 +411,11 @@ def test_defect_at_one_node_stops_no_other(
     assert "a defect" in event_log.text
 
 
-def test_nodes_scraped_once_are_counted(fakes: FakeWorkers) -> None:
+def test_nodes_scraped_once_are_counted(fakes: FakeWorkers, clock: Clock) -> None:
     fakes.inject(1, "500")
     samples: list[ScrapeSample] = []
-    manager = ScrapeManager(settings(stubs_of(fakes)), samples.append, AggregatorMetrics(CollectorRegistry()))
+    metrics = AggregatorMetrics(CollectorRegistry())
+    manager = ScrapeManager(settings(stubs_of(fakes)), samples.append, metrics, wall_clock=clock)
     assert asyncio.run(manager.scrape_once()) == 2
     assert sorted(sample.node for sample in samples) == [fakes.url(0), fakes.url(2)]
 
