@@ -159,7 +159,7 @@ class DomainRates:
         problems: list[Unconfirmed] = []
         still = self._stand_still(metrics)
         if still:
-            problems.append(Unconfirmed("vms_still", f"usage is unknown: {still} busy VMs stopped at the same time"))
+            problems.append(Unconfirmed("vms_still", f"usage is unknown: {still} VMs stopped at the same time"))
         fields: dict[str, dict[str, float]] = {}
         wrong_size = wrong_memory = 0
         cpu_ns = 0.0
@@ -185,20 +185,31 @@ class DomainRates:
             problems.append(Unconfirmed("vm_memory", f"memory statistics of {wrong_memory} VMs are impossible"))
         return DomainUpdate(fields, problems, cpu_ns)
 
-    def _stand_still(self, metrics: Mapping[str, Metrics]) -> int:
-        """Number of busy domains, if all of them stopped at once: then their exporter repeats old values.
+    def vanish(self, node_usage: float | None) -> bool:
+        """Whether an empty page hides domains: the node is busy with them still, or its usage is unknown.
 
-        One domain alone may be paused.
+        Parameters
+        ----------
+        node_usage : float or None
+            Cores.
         """
-        busy = [
-            (now["cpu_cputime"], domain.before["cpu_cputime"])
+        usage = sum(domain.usage for domain in self._domains.values())
+        return usage > _BUSY_CORES and (node_usage is None or node_usage > usage / 2)
+
+    def _stand_still(self, metrics: Mapping[str, Metrics]) -> int:
+        """Number of domains that stopped at once: all of them, or all that were busy.
+
+        Their exporter repeats old values then. One domain alone may be paused.
+        """
+        times = [
+            (now["cpu_cputime"] == domain.before["cpu_cputime"], domain.usage > _BUSY_CORES)
             for now, domain in ((now, self._domains[name]) for name, now in metrics.items())
-            if domain.before is not None
-            and domain.usage > _BUSY_CORES
-            and "cpu_cputime" in now
-            and "cpu_cputime" in domain.before
+            if domain.before is not None and "cpu_cputime" in now and "cpu_cputime" in domain.before
         ]
-        return len(busy) if len(busy) > 1 and all(now == before for now, before in busy) else 0
+        for stopped in ([still for still, _ in times], [still for still, busy in times if busy]):
+            if len(stopped) > 1 and all(stopped):
+                return len(stopped)
+        return 0
 
     def _add_memory_usage(self, fields: dict[str, float], domain: _Domain, now: Metrics, epoch_ms: float) -> bool:
         """Add the memory that a guest uses, if it is known; False when its statistics are impossible."""

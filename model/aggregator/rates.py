@@ -15,7 +15,7 @@ from .domain_rates import DomainRates, DomainUpdate
 from .exposition import NS_PER_S
 from .fields import DELTAS, FREQUENCIES, KIB_PER_MB, add_performance, add_rates, add_sums, copy_fields
 from .node_clock import sample_time_ms
-from .sizes import MOST_CORES, MOST_MEMORY_KIB, AcceptedSize
+from .sizes import MOST_CORES, MOST_MEMORY_KIB, MOST_MEMORY_PER_CORE_KIB, AcceptedSize
 
 #: By how much the CPU time of the VMs may exceed the busy time of their node: they are not read at the same time.
 _VMS_TOLERANCE = 0.1
@@ -51,8 +51,8 @@ class NodeRates:
     _epoch_ms: float | None = None
     _before: Metrics | None = None
     _before_ms: float = 0.0
-    _cores: AcceptedSize = field(default_factory=lambda: AcceptedSize(MOST_CORES))
-    _memory: AcceptedSize = field(default_factory=lambda: AcceptedSize(MOST_MEMORY_KIB))
+    _cores: AcceptedSize = field(default_factory=AcceptedSize)
+    _memory: AcceptedSize = field(default_factory=AcceptedSize)
     _domains: DomainRates = field(default_factory=DomainRates)
 
     def update(self, scrape: Scrape) -> RatesUpdate:
@@ -72,6 +72,8 @@ class NodeRates:
         domains: dict[str, dict[str, float]] = {}
         if scrape.domains is None:
             problems.append(Unconfirmed("vms", scrape.problem or "unknown"))
+        elif not scrape.domains and self._domains.vanish(fields.get("cpu_usage")):
+            problems.append(Unconfirmed("vms", "unknown: all vanished from the page, the node is as busy as before"))
         else:
             at_ms = scrape.epoch_ms if scrape.domains_ms is None else scrape.domains_ms
             # The counters of the node contradict the time of the page, which is also the time of its VMs.
@@ -118,13 +120,14 @@ class NodeRates:
         """Add the sizes that are believed, and the memory that is used if it fits in."""
         now = scrape.node
         at_ms = scrape.epoch_ms if scrape.received_ms is None else scrape.received_ms
-        for name, metric, accepted, unit in (
-            ("cpu", "cpu_total", self._cores, 1.0),
-            ("mem", "memory_total", self._memory, KIB_PER_MB),
+        most_memory = min(MOST_MEMORY_KIB, MOST_MEMORY_PER_CORE_KIB * now.get("cpu_total", MOST_CORES))
+        for name, metric, accepted, unit, largest in (
+            ("cpu", "cpu_total", self._cores, 1.0, MOST_CORES),
+            ("mem", "memory_total", self._memory, KIB_PER_MB, most_memory),
         ):
             if metric not in now:
                 continue
-            if not accepted.update(now[metric], at_ms, booted=booted):
+            if not accepted.update(now[metric], largest, at_ms, booted=booted):
                 known = "none" if accepted.value is None else f"{accepted.value / unit:.6g}"
                 message = f"{metric} {now[metric] / unit:.6g} is not believed, the size before is kept: {known}"
                 problems.append(Unconfirmed("size", message))

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 MOST_CORES = 8192.0
 MOST_MEMORY_KIB = 2.0**36
 
+#: No machine has more memory per core than 512 GiB; a page in a wrong unit has.
+MOST_MEMORY_PER_CORE_KIB = 2.0**29
+
 #: A change is believed after this number of scrapes, and after this time.
 _SCRAPES = 3
 _PERSISTS_MS = 60_000.0
@@ -23,37 +26,32 @@ class AcceptedSize:
     A smaller size is believed at once: it lowers what is free. A larger one is believed when it persists, so that one
     bad page does not raise a figure.
 
-    Parameters
-    ----------
-    largest : float
-        Larger sizes are impossible.
-
     Attributes
     ----------
     value : float or None
         The size that is believed; None before the first possible one.
     """
 
-    largest: float
     value: float | None = None
     _pending: float | None = None
     _count: int = 0
     _since_ms: float = 0.0
     _booted: bool = False
 
-    def update(self, size: float, now_ms: float, *, booted: bool = False) -> bool:
+    def update(self, size: float, largest: float, now_ms: float, *, booted: bool = False) -> bool:
         """Note the size on a page; whether it is the one that is believed.
 
         Parameters
         ----------
-        size : float
+        size, largest : float
+            Larger sizes are impossible.
         now_ms : float
             Any clock that does not jump.
         booted : bool
             Whether the machine was booted since the page before.
         """
         self._booted |= booted
-        if not 0 < size <= self.largest:
+        if not 0 < size <= largest:
             return False
         if self.value is None or size <= self.value:
             self.value, self._pending = size, None
