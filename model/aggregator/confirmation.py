@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..samples import Metrics
-from .exposition import NS_PER_S
+from .exposition import NS_PER_MS, NS_PER_S
 from .sizes import MOST_CORES
+from .unconfirmed import Unconfirmed
 
 #: Difference between busy + idle and cores x elapsed time that is accepted: a share of the latter, and a time per core,
 #: because counters have steps of 10 ms and are not read at the very time of the page.
@@ -19,39 +20,6 @@ _READ_S = 0.05
 
 _BUSY = ("cpu_user", "cpu_kernel")
 _IDLE = ("cpu_idle", "cpu_iowait")
-
-NS_PER_MS = NS_PER_S / 1e3
-
-#: Reasons for a missing value: labels of a metric, and the subjects of log lines.
-REASONS = {
-    "cpu_counters": "CPU counters",
-    "cpu_still": "CPU counters that stand still",
-    "cpu_time": "CPU time",
-    "cpu_vms": "CPU time of the VMs",
-    "cpu_reset": "reset of counters",
-    "memory": "memory",
-    "size": "size",
-    "clock": "clock",
-    "vms_still": "CPU counters of VMs that stand still",
-    "vm_size": "size of VMs",
-    "vm_memory": "memory of VMs",
-    "vms": "VMs",
-}
-
-
-class Unconfirmed(NamedTuple):
-    """A value that is missing because other values do not confirm it.
-
-    Attributes
-    ----------
-    reason : str
-        Key of :data:`REASONS`.
-    message : str
-        Empty for an ordinary event, which is counted and not logged.
-    """
-
-    reason: str
-    message: str = ""
 
 
 class CpuGrowth(NamedTuple):

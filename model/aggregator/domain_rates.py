@@ -7,18 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..samples import Metrics
-from .confirmation import Unconfirmed
-from .fields import (
-    DELTAS,
-    FAULTS,
-    KIB_PER_MB,
-    MB,
-    add_performance,
-    add_rates,
-    copy_fields,
-    scale_fields,
-)
+from .exposition import KIB_PER_MB, MB
+from .fields import DELTAS, FAULTS, add_performance, add_rates, copy_fields, scale_fields
 from .sizes import AcceptedAllocation
+from .unconfirmed import Unconfirmed
 
 #: How long after a change of its size a guest may report a different reserve before that is its new reserve, ms.
 _SETTLING_MS = 60_000.0

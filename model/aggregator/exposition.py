@@ -12,8 +12,13 @@ VALUE_PATTERN = rb"[!-^`-~]+"
 #: Bytes of a KiB, the unit of memory of vmprobe.
 KIB = 1024.0
 
+#: Bytes of a MB, and KiB of a MB.
+MB = 2.0**20
+KIB_PER_MB = MB / KIB
+
 #: Nanoseconds of a second; vmprobe counts CPU time in nanoseconds.
 NS_PER_S = 1e9
+NS_PER_MS = NS_PER_S / 1e3
 
 #: Longer lines are skipped; a page may be made to be slow to parse.
 _LONGEST_LINE = 4096

@@ -6,13 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from ..samples import Metrics
-from .confirmation import NS_PER_MS
-from .exposition import KIB
-
-#: Bytes of a MB.
-MB = 2.0**20
-
-KIB_PER_MB = MB / KIB
+from .exposition import NS_PER_MS
 
 #: Counters of a machine; their increase since the last scrape is stored under the same name.
 DELTAS = ("sched_runtime", "sched_waittime", "sched_timeslices")

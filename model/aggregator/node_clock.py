@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..samples import Scrape
-from .confirmation import Unconfirmed
+from .unconfirmed import Unconfirmed
 
 #: A page from the future by no more than this keeps its time: clocks that are synchronised differ by less, ms.
 _AHEAD_MS = 1000.0

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..samples import Metrics, Scrape, ScrapeSample
-from .confirmation import NS_PER_MS, TOLERANCE, Unconfirmed, confirm_cpu
+from .confirmation import TOLERANCE, confirm_cpu
 from .domain_rates import DomainRates, DomainUpdate
-from .exposition import NS_PER_S
-from .fields import DELTAS, FREQUENCIES, KIB_PER_MB, add_performance, add_rates, add_sums, copy_fields
+from .exposition import NS_PER_MS, NS_PER_S
+from .fields import DELTAS, FREQUENCIES, add_performance, add_rates, add_sums, copy_fields
 from .node_clock import sample_time_ms
-from .sizes import MOST_CORES, MOST_MEMORY_KIB, MOST_MEMORY_PER_CORE_KIB, AcceptedSize
+from .sizes import NodeSizes
+from .unconfirmed import Unconfirmed
 
 #: By how much the CPU time of the VMs may exceed the busy time of their node: they are not read at the same time.
 _VMS_TOLERANCE = 0.1
@@ -51,8 +52,7 @@ class NodeRates:
     _epoch_ms: float | None = None
     _before: Metrics | None = None
     _before_ms: float = 0.0
-    _cores: AcceptedSize = field(default_factory=AcceptedSize)
-    _memory: AcceptedSize = field(default_factory=AcceptedSize)
+    _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
 
     def update(self, scrape: Scrape) -> RatesUpdate:
@@ -78,7 +78,7 @@ class NodeRates:
             at_ms = scrape.epoch_ms if scrape.domains_ms is None else scrape.domains_ms
             # The counters of the node contradict the time of the page, which is also the time of its VMs.
             rated = scrape.domains_ms is not None or all(problem.reason != "cpu_time" for problem in problems)
-            sizes = (self._cores.value, self._memory.value)
+            sizes = (self._sizes.cores, self._sizes.memory_kib)
             updated = self._domains.update(scrape.domains, at_ms, *sizes, rated=rated)
             domains = updated.fields
             problems += updated.problems
@@ -108,49 +108,24 @@ class NodeRates:
                 add_rates(fields, now, before, elapsed_ms, ("cpu_user", "cpu_kernel"), DELTAS)
             if "cpu_usage" in fields:
                 fields["elapsed_time"] = elapsed_ms
-        self._add_sizes(fields, scrape, problems, booted=booted)
+        at_ms = scrape.epoch_ms if scrape.received_ms is None else scrape.received_ms
+        sizes, size_problems = self._sizes.update(now, at_ms, booted=booted)
+        fields |= sizes
+        problems += size_problems
         if not still:
             # Counters that a cache repeats continue from the scrape at which they last changed.
             self._before, self._before_ms = now, scrape.epoch_ms
         return fields, elapsed_ms
-
-    def _add_sizes(
-        self, fields: dict[str, float], scrape: Scrape, problems: list[Unconfirmed], *, booted: bool
-    ) -> None:
-        """Add the sizes that are believed, and the memory that is used if it fits in."""
-        now = scrape.node
-        at_ms = scrape.epoch_ms if scrape.received_ms is None else scrape.received_ms
-        most_memory = min(MOST_MEMORY_KIB, MOST_MEMORY_PER_CORE_KIB * now.get("cpu_total", MOST_CORES))
-        for name, metric, accepted, unit, largest in (
-            ("cpu", "cpu_total", self._cores, 1.0, MOST_CORES),
-            ("mem", "memory_total", self._memory, KIB_PER_MB, most_memory),
-        ):
-            if metric not in now:
-                continue
-            if not accepted.update(now[metric], largest, at_ms, booted=booted):
-                known = "none" if accepted.value is None else f"{accepted.value / unit:.6g}"
-                message = f"{metric} {now[metric] / unit:.6g} is not believed, the size before is kept: {known}"
-                problems.append(Unconfirmed("size", message))
-            if accepted.value is not None:
-                fields[name] = accepted.value / unit
-        total, available = now.get("memory_total"), now.get("memory_available")
-        if total is None or available is None:
-            return
-        if 0 <= available <= total and self._memory.value is not None and total - available <= self._memory.value:
-            fields["mem_usage"] = (total - available) / KIB_PER_MB
-        else:
-            message = f"{available / KIB_PER_MB:.0f} MB available of {total / KIB_PER_MB:.0f} MB is impossible"
-            problems.append(Unconfirmed("memory", message))
 
     def _compare_with_vms(
         self, fields: dict[str, float], updated: DomainUpdate, elapsed_ms: float, problems: list[Unconfirmed]
     ) -> None:
         """Remove the CPU usage of the node when its VMs alone used more: then it is too low."""
         busy_ns = fields["elapsed_cpu_time"]
-        cores = self._before["cpu_total"] if self._before is not None else 0.0
+        cores = self._sizes.cores or 0.0
         margin_ns = cores * (TOLERANCE * elapsed_ms * NS_PER_MS + _VMS_READ_S * NS_PER_S)
         if updated.cpu_ns > (1 + _VMS_TOLERANCE) * busy_ns + margin_ns:
-            del fields["cpu_usage"], fields["elapsed_cpu_time"]
+            del fields["cpu_usage"], fields["elapsed_cpu_time"], fields["elapsed_time"]
             seconds = elapsed_ms / 1000
             message = (
                 f"the VMs used {updated.cpu_ns / NS_PER_S / seconds:.1f} cores, the node only "

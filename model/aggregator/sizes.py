@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..samples import Metrics
+from .exposition import KIB_PER_MB
+from .unconfirmed import Unconfirmed
 
 #: Larger than any machine that runs Linux: its limits are 8192 CPUs and 64 TiB on x86.
 MOST_CORES = 8192.0
@@ -63,6 +67,65 @@ class AcceptedSize:
         if persists and (self._booted or size <= _GROWTH * self.value):
             self.value, self._pending, self._booted = size, None, False
         return self._pending is None
+
+
+@dataclass(slots=True)
+class NodeSizes:
+    """The sizes of one node as they are believed."""
+
+    _cores: AcceptedSize = field(default_factory=AcceptedSize)
+    _memory: AcceptedSize = field(default_factory=AcceptedSize)
+
+    @property
+    def cores(self) -> float | None:
+        """Cores; None before the first possible number."""
+        return self._cores.value
+
+    @property
+    def memory_kib(self) -> float | None:
+        """Memory, KiB; None before the first possible size."""
+        return self._memory.value
+
+    def update(self, now: Metrics, at_ms: float, *, booted: bool) -> tuple[dict[str, float], list[Unconfirmed]]:
+        """The fields of sizes and memory usage, and what is missing or not believed.
+
+        Parameters
+        ----------
+        now : mapping of metric name to value
+        at_ms : float
+            Any clock that does not jump.
+        booted : bool
+            Whether the node was booted since the page before.
+        """
+        fields: dict[str, float] = {}
+        problems: list[Unconfirmed] = []
+        for name, metric, accepted, unit in (
+            ("cpu", "cpu_total", self._cores, 1.0),
+            ("mem", "memory_total", self._memory, KIB_PER_MB),
+        ):
+            if metric not in now:
+                continue
+            most_memory = min(MOST_MEMORY_KIB, MOST_MEMORY_PER_CORE_KIB * (self.cores or MOST_CORES))
+            largest = MOST_CORES if accepted is self._cores else most_memory
+            if not accepted.update(now[metric], largest, at_ms, booted=booted):
+                known = "unknown" if accepted.value is None else f"still {accepted.value / unit:.6g}"
+                message = f"{metric} is {now[metric] / unit:.6g}, which is not believed: it is {known}"
+                problems.append(Unconfirmed("size", message))
+            if accepted.value is not None:
+                fields[name] = accepted.value / unit
+        self._add_memory_usage(fields, now, problems)
+        return fields, problems
+
+    def _add_memory_usage(self, fields: dict[str, float], now: Metrics, problems: list[Unconfirmed]) -> None:
+        """Add the memory that is used, if it fits in."""
+        total, available = now.get("memory_total"), now.get("memory_available")
+        if total is None or available is None:
+            return
+        if 0 <= available <= total and self.memory_kib is not None and total - available <= self.memory_kib:
+            fields["mem_usage"] = (total - available) / KIB_PER_MB
+        else:
+            message = f"{available / KIB_PER_MB:.0f} MB available of {total / KIB_PER_MB:.0f} MB is impossible"
+            problems.append(Unconfirmed("memory", message))
 
 
 @dataclass(slots=True)

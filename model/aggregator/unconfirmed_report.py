@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..common.logs import ProblemLog
-from .confirmation import REASONS, Unconfirmed
 from .metrics import AggregatorMetrics
+from .unconfirmed import REASONS, Unconfirmed
 
 #: A problem that comes and goes is one problem: it is over when it was absent for this time.
 _OVER_S = 60.0
