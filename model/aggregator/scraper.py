@@ -1,4 +1,4 @@
-"""Requests the pages of a worker node, with limits on time and size."""
+"""Requests the pages of a worker node, with limits on time and size, and reads them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from ..common.errors import system_words
-from ..common.targets import LabelStub, Stub, VmprobeStub
+from ..common.targets import Stub, VmprobeStub
 from ..samples import Scrape
+from .connection import BoundedHandler, FloodError, open_connector
 from .exposition import PageError
 from .libvirt_exporter import LabelReader
+from .limits import PageLimits
 from .vmprobe import VmprobeReader
 
 #: No compression: pages are small, and a decompression bomb is not decompressed.
 _HEADERS = {"Accept": "text/plain; version=0.0.4", "Accept-Encoding": "identity", "User-Agent": "scroogevm"}
 #: Bytes read from a connection at once.
 _PIECE = 2**16
-#: Larger pages are parsed in a thread, so that the event loop serves the other nodes meanwhile, bytes.
-_LARGE_PAGE = 2**20
+#: A peer that sent more than this without a complete page floods, bytes.
+_FLOOD = 2**20
 
 
 class ScrapeError(Exception):
@@ -31,16 +33,43 @@ class ScrapeError(Exception):
     ----------
     reason : str
         One of a few words, a label of a metric.
+    flooded : bool
+        Whether the node sent more than a scrape may take; it is scraped less often then.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, flooded: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
+        self.flooded = flooded
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Pages of one scrape, not parsed.
+
+    Attributes
+    ----------
+    node : bytes
+        The page of vmprobe or of node_exporter.
+    libvirt : bytes or None
+        The page of the libvirt exporter; None when there is none.
+    requested_ms : float
+        Time of the requests, Unix milliseconds.
+    flooded : bool
+        Whether the libvirt exporter sent more than a scrape may take.
+    """
+
+    node: bytes
+    libvirt: bytes | None
+    requested_ms: float
+    flooded: bool = False
 
 
 @dataclass(slots=True)
 class Scraper:
     """Scrapes one node.
+
+    The pages are requested in an event loop and read in any thread, one scrape at a time.
 
     Parameters
     ----------
@@ -51,6 +80,12 @@ class Scraper:
     max_page_bytes : int
     wall_clock : callable
         Unix seconds.
+    limits : PageLimits
+
+    Attributes
+    ----------
+    received_s : float
+        CPU time to receive pages so far.
     """
 
     stub: Stub
@@ -58,12 +93,14 @@ class Scraper:
     timeout_s: float
     max_page_bytes: int
     wall_clock: Callable[[], float] = time.time
+    limits: PageLimits = field(default_factory=PageLimits)
+    received_s: float = field(init=False, default=0.0)
     _vmprobe: VmprobeReader = field(init=False)
     _labels: LabelReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._vmprobe = VmprobeReader(self.stub.prefix if isinstance(self.stub, VmprobeStub) else "")
-        self._labels = LabelReader()
+        self._vmprobe = VmprobeReader(self.stub.prefix if isinstance(self.stub, VmprobeStub) else "", self.limits)
+        self._labels = LabelReader(self.limits)
 
     @property
     def bad_lines(self) -> int:
@@ -71,7 +108,38 @@ class Scraper:
         return self._vmprobe.bad_lines + self._labels.bad_lines
 
     async def scrape(self) -> Scrape:
-        """Request and parse the pages of the node.
+        """Request and read the pages of the node.
+
+        Raises
+        ------
+        ScrapeError
+        """
+        return self.read(await self.request())
+
+    async def request(self) -> Pages:
+        """Request the pages of the node.
+
+        Raises
+        ------
+        ScrapeError
+        """
+        requested_ms = self.wall_clock() * 1000.0
+        if isinstance(self.stub, VmprobeStub):
+            return Pages(await self._fetch(self.stub.url), None, requested_ms)
+        node, domains = await asyncio.gather(
+            self._fetch(self.stub.node_exporter), self._fetch(self.stub.libvirt_exporter), return_exceptions=True
+        )
+        if isinstance(node, BaseException):
+            raise node
+        if isinstance(domains, BaseException):
+            if not isinstance(domains, ScrapeError):
+                raise domains
+            # Without the page of the libvirt exporter, the metrics of the node are still valid.
+            return Pages(node, None, requested_ms, domains.flooded)
+        return Pages(node, domains, requested_ms)
+
+    def read(self, pages: Pages) -> Scrape:
+        """Parse pages; this may take as much CPU time as the node likes.
 
         Raises
         ------
@@ -79,29 +147,10 @@ class Scraper:
         """
         try:
             if isinstance(self.stub, VmprobeStub):
-                return await self._scrape_vmprobe(self.stub)
-            return await self._scrape_labels(self.stub)
+                return self._vmprobe.read(pages.node)
+            return self._labels.read(pages.node, pages.libvirt, float(round(pages.requested_ms)))
         except PageError as error:
-            raise ScrapeError("page", str(error)) from None
-
-    async def _scrape_vmprobe(self, stub: VmprobeStub) -> Scrape:
-        page = await self._fetch(stub.url)
-        if len(page) > _LARGE_PAGE:
-            return await asyncio.to_thread(self._vmprobe.read, page)
-        return self._vmprobe.read(page)
-
-    async def _scrape_labels(self, stub: LabelStub) -> Scrape:
-        requested_ms = self.wall_clock() * 1000.0
-        node, domains = await asyncio.gather(
-            self._fetch(stub.node_exporter), self._fetch(stub.libvirt_exporter), return_exceptions=True
-        )
-        if isinstance(node, BaseException):
-            raise node
-        if isinstance(domains, BaseException) and not isinstance(domains, ScrapeError):
-            raise domains
-        # Without the page of the libvirt exporter, the metrics of the node are still valid.
-        libvirt_page = None if isinstance(domains, ScrapeError) else domains
-        return self._labels.read(node, libvirt_page, float(round(requested_ms)))
+            raise ScrapeError(error.reason, str(error), flooded=error.reason == "limit") from None
 
     async def _fetch(self, url: str) -> bytes:
         """The body of a page.
@@ -110,15 +159,22 @@ class Scraper:
         ------
         ScrapeError
         """
+        peer = _Peer()
         try:
-            return await self._read_body(url)
+            return await self._read_body(url, peer)
         except asyncio.TimeoutError:
-            raise ScrapeError("timeout", f"no complete page within {self.timeout_s:g} s") from None
+            message = f"no complete page within {self.timeout_s:g} s"
+            raise ScrapeError("timeout", message, flooded=peer.received_bytes > _FLOOD) from None
+        except FloodError as error:
+            raise ScrapeError("limit", str(error), flooded=True) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise ScrapeError("connection", _connection_message(error)) from None
+        finally:
+            self.received_s += peer.cpu_s
 
-    async def _read_body(self, url: str) -> bytes:
+    async def _read_body(self, url: str, peer: _Peer) -> bytes:
         async with self.session.get(url, headers=_HEADERS, allow_redirects=False) as response:
+            peer.connect(response)
             if response.status != 200:
                 raise ScrapeError("status", f"HTTP status {response.status}")
             encoding = response.headers.get("Content-Encoding", "identity")
@@ -128,9 +184,29 @@ class Scraper:
             async for piece in response.content.iter_chunked(_PIECE):
                 size += len(piece)
                 if size > self.max_page_bytes:
-                    raise ScrapeError("size", f"the page is larger than {self.max_page_bytes} bytes")
+                    raise ScrapeError("size", f"the page is larger than {self.max_page_bytes} bytes", flooded=True)
                 pieces.append(piece)
             return b"".join(pieces)
+
+
+class _Peer:
+    """What the connection of a response has received; nothing when the response came in one piece."""
+
+    def __init__(self) -> None:
+        self._handler: BoundedHandler | None = None
+
+    def connect(self, response: aiohttp.ClientResponse) -> None:
+        """Take the connection of a response, which has none once it is complete."""
+        handler = response.connection.protocol if response.connection is not None else None
+        self._handler = handler if isinstance(handler, BoundedHandler) else None
+
+    @property
+    def received_bytes(self) -> int:
+        return self._handler.received.data_bytes if self._handler is not None else 0
+
+    @property
+    def cpu_s(self) -> float:
+        return self._handler.received.cpu_s if self._handler is not None else 0.0
 
 
 def _connection_message(error: BaseException) -> str:
@@ -143,16 +219,17 @@ def _connection_message(error: BaseException) -> str:
     return type(error).__name__
 
 
-def open_session(timeout_s: float) -> aiohttp.ClientSession:
+def open_session(timeout_s: float, max_page_bytes: int) -> aiohttp.ClientSession:
     """A session for all scrapers, without a limit of connections, decompression and cookies.
 
     Parameters
     ----------
     timeout_s : float
         Limit of a whole request.
+    max_page_bytes : int
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=60),
+        connector=open_connector(max_page_bytes),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
