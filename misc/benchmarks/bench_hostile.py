@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import require_libraries
+from model.cli.main import require_libraries, run_interruptible
 from model.cli.parser import Parser, whole_number
 
 with require_libraries("live"):
@@ -75,14 +75,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout whose vmaggreg.py is measured (this one)")
     args = parser.parse_args(argv)
     attacks = args.attack or [*ATTACKS, "hang"]
-    options = (f"--format={args.format}",)
-    with fake_workers(args.nodes, _VMS, int(_DELAY_S * 1000)) as good:
-        print(f"{args.nodes} good workers x {_VMS} VMs every {_DELAY_S:g} s, {args.seconds} s for each attack")
+    return run_interruptible(lambda: _run(attacks, args.nodes, args.seconds, args.format, args.root), lambda: 130)
+
+
+def _run(attacks: Sequence[str], nodes: int, seconds: int, hostile_format: str, root: Path) -> int:
+    with fake_workers(nodes, _VMS, int(_DELAY_S * 1000)) as good:
+        print(f"{nodes} good workers x {_VMS} VMs every {_DELAY_S:g} s, {seconds} s for each attack")
         print(_HEADER, flush=True)
         usual: Outcome | None = None
         for attack in ["none", *attacks]:
-            with fake_workers(1, _VMS, _HOSTILE_DELAY_MS, *options) as hostile:
-                outcome = _measure(good, hostile, attack, args.seconds, args.root)
+            with fake_workers(1, _VMS, _HOSTILE_DELAY_MS, f"--format={hostile_format}") as hostile:
+                outcome = _measure(good, hostile, attack, seconds, root)
             usual = usual or outcome
             _print(attack, outcome, statistics.median(usual.paces))
     return 0

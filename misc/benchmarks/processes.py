@@ -29,6 +29,8 @@ def process(command: list[Any], **options: Any) -> Iterator[Any]:
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
+        if running.stdout is not None:
+            running.stdout.close()
 
 
 @contextlib.contextmanager
@@ -79,3 +81,13 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+def open_files(pid: int) -> int:
+    """Number of file descriptors of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def threads(pid: int) -> int:
+    """Number of threads of a process."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
