@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from aiohttp import web
 
-from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT, Fault, PageRequest, page_response
+from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT
 from misc.fakeworkers.machines import Plan, Worker, build_worker, shapes_of
 from misc.fakeworkers.pages import RENDERERS
+from misc.fakeworkers.responses import Fault, PageRequest, page_response
 from model.common.threads import start_thread
 
 

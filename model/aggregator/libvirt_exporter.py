@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Set
 from ..samples import Scrape
 from .exposition import (
     KIB,
-    MOST_UNUSUAL_LINES,
     NS_PER_S,
     VALUE_PATTERN,
     PageError,
     Sample,
-    parse_line,
+    UnusualLines,
     require_complete_lines,
 )
+from .limits import PageLimits, VmLimit
 
 #: The modes of a core on Linux, and the counter of vmprobe that contains them.
 _MODES = {
@@ -58,24 +58,55 @@ _DOMAIN_METRICS: Mapping[str, tuple[float, tuple[str, ...]]] = {
 
 _LIBVIRT_NAMES = {"libvirt_up", *_STATES, *(name for _, names in _DOMAIN_METRICS.values() for name in names)}
 
-_NODE_METRICS = {
+_NODE_FIELDS = {
     "node_memory_MemTotal_bytes": "memory_total",
     "node_memory_MemAvailable_bytes": "memory_available",
     "node_time_seconds": "time",
 }
 
-_NODE_NAMES = {"node_cpu_seconds_total", *_NODE_METRICS}
+_NODE_NAMES = {"node_cpu_seconds_total", *_NODE_FIELDS}
 
-_USUAL_LINE = re.compile(
-    rb'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*",?)*)\})? (%b)$' % VALUE_PATTERN,
-    re.MULTILINE,
-)
+#: Text of a label with its escapes: each character has one way to match, so that the time is linear. The numbers of
+#: escapes and of labels limit the memory of the search.
+_TEXT = rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*){0,256}'
 
-_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*)"')
+_LABELS = rb'\{((?:[a-zA-Z_][a-zA-Z0-9_]*="%b",?){0,64})\}' % _TEXT
+
+_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="(%b)"' % _TEXT)
+
+_ESCAPE = re.compile(r'\\([\\n"])')
+
+
+class _Metrics:
+    """Metrics to read from a page, and the patterns of their lines.
+
+    Attributes
+    ----------
+    names : set of str
+    encoded : sequence of bytes
+    usual : re.Pattern
+        Name, labels and value of a line of the usual form.
+    starts : re.Pattern
+        Start of any line of these metrics.
+    """
+
+    def __init__(self, names: Set[str]) -> None:
+        self.names = names
+        self.encoded = sorted(name.encode() for name in names)
+        either = b"|".join(self.encoded)
+        self.usual = re.compile(rb"^(%b)(?:%b)? (%b)$" % (either, _LABELS, VALUE_PATTERN), re.MULTILINE)
+        self.starts = re.compile(rb"^(?:%b)\b" % either, re.MULTILINE)
+
+
+_LIBVIRT_PAGE, _NODE_PAGE = _Metrics(_LIBVIRT_NAMES), _Metrics(_NODE_NAMES)
 
 
 class LabelReader:
     """Reads successive pages of node_exporter and of a libvirt exporter: kumina's (Debian), Tinkoff's or inovex'.
+
+    Parameters
+    ----------
+    limits : PageLimits
 
     Attributes
     ----------
@@ -83,8 +114,10 @@ class LabelReader:
         Lines of used metrics that could not be parsed so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: PageLimits = PageLimits()) -> None:  # noqa: B008  # frozen
         self.bad_lines = 0
+        self._limits = limits
+        self._vms = VmLimit(limits.vms)
         self._cores: frozenset[str] | None = None
 
     def read(
@@ -113,7 +146,7 @@ class LabelReader:
         Raises
         ------
         PageError
-            When the page of the node is truncated or not a page of node_exporter.
+            When the page of the node is truncated or not a page of node_exporter, or one of them is too large.
         """
         require_complete_lines(node_page)
         node = self._read_node(node_page)
@@ -130,13 +163,13 @@ class LabelReader:
     def _read_node(self, page: bytes) -> dict[str, float]:
         modes: dict[str, dict[str, float]] = {}
         metrics: dict[str, float] = {}
-        for name, labels, value in self._samples(page, _NODE_NAMES):
+        for name, labels, value in self._samples(page, _NODE_PAGE):
             if name == "node_cpu_seconds_total":
                 mode, of_core = labels.get("mode", ""), modes.setdefault(labels.get("cpu", ""), {})
                 # A series that is on the page twice has no value.
                 of_core[mode] = math.nan if mode in of_core else value
             else:
-                metrics[_NODE_METRICS[name]] = math.nan if _NODE_METRICS[name] in metrics else value
+                metrics[_NODE_FIELDS[name]] = math.nan if _NODE_FIELDS[name] in metrics else value
         if not modes or "memory_total" not in metrics:
             raise PageError("not a page of node_exporter: no node_cpu_seconds_total or node_memory_MemTotal_bytes")
         metrics = {name: value if name == "time" else value / KIB for name, value in metrics.items()}
@@ -161,13 +194,14 @@ class LabelReader:
         """Metrics of the running domains; None, and why, when the exporter could not read them."""
         by_domain: defaultdict[str, dict[str, float]] = defaultdict(dict)
         up: float | None = None
-        for name, labels, value in self._samples(page, _LIBVIRT_NAMES):
+        for name, labels, value in self._samples(page, _LIBVIRT_PAGE):
             if name == "libvirt_up":
                 up = value
             elif "domain" in labels:
                 of_domain = by_domain[labels["domain"]]
                 # Two domains with one name: neither has a value.
                 of_domain[name] = math.nan if name in of_domain else value
+        self._vms.check(by_domain.keys())
         # An exporter that fails at one domain omits the following ones and reports libvirt_up 0.
         if up == 0.0:
             return None, "libvirt_up is 0"
@@ -175,16 +209,14 @@ class LabelReader:
             return None, "no metric of libvirt on its page"
         return {domain: _convert(metrics) for domain, metrics in by_domain.items() if _is_running(metrics)}, ""
 
-    def _samples(self, page: bytes, names: Set[str]) -> Iterator[Sample]:
+    def _samples(self, page: bytes, metrics: _Metrics) -> Iterator[Sample]:
         """The samples of some metrics; NaN where a value is invalid or not finite."""
-        encoded_names = {name.encode() for name in names}
+        self._limits.check_series(page, metrics.encoded)
         matched = 0
-        for name, labels, text in _USUAL_LINE.findall(page):
-            if name not in encoded_names:
-                continue
+        for name, labels, text in metrics.usual.findall(page):
             matched += 1
             try:
-                pairs = {key.decode(): label.decode("utf-8") for key, label in _LABEL.findall(labels)}
+                pairs = _parse_labels(labels)
             except ValueError:
                 self.bad_lines += 1
                 continue
@@ -194,22 +226,32 @@ class LabelReader:
                 self.bad_lines += 1
                 value = math.nan
             yield name.decode(), pairs, value if math.isfinite(value) else math.nan
-        starts = re.compile(rb"^(?:%b)\b" % b"|".join(sorted(encoded_names)), re.MULTILINE)
-        if matched < len(starts.findall(page)):
-            yield from self._unusual_samples(page, names, starts)
+        if matched < len(metrics.starts.findall(page)):
+            yield from self._unusual_samples(page, metrics)
 
-    def _unusual_samples(self, page: bytes, names: Set[str], starts: re.Pattern[bytes]) -> Iterator[Sample]:
+    def _unusual_samples(self, page: bytes, metrics: _Metrics) -> Iterator[Sample]:
         """The samples of lines that the regular expression does not match."""
-        unusual_lines = 0
-        for line in page.split(b"\n"):
-            if not starts.match(line) or _USUAL_LINE.match(line):
+        unusual_lines = UnusualLines()
+        for match in metrics.starts.finditer(page):
+            line = page[match.start() : page.find(b"\n", match.start())]
+            if metrics.usual.match(line):
                 continue
-            unusual_lines += 1
-            parsed = parse_line(line) if unusual_lines <= MOST_UNUSUAL_LINES else ()
-            samples = [sample for sample in parsed if sample[0] in names]
+            samples = [sample for sample in unusual_lines.parse(line) if sample[0] in metrics.names]
             self.bad_lines += not samples
             for name, labels, value in samples:
                 yield name, labels, value if math.isfinite(value) else math.nan
+
+
+def _parse_labels(labels: bytes) -> dict[str, str]:
+    """Names and texts of the labels of a line; raises ValueError when they are not UTF-8."""
+    pairs = {key.decode(): text.decode("utf-8") for key, text in _LABEL.findall(labels)}
+    if b"\\" in labels:
+        return {key: _ESCAPE.sub(_unescape, text) for key, text in pairs.items()}
+    return pairs
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return "\n" if match[1] == "n" else match[1]
 
 
 def _is_running(metrics: Mapping[str, float]) -> bool:

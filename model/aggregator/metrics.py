@@ -24,6 +24,18 @@ class AggregatorMetrics:
         self.missed = Counter(
             "scroogevm_scrapes_missed", "Scrapes skipped because the one before took too long.", node, registry=registry
         )
+        self.throttled = Counter(
+            "scroogevm_scrapes_throttled",
+            "Scrapes skipped because the node took too much CPU time or sent too much.",
+            node,
+            registry=registry,
+        )
+        self.interval = Gauge(
+            "scroogevm_scrape_interval_seconds", "Time to the next scrape of a node.", node, registry=registry
+        )
+        self.cpu = Counter(
+            "scroogevm_scrape_cpu_seconds", "CPU time of the scrapes of a node.", node, registry=registry
+        )
         self.duration = Summary(
             "scroogevm_scrape_duration_seconds", "Duration of a scrape, failed ones included.", node, registry=registry
         )

@@ -6,9 +6,10 @@ import math
 
 from ..samples import Scrape
 from .exposition import PageError, require_complete_lines
+from .limits import PageLimits, VmLimit
 from .vmprobe_completeness import CompletenessCheck
 from .vmprobe_layout import Machines, PageLayout, page_layout
-from .vmprobe_names import NameCache, Place
+from .vmprobe_names import NameCache, Place, UsedMetrics
 from .vmprobe_page import ParsedPage, parse_page
 
 #: Metrics that each page has; a page without them is truncated.
@@ -28,6 +29,7 @@ class VmprobeReader:
     ----------
     prefix : str
         Prefix of all metric names.
+    limits : PageLimits
 
     Attributes
     ----------
@@ -35,10 +37,13 @@ class VmprobeReader:
         Lines with the prefix that could not be parsed so far.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, limits: PageLimits = PageLimits()) -> None:  # noqa: B008  # frozen
         self.prefix = prefix
         self.bad_lines = 0
+        self._limits = limits
+        self._vms = VmLimit(limits.vms)
         self._names = NameCache()
+        self._metrics = UsedMetrics()
         self._completeness = CompletenessCheck()
         self._layout: PageLayout | None = None
 
@@ -54,7 +59,7 @@ class VmprobeReader:
         Raises
         ------
         PageError
-            When the page is empty, truncated or not a page of vmprobe.
+            When the page is empty, truncated, too large or not a page of vmprobe.
         """
         if self._layout is not None:
             machines = self._layout.parse(page)
@@ -69,6 +74,7 @@ class VmprobeReader:
         return self._read_with_parser(page, received_ms)
 
     def _read_with_parser(self, page: bytes, received_ms: float | None) -> Scrape:
+        self._limits.check_series(page, [f"{self.prefix}_".encode()])
         parsed = parse_page(page, self.prefix)
         self.bad_lines += parsed.bad_lines
         if not parsed.values:
@@ -77,6 +83,7 @@ class VmprobeReader:
         require_complete_lines(page)
         places = self._places(parsed)
         domain_of = {name: place[0] for name, place in places.items() if place is not None}
+        self._vms.check({domain for domain in domain_of.values() if domain is not None})
         self._completeness.check(domain_of, parsed.values.get(b"global_probe_epoch", 0.0))
         machines = _group(parsed, places)
         node = machines[None]
@@ -90,14 +97,8 @@ class VmprobeReader:
         return _scrape(machines, received_ms)
 
     def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
-        """Domain and metric of each name on a page."""
-        places: dict[bytes, Place | None] = {}
-        domains: set[str] = set()
-        for name in (*parsed.values, *parsed.unreadable):
-            place = places[name] = self._names.split(name, domains)
-            if place is not None and place[0] is not None:
-                domains.add(place[0])
-        return places
+        """Domain and metric of each name on a page; None for metrics that are not used."""
+        return self._metrics.select(self._names.split((*parsed.values, *parsed.unreadable)))
 
 
 def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> Machines:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from .exposition import MOST_UNUSUAL_LINES, VALUE_PATTERN, parse_line
+from .exposition import VALUE_PATTERN, UnusualLines
 from .vmprobe_names import LONGEST_NAME
 
 
@@ -67,18 +67,18 @@ def _parse_unusual_lines(parsed: ParsedPage, page: bytes, start: bytes) -> None:
     """Parse lines with labels, timestamps or several blanks, and count invalid lines."""
     usual = re.compile(rb"%b[a-zA-Z0-9_:]+ [-+.0-9eEa-zA-Z]+\Z" % re.escape(start))
     prefix = start.decode()
-    unusual_lines = 0
-    for line in page.split(b"\n"):
-        if not line.startswith(start) or (usual.match(line) and _ends_in_number(line)):
+    unusual_lines = UnusualLines()
+    for match in re.finditer(rb"^%b.*" % re.escape(start), page, flags=re.MULTILINE):
+        line = match[0]
+        if usual.match(line) and _ends_in_number(line):
             continue
-        unusual_lines += 1
-        samples = list(parse_line(line)) if unusual_lines <= MOST_UNUSUAL_LINES else []
+        samples = unusual_lines.parse(line)
         for name, _, value in samples:
             parsed.add(name.removeprefix(prefix).encode(), value)
         if not samples:
             parsed.bad_lines += 1
-            if match := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % LONGEST_NAME, line[len(start) :]):
-                parsed.unreadable.add(match[0])
+            if name_match := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % LONGEST_NAME, line[len(start) :]):
+                parsed.unreadable.add(name_match[0])
 
 
 def _ends_in_number(line: bytes) -> bool:

@@ -15,6 +15,7 @@ from influxdb_client.domain.write_precision import WritePrecision
 from influxdb_client.rest import ApiException
 
 from ..common.errors import causes, system_words
+from ..common.logs import ProblemLog
 from ..samples import Period, ScrapeSample
 from . import influxdb_queries as queries
 from .base import Encoded, StoreUnavailable
@@ -62,17 +63,14 @@ class InfluxStore:
         self._write_api = self._client.write_api(write_options=SYNCHRONOUS)
         #: Measurement and name of fields whose type the bucket does not accept.
         self._excluded: set[tuple[str, str]] = set()
+        self._problems = ProblemLog(LOG)
 
     def encode(self, sample: ScrapeSample) -> Encoded:
         """Encode a sample as line protocol; names that a tag cannot hold are omitted and logged."""
         invalid = [name for name in sample.domains if not is_tag(name)]
         if invalid:
-            LOG.warning(
-                "%s: %d domains are not stored, an InfluxDB tag cannot hold their names: %r",
-                sample.node,
-                len(invalid),
-                invalid[:3],
-            )
+            cause = f"{len(invalid)} domains are not stored, an InfluxDB tag cannot hold their names: {invalid[:3]!r}"
+            self._problems.report(sample.node, cause)
         lines = encode_lines(sample, self._excluded)
         text = "\n".join(lines)
         return Encoded(text, len(text.encode()) + _OVERHEAD, len(lines))
