@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from misc.fakeworkers.attacks import ATTACKS
+from misc.fakeworkers.lies import LIES
 from misc.fakeworkers.responses import EXPOSITION, PageRequest, page_response
+
+
+async def _lie(request: PageRequest) -> web.StreamResponse:
+    assert request.fault.liar is not None  # noqa: S101  # the server has set it
+    page, delay_s = request.fault.liar.answer(request.endpoint, request.page)
+    await asyncio.sleep(delay_s)
+    return web.Response(status=500) if page is None else page_response(page)
 
 
 async def _slow(request: PageRequest) -> web.StreamResponse:
@@ -82,6 +90,7 @@ ANSWERS: dict[str, tuple[str, Callable[[PageRequest], Awaitable[web.StreamRespon
     "html": ("200 with an HTML page", _html),
     "garbage": ("200 with random bytes", _garbage),
     **ATTACKS,
+    **{name: (lie.description, _lie) for name, lie in LIES.items()},
 }
 
 #: Events of a worker, which happen once.

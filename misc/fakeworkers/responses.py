@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from aiohttp import web
 
+from misc.fakeworkers.lies import Liar
+
 EXPOSITION = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
@@ -26,6 +28,8 @@ class Fault:
         For how many more requests it lasts.
     held : dict of str to bytes
         Pages of the fault ``stale`` by endpoint.
+    liar : Liar or None
+        Changes the pages, if the fault is a lie.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Fault:
     until_s: float | None
     left: int | None
     held: dict[str, bytes]
+    liar: Liar | None = None
 
 
 @dataclass(frozen=True, slots=True)

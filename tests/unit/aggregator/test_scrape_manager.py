@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from misc.fakeworkers.attacks import zeros_compressed
 from misc.fakeworkers.faults import ANSWERS
+from misc.fakeworkers.lies import LIES
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
 from model.aggregator.limits import PageLimits
@@ -151,7 +152,7 @@ def stubs_of(fakes: FakeWorkers) -> tuple[Stub, ...]:
 
 
 def test_every_fault_of_the_workers_has_a_reason() -> None:
-    assert set(ANSWERS) == set(REASONS) | set(ATTACK_REASONS)
+    assert set(ANSWERS) == set(REASONS) | set(ATTACK_REASONS) | set(LIES)
 
 
 def test_failing_node_does_not_affect_others(

@@ -20,6 +20,7 @@ pytest.importorskip("aiohttp")
 
 from misc.fakeworkers import attacks
 from misc.fakeworkers.faults import ANSWERS, EVENTS
+from misc.fakeworkers.lies import LIES
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
 from tests.support.worker_pages import COUNTERS, NOW_MS, SMALL, samples
@@ -124,8 +125,21 @@ def test_stub_list_names_pages_that_exist() -> None:
 
 def test_every_fault_has_a_test_here() -> None:
     text = Path(__file__).read_text()
-    for name in [*ANSWERS, *EVENTS]:
+    for name in [*(ANSWERS.keys() - LIES.keys()), *EVENTS]:
         assert f'fault="{name}"' in text or f'"fault": "{name}"' in text, name
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lie_is_served_until_it_ends(name: str) -> None:
+    """What each lie changes is tested with the chain that it must not mislead."""
+    with in_thread(Plan(workers=1, vms=2, format="labels", other_metrics=0)) as fakes:
+        control(fakes, worker=0, fault=name)
+        start_s = time.monotonic()
+        answers = [[get(fakes, f"/worker-00000/{end}")[0] for end in fakes.plan.endpoints] for _ in range(2)]
+        control(fakes, worker=0, fault="none")
+        assert answers == [[200, 500 if name == "libvirt-500" else 200]] * 2
+        assert (time.monotonic() - start_s > 4) == (name == "uneven")
+        assert all(get(fakes, f"/worker-00000/{end}")[0] == 200 for end in fakes.plan.endpoints)
 
 
 def test_slow_delays_the_page_of_one_worker(fakes: FakeWorkers) -> None:
