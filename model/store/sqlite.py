@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import identity
+from ..common.atomic_files import identity, make_folder_of, resolve_database
 from ..samples import Period, ScrapeSample
 from .base import Encoded, StoreRefused, StoreUnavailable
 from .sqlite_blocks import (
@@ -204,8 +204,9 @@ class SqliteStore:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        make_folder_of(self.path)
+        path = resolve_database(self.path)
+        connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             # A killed process loses no committed transaction; a power failure may lose the last few.
             connection.execute("PRAGMA journal_mode = WAL")
