@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
-    with _workers(nodes, _DELAY_S * 1000) as stubs:
+    with workers(nodes, _DELAY_S * 1000) as stubs:
         page = urllib.request.urlopen(stubs[0][0], timeout=10).read()  # noqa: S310  # own server on the loopback
         samples = sum(1 for line in page.splitlines() if not line.startswith(b"#"))
         print(f"{nodes} nodes x {_VMS} VMs every {_DELAY_S} s: pages of {samples} samples, {len(page) / 1e3:.0f} kB")
@@ -86,14 +86,14 @@ def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
 def _measure_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> float:
     """Measure, print and return the CPU time per sample, ns, after the first rounds."""
     time.sleep(3 * _DELAY_S)
-    start = _cpu_s(pid)
+    start = cpu_s(pid)
     time.sleep(seconds)
-    cpu_s = _cpu_s(pid) - start
+    used_s = cpu_s(pid) - start
     samples = samples_per_round * seconds / _DELAY_S
-    sample_ns = cpu_s / samples * 1e9
-    memory_mb = _rss_mb(pid)
+    sample_ns = used_s / samples * 1e9
+    memory_mb = rss_mb(pid)
     print(
-        f"{name:28} {cpu_s / seconds:6.1%} of a core, {sample_ns:6.0f} ns per sample, {memory_mb:5.0f} MB", flush=True
+        f"{name:28} {used_s / seconds:6.1%} of a core, {sample_ns:6.0f} ns per sample, {memory_mb:5.0f} MB", flush=True
     )
     return sample_ns
 
@@ -101,11 +101,11 @@ def _measure_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> f
 def _watch_memory(folder: Path) -> None:
     """Print the memory during as many scrapes as in an hour, at fifty times the rate."""
     nodes, delay_s = 10, 0.1
-    with _workers(nodes, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
+    with workers(nodes, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
         memory_mb = []
         for part in range(1, 7):
             time.sleep(_SAMPLES_PER_HOUR * delay_s / 6)
-            memory_mb.append(_rss_mb(pid))
+            memory_mb.append(rss_mb(pid))
             print(
                 f"after {part * _SAMPLES_PER_HOUR // 6:4} scrapes of {nodes} nodes: {memory_mb[-1]:6.1f} MB", flush=True
             )
@@ -113,10 +113,11 @@ def _watch_memory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _workers(nodes: int, probe_delay_ms: int) -> Iterator[list[list[str]]]:
+def workers(nodes: int, probe_delay_ms: int, vms: int = _VMS) -> Iterator[list[list[str]]]:
+    """Simulated nodes; their targets."""
     command = [sys.executable, ROOT / "misc" / "fakeworkers", "--port=0", "--print-stubs", "--duration=3600"]
-    options = [f"--workers={nodes}", f"--vms={_VMS}", f"--probe-delay-ms={probe_delay_ms}"]
-    with _process([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    options = [f"--workers={nodes}", f"--vms={vms}", f"--probe-delay-ms={probe_delay_ms}"]
+    with own_process([*command, *options], stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout)
         next(lines)
         yield json.loads(next(lines))
@@ -130,7 +131,7 @@ def _aggregator(path: Path, stubs: list[list[str]], delay_s: float) -> Iterator[
         "STORE_PATH": str(path),
         "INFLUXDB_URL": "",
     }
-    with _process([sys.executable, ROOT / "vmaggreg.py"], env={**os.environ, **settings}) as process:
+    with own_process([sys.executable, ROOT / "vmaggreg.py"], env={**os.environ, **settings}) as process:
         yield process.pid
 
 
@@ -146,14 +147,15 @@ def _prometheus(folder: Path, stubs: list[list[str]]) -> Iterator[int]:
     (folder / "config.yml").write_text(json.dumps({"scrape_configs": jobs}))
     command = [
         *("prometheus", f"--config.file={folder / 'config.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
-        *(f"--web.listen-address=127.0.0.1:{_free_port()}", "--log.level=error"),
+        *(f"--web.listen-address=127.0.0.1:{free_port()}", "--log.level=error"),
     ]
-    with _process(command) as process:
+    with own_process(command) as process:
         yield process.pid
 
 
 @contextlib.contextmanager
-def _process(command: list[Any], **options: Any) -> Iterator[Any]:
+def own_process(command: list[Any], **options: Any) -> Iterator[Any]:
+    """Run a process until the end of the block."""
     process = subprocess.Popen([str(argument) for argument in command], **options)
     try:
         yield process
@@ -162,16 +164,19 @@ def _process(command: list[Any], **options: Any) -> Iterator[Any]:
         process.wait(60)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU time of a process, s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process, MB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free on the loopback."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
@@ -231,7 +236,7 @@ def _median(job: Callable[[], Any], rounds: int = 15) -> float:
 def _influx(folder: Path) -> Iterator[Any]:
     from model.store.influxdb import InfluxStore
 
-    url = f"http://127.0.0.1:{(port := _free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
     command = [
         *("influxd", "run", "--reporting-disabled", "--log-level", "error"),
         *("--http-bind-address", f"127.0.0.1:{port}"),
@@ -244,7 +249,7 @@ def _influx(folder: Path) -> Iterator[Any]:
             folder / "influx.sqlite",
         ),
     ]
-    with _process(command, stdout=subprocess.DEVNULL):
+    with own_process(command, stdout=subprocess.DEVNULL):
         setup = {"username": "u", "password": "p" * 12, "org": "o", "bucket": "b", "token": "t" * 20}
         request = urllib.request.Request(f"{url}/api/v2/setup", json.dumps(setup).encode())  # noqa: S310
         for _ in range(200):

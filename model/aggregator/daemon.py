@@ -83,7 +83,7 @@ def _scrape_once(settings: AggregatorSettings) -> int:
     finally:
         flushed = writer.close()
     counts = writer.queue.counts()
-    stored = flushed and not counts.dropped and not counts.refused
+    stored = flushed and not counts.spooled and not counts.dropped and not counts.refused
     return 0 if stored and responded == len(settings.stubs) else 1
 
 
