@@ -47,6 +47,14 @@ def pack_sample(sample: ScrapeSample) -> bytes:
     return _ENCODER.encode(packed)
 
 
+def count_points(data: bytes) -> int:
+    """Rows of node and domains of a packed sample; 0 if it is none."""
+    try:
+        return 1 + len(_DECODER.decode(data).domains)
+    except msgspec.MsgspecError:
+        return 0
+
+
 def unpack_sample(data: bytes) -> ScrapeSample:
     """The sample that was packed, without fields of domains that are NaN.
 

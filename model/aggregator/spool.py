@@ -146,6 +146,11 @@ class Spool:
                 return SpoolFile(name, points, [])
             return SpoolFile(name, points, _parse(data))
 
+    def has(self, name: str) -> bool:
+        """Whether a file waits."""
+        with self._lock:
+            return name in self._entries
+
     def remove(self, name: str) -> None:
         """Delete a file.
 

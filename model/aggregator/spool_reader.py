@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..common.logs import ProblemLog
-from .sample_codec import SampleCorrupt, unpack_sample
 from .spool import Spool, SpoolFile
 from .waiting import Waiting
 
@@ -28,9 +27,12 @@ class SpoolReader:
         self._left: deque[bytes] = deque()
         self._points = 0
 
-    def batch(self, most_bytes: int, most_samples: int) -> tuple[list[Waiting], int]:
-        """The oldest samples, and the points that turned out to be lost; no samples when the spool is empty."""
+    def batch(self, most_points: int) -> tuple[list[Waiting], int]:
+        """The oldest samples, at least one unless the spool is empty; and the points that turned out to be lost."""
         lost = 0
+        if self._file is not None and not self._spool.has(self._file.name):
+            # It was deleted, and counted, to make room.
+            self._file, self._left = None, deque()
         while not self._left:
             lost += self._finish_file()
             self._file = self._spool.oldest()
@@ -38,15 +40,13 @@ class SpoolReader:
                 return [], lost
             self._left, self._points = deque(self._file.samples), 0
         batch: list[Waiting] = []
-        size = 0
+        points = 0
         for packed in self._left:
-            if batch and (size + len(packed) > most_bytes or len(batch) == most_samples):
+            waiting = Waiting.of_spool(packed)
+            points += waiting.points
+            if batch and points > most_points:
                 break
-            try:
-                batch.append(Waiting.of_packed(packed, unpack_sample(packed)))
-            except SampleCorrupt:
-                batch.append(Waiting.of_packed(packed, None))  # written by another version
-            size += len(packed)
+            batch.append(waiting)
         return batch, lost
 
     def remove(self, batch: Sequence[Waiting]) -> int:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..samples import ScrapeSample
-from .sample_codec import pack_sample, unpack_sample
+from ..store.base import Encoded, Store
+from .sample_codec import count_points, pack_sample, unpack_sample
 
 #: Estimates of the memory of a sample that is not packed: of a value, of a domain and of the rest, bytes.
 _OF_VALUE, _OF_DOMAIN, _OF_SAMPLE = 90, 300, 500
-#: Memory of a packed sample besides its bytes.
-_OVERHEAD = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """A sample, packed or not; two of them are equal only if they are the same object.
+    """A sample in the form that its store writes, and in one that the spool takes; equal to itself alone.
 
     Attributes
     ----------
-    sample : ScrapeSample or None
-    packed : bytes or None
+    encoded : Encoded or None
+        None for a sample that was read from the spool: it is encoded when it is written.
+    neutral : ScrapeSample or bytes or None
+        The sample, or the packed sample. None where there is no spool.
     size : int
         Approximate size in memory, bytes.
     points : int
@@ -29,48 +30,43 @@ class Waiting:
         Monotonic seconds.
     """
 
-    sample: ScrapeSample | None
-    packed: bytes | None
+    encoded: Encoded | None
+    neutral: ScrapeSample | bytes | None
     size: int
     points: int
     since_s: float = 0.0
 
     @classmethod
-    def of(cls, sample: ScrapeSample, since_s: float, *, packed: bool) -> Waiting:
-        """Wrap a sample.
+    def of_spool(cls, packed: bytes) -> Waiting:
+        """Wrap a sample of the spool; it has no points when it is not a sample of this version."""
+        return cls(None, packed, len(packed), count_points(packed))
 
-        Raises
-        ------
-        UnicodeEncodeError
-            When it cannot be packed.
-        """
-        points = 1 + len(sample.domains)
-        if packed:
-            data = pack_sample(sample)
-            return cls(None, data, len(data) + _OVERHEAD, points, since_s)
-        values = len(sample.fields) + sum(map(len, sample.domains.values()))
-        size = _OF_SAMPLE + _OF_DOMAIN * len(sample.domains) + _OF_VALUE * values
-        return cls(sample, None, size, points, since_s)
-
-    @classmethod
-    def of_packed(cls, packed: bytes, sample: ScrapeSample | None) -> Waiting:
-        """Wrap a sample of the spool; None when it could not be unpacked."""
-        return cls(sample, packed, len(packed) + _OVERHEAD, 0 if sample is None else 1 + len(sample.domains))
-
-    def to_sample(self) -> ScrapeSample:
-        """The sample.
+    def encode(self, store: Store) -> Encoded:
+        """The sample in the form of the store.
 
         Raises
         ------
         SampleCorrupt
         """
-        return self.sample if self.sample is not None else unpack_sample(self.packed or b"")
+        if self.encoded is not None:
+            return self.encoded
+        return store.encode(unpack_sample(self.neutral) if isinstance(self.neutral, bytes) else self._sample())
 
-    def to_bytes(self) -> bytes:
-        """The packed sample.
+    def pack(self) -> bytes:
+        """The sample in the form of the spool.
 
         Raises
         ------
         UnicodeEncodeError
         """
-        return self.packed if self.packed is not None else pack_sample(self.to_sample())
+        return self.neutral if isinstance(self.neutral, bytes) else pack_sample(self._sample())
+
+    def _sample(self) -> ScrapeSample:
+        assert isinstance(self.neutral, ScrapeSample)  # noqa: S101  # by construction
+        return self.neutral
+
+
+def estimate_size(sample: ScrapeSample) -> int:
+    """Approximate memory of a sample that is not packed, bytes."""
+    values = len(sample.fields) + sum(map(len, sample.domains.values()))
+    return _OF_SAMPLE + _OF_DOMAIN * len(sample.domains) + _OF_VALUE * values

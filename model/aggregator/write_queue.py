@@ -14,9 +14,10 @@ from ..common.logs import EVENT, ProblemLog
 from ..common.threads import start_thread
 from ..samples import ScrapeSample
 from ..store.base import Store, StoreUnavailable
+from .sample_codec import pack_sample
 from .spool import Spool, SpoolCounts
 from .spool_reader import SpoolReader
-from .waiting import Waiting
+from .waiting import Waiting, estimate_size
 
 LOG = logging.getLogger("scroogevm.queue")
 
@@ -24,8 +25,9 @@ _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 #: Longest pause that a server can ask for.
 _LONGEST_RETRY_AFTER_S = 600.0
-#: A long backlog is written in batches of this size, bytes.
-_LARGEST_BATCH = 2**20
+#: Points of a batch: half of what waits, within these limits, so that a store that responds slowly is not left behind.
+_SMALL_BATCH = 5_000
+_LARGE_BATCH = 20_000
 #: More than this waits packed, bytes.
 _MOST_UNPACKED = 4 * 2**20
 #: What has waited for so long, or fills so much of the queue, is moved to the spool.
@@ -38,6 +40,9 @@ _SPOOL_RETRY_S = 5.0
 #: A problem with single samples is over when it has not occurred for so long.
 _QUIET_S = 600.0
 _TICK_S = 1.0
+#: While a backlog is written, the thread rests as long as a batch took, and at most so long, seconds: the scrapes and a
+#: store on the same machine need the CPU, too.
+_LONGEST_REST_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,13 @@ class WriteQueue:
 
     def put(self, sample: ScrapeSample) -> None:
         """Queue a sample; never blocks, and may be called by any thread."""
-        waiting = Waiting.of(sample, self._clock(), packed=self._bytes > _MOST_UNPACKED)
+        try:
+            waiting = self._wrap(sample)
+        except Exception as error:  # whatever one sample contains
+            self._report_refused(error)
+            with self._changed:
+                self._refused += 1 + len(sample.domains)
+            return
         with self._changed:
             self._queue.append(waiting)
             self._bytes += waiting.size
@@ -122,6 +133,15 @@ class WriteQueue:
                 dropped += self._pop_oldest().points
             self._count_dropped(dropped, "queue")
             self._changed.notify()
+
+    def _wrap(self, sample: ScrapeSample) -> Waiting:
+        encoded = self._store.encode(sample)
+        neutral: ScrapeSample | bytes | None = None
+        size = encoded.size
+        if self._spool is not None:
+            neutral = pack_sample(sample) if self._bytes > _MOST_UNPACKED else sample
+            size += len(neutral) if isinstance(neutral, bytes) else estimate_size(sample)
+        return Waiting(encoded, neutral, size, encoded.points, self._clock())
 
     def counts(self) -> WriteQueueCounts:
         """Points by outcome so far."""
@@ -155,6 +175,7 @@ class WriteQueue:
         backoff_s = _FIRST_BACKOFF_S
         while (work := self._next_batch()) is not None:
             batch, is_spooled = work
+            start_s = self._clock()
             try:
                 refused = self._write(batch)
             except StoreUnavailable as error:
@@ -173,13 +194,14 @@ class WriteQueue:
             backoff_s = _FIRST_BACKOFF_S
             self._remove(batch, refused, is_spooled=is_spooled)
             self._report_recovery()
+            self._rest(self._clock() - start_s)
 
     def _write(self, batch: Sequence[Waiting]) -> int:
         """Write samples; the points that were rejected."""
         encoded, refused = [], 0
         for waiting in batch:
             try:
-                encoded.append(self._store.encode(waiting.to_sample()))
+                encoded.append(waiting.encode(self._store))
             except Exception as error:  # whatever one sample contains, the others are written
                 self._report_refused(error)
                 refused += waiting.points
@@ -193,33 +215,44 @@ class WriteQueue:
                     return None
             if self._must_spill():
                 self._spill()
-            most = 1 if self._single_writes else 2**31
-            self._single_writes = max(0, self._single_writes - 1)
+            waiting = self.counts()
+            most = min(max(_SMALL_BATCH, (waiting.queued + waiting.spooled) // 2), _LARGE_BATCH)
+            if self._single_writes:
+                self._single_writes -= 1
+                most = 1
             if batch := self._read_spool(most):
                 return batch, True
             with self._changed:
-                if batch := self._oldest(_LARGEST_BATCH, most):
+                if batch := self._oldest(most_points=most):
                     return batch, False
                 if self._closing:
                     return None
                 # Another instance may end, and leave a spool.
                 self._changed.wait(None if self._spool is None else _SPOOL_RETRY_S)
 
-    def _oldest(self, most_bytes: int, most_samples: int) -> list[Waiting]:
-        """The oldest samples in RAM; the caller holds the lock."""
-        size = 0
+    def _oldest(self, *, most_points: int = 2**31, most_bytes: int = 2**31) -> list[Waiting]:
+        """The oldest samples in RAM, at least one if there is any; the caller holds the lock."""
+        size, points = 0, 0
         batch: list[Waiting] = []
         for waiting in self._queue:
-            if batch and (size + waiting.size > most_bytes or len(batch) == most_samples):
+            size += waiting.size
+            points += waiting.points
+            if batch and (size > most_bytes or points > most_points):
                 break
             batch.append(waiting)
-            size += waiting.size
         return batch
 
-    def _read_spool(self, most_samples: int) -> list[Waiting]:
+    def _rest(self, took_s: float) -> None:
+        """Leave the CPU to others if more of a backlog waits."""
+        waiting = self.counts()
+        if waiting.queued + waiting.spooled > _SMALL_BATCH:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, min(took_s, _LONGEST_REST_S))
+
+    def _read_spool(self, most_points: int) -> list[Waiting]:
         if self._spool is None or self._reader is None or not self._open_spool(self._spool):
             return []
-        batch, lost = self._reader.batch(_LARGEST_BATCH, most_samples)
+        batch, lost = self._reader.batch(most_points)
         with self._changed:
             self._dropped += lost
         if not batch and self._is_spooling:
@@ -256,7 +289,7 @@ class WriteQueue:
             return
         while True:
             with self._changed:
-                chunk = self._oldest(_SPOOL_FILE, 2**31)
+                chunk = self._oldest(most_bytes=_SPOOL_FILE)
             if not chunk:
                 return
             packed, points = self._pack(chunk)
@@ -278,9 +311,9 @@ class WriteQueue:
         packed, points, refused = [], 0, 0
         for waiting in chunk:
             try:
-                packed.append(waiting.to_bytes())
+                packed.append(waiting.pack())
                 points += waiting.points
-            except UnicodeEncodeError as error:
+            except Exception as error:  # whatever one sample contains
                 self._report_refused(error)
                 refused += waiting.points
         with self._changed:
