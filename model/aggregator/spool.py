@@ -164,7 +164,7 @@ class Spool:
                 os.unlink(name, dir_fd=self._folder)
 
     def close(self) -> None:
-        """Unlock the folder; an empty one is deleted."""
+        """Unlock the folder; an empty one is deleted. What it holds is still counted."""
         with self._lock:
             if self._folder < 0:
                 return
@@ -173,7 +173,6 @@ class Spool:
                     self.path.rmdir()
             os.close(self._folder)
             self._folder = -1
-            self._entries.clear()
 
     def _counts(self) -> SpoolCounts:
         entries = self._entries.values()
