@@ -365,8 +365,7 @@ class WriteQueue:
 
     def _report_refused(self, error: Exception) -> None:
         cause = f"a sample cannot be written and is dropped: {type(error).__name__}: {error}"
-        self._problems.report("samples", cause, logging.ERROR)
-        LOG.debug("a sample is dropped", exc_info=error)
+        self._problems.report("samples", cause, logging.ERROR, error=error)
 
     def _report_spool(self, spool: Spool, error: OSError) -> None:
         """Log why the spool cannot be used, and use it again a moment later."""
@@ -376,8 +375,10 @@ class WriteQueue:
     def _report_recovery(self) -> None:
         self._problems.resolve("store")
         self._problems.resolve("samples", quiet_s=_QUIET_S)
-        if self._full:
-            LOG.error("the queue was full: points_dropped=%d", self.counts().dropped)
+        counts = self.counts()
+        # A queue that is full again after each batch is one problem.
+        if self._full and counts.queued + counts.spooled <= _SMALL_BATCH:
+            LOG.error("the queue was full: points_dropped=%d", counts.dropped)
             self._full = False
 
 

@@ -82,8 +82,18 @@ class ProblemLog:
         self._open: dict[str, _Problem] = {}
         self._begun: dict[str, list[float]] = {}
 
-    def report(self, subject: str, cause: str, level: int = logging.WARNING) -> None:
-        """Log a problem unless its cause was logged before; causes that differ in their numbers alone are one."""
+    def report(
+        self, subject: str, cause: str, level: int = logging.WARNING, *, error: BaseException | None = None
+    ) -> None:
+        """Log a problem unless its cause was logged before; causes that differ in their numbers alone are one.
+
+        Parameters
+        ----------
+        subject, cause : str
+        level : int
+        error : BaseException, optional
+            Logged with its traceback: for a defect.
+        """
         kind = re.sub(r"\d+(\.\d+)?", "#", cause)
         now = self._clock()
         with self._lock:
@@ -95,7 +105,7 @@ class ProblemLog:
                 return
             problem.causes.add(kind)
             again = " (again and again)" if problem.is_repeated else ""
-        self._log.log(level, "%s: %s%s", subject, cause, again)
+        self._log.log(level, "%s: %s%s", subject, cause, again, exc_info=error)
 
     def resolve(self, subject: str, *, quiet_s: float = 0.0) -> None:
         """Log that a problem is over, if there was one and it has not been reported for ``quiet_s`` seconds."""
