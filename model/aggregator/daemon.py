@@ -24,6 +24,7 @@ from .metrics import AggregatorMetrics
 from .scrape_manager import ScrapeManager
 from .settings import AggregatorSettings, aggregator_settings
 from .store_writer import StoreWriter, open_writer, writer_settings
+from .write_queue import WriteQueue
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
@@ -157,7 +158,7 @@ class AggregatorDaemon:
         try:
             control.report_ready()
             self._log_start(run.settings, server)
-            asyncio.run(_scrape_until(manager, control))
+            asyncio.run(_scrape_until(manager, run.writer.queue, control))
         finally:
             if server is not None:
                 server.close()
@@ -177,8 +178,11 @@ class AggregatorDaemon:
         self._started = True
 
 
-async def _scrape_until(manager: ScrapeManager, control: DaemonControl) -> None:
-    async with control.watched():
+async def _scrape_until(manager: ScrapeManager, queue: WriteQueue, control: DaemonControl) -> None:
+    def status() -> str:
+        return f"running, waiting for the store: {queue.store_problem}" if queue.store_problem else "running"
+
+    async with control.watched(status):
         await manager.run(control.as_asyncio_event())
 
 

@@ -109,6 +109,8 @@ class WriteQueue:
         self._reader = None if spool is None else SpoolReader(spool, self._problems)
         self._spool_at = 0.0
         self._is_spooling = False
+        self.store_problem = ""
+        """Why the last write failed; empty after one that succeeded."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -179,6 +181,7 @@ class WriteQueue:
             try:
                 refused = self._write(batch)
             except StoreUnavailable as error:
+                self.store_problem = str(error)
                 self._problems.report("store", f"write failed, points are queued: {error}", logging.ERROR)
                 if not self._pause(_retry_pause(backoff_s, error.retry_after_s)):
                     return
@@ -373,6 +376,7 @@ class WriteQueue:
         self._problems.report(str(spool.path), f"the spool cannot be used: {error.strerror}", logging.ERROR)
 
     def _report_recovery(self) -> None:
+        self.store_problem = ""
         self._problems.resolve("store")
         self._problems.resolve("samples", quiet_s=_QUIET_S)
         counts = self.counts()

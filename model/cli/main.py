@@ -37,7 +37,9 @@ def run_cli(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        parser.error(_not_installed(error, setup))
+        # Not 2, after which a unit stays down: it may be installed at this moment.
+        print(f"{parser.prog}: {_not_installed(error, setup)}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         discard_output()
         return 1

@@ -51,28 +51,34 @@ class DaemonControl(StopRequest):
             self._service.report_reload()
         super().set()
 
-    def report_ready(self, status: str = "running") -> None:
+    def report_ready(self) -> None:
         """The run has opened all that it needs; call it once in each run."""
         self.has_run = self.is_running = True
         self._pause_s = _FIRST_PAUSE_S
         self._problems.resolve("start")
-        self._service.report_ready(status)
-
-    def report_status(self, status: str) -> None:
-        """Show a line in ``systemctl status``."""
-        self._service.report_status(status)
+        self._service.report_ready("running")
 
     def beat(self) -> None:
         """Show the watchdog of the service manager that the main loop runs."""
         self._service.beat()
 
     @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Show the watchdog that the event loop runs, until the end of the block."""
+    async def watched(self, status: Callable[[], str] = lambda: "running") -> AsyncIterator[None]:
+        """Show the watchdog that the event loop runs, until the end of the block.
+
+        Parameters
+        ----------
+        status : callable
+            A line for ``systemctl status``; sent when it changes.
+        """
 
         async def beat() -> None:
+            shown = "running"
             while True:
                 self.beat()
+                if (line := status()) != shown:
+                    shown = line
+                    self._service.report_status(line)
                 await asyncio.sleep(_TICK_S)
 
         beating = asyncio.create_task(beat())

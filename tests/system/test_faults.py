@@ -327,6 +327,45 @@ def test_daemon_that_hangs_sends_no_sign_of_life(env: Environment, start: Start,
         assert systemd.next() == "WATCHDOG=1"
 
 
+def test_aggregator_that_waits_for_the_store_says_so(env: Environment, start: Start, tmp_path: Path) -> None:
+    systemd = Systemd(tmp_path / "notify")
+    take_store_away(env)
+    with contextlib.closing(systemd):
+        start({**env, "NOTIFY_SOCKET": str(systemd.path)})
+        assert systemd.next() == "READY=1"
+        assert systemd.next() == f"STATUS=running, waiting for the store: {env['STORE_PATH']}: Not a directory"
+        give_store_back(env)
+        assert systemd.next() == "STATUS=running"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "away", "code"),
+    [
+        (["--export=trace.json", "--since=2026-01-01", "--url=http://w1"], True, 1),
+        (["--export=trace.json", "--since=2026-01-01", "--url=http://w1"], False, 2),
+        (["--check", "--url=http://w1"], True, 1),
+        (["--once", "--url=http://w1"], True, 1),
+        (["--once", "--url=http://w1"], False, 2),
+    ],
+)
+def test_mode_that_runs_once_does_not_wait(
+    arguments: list[str], away: bool, code: int, env: Environment, tmp_path: Path
+) -> None:
+    """The store is away, or is a file of another kind."""
+    if away:
+        take_store_away(env)
+    else:
+        Path(env["STORE_PATH"]).parent.mkdir()
+        Path(env["STORE_PATH"]).write_text("not a database " * 70)
+    command = [sys.executable, str(ROOT / "scroogevm.py"), *arguments]
+    settings = {**env, "STATE_ENDPOINT": str(tmp_path / "status.json")}
+    done = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert (done.stderr + done.stdout).count(env["STORE_PATH"]) >= 1
+    assert done.stderr.count("\n") <= 1
+    assert not (tmp_path / "trace.json").exists()
+
+
 def test_estimator_that_waits_says_for_what(env: Environment, start: Start, tmp_path: Path) -> None:
     systemd = Systemd(tmp_path / "notify")
     (tmp_path / "file").write_text("")
