@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..common.logs import EVENT, ProblemLog
+from ..common.logs import ProblemLog
 from ..common.threads import start_thread
 from ..samples import ScrapeSample
 from ..store.base import Store, StoreUnavailable
 from .sample_codec import pack_sample
 from .spool import Spool, SpoolCounts
-from .spool_reader import SpoolReader
+from .spool_backlog import RETRY_S, SpoolBacklog
 from .waiting import Waiting, estimate_size
 
 LOG = logging.getLogger("scroogevm.queue")
@@ -35,8 +35,6 @@ _SPOOL_AFTER_S = 30.0
 _SPOOL_AT = 0.75
 #: Size of a file of the spool, bytes of the queue.
 _SPOOL_FILE = 4 * 2**20
-#: Pause between two attempts to use a spool that failed.
-_SPOOL_RETRY_S = 5.0
 #: A problem with single samples is over when it has not occurred for so long.
 _QUIET_S = 600.0
 _TICK_S = 1.0
@@ -94,7 +92,6 @@ class WriteQueue:
     ) -> None:
         self._store = store
         self._most_bytes = most_bytes
-        self._spool = spool
         self._clock = clock
         self._queue: deque[Waiting] = deque()
         self._bytes = 0
@@ -106,9 +103,7 @@ class WriteQueue:
         self._full = False
         self._single_writes = 0
         self._problems = ProblemLog(LOG, clock)
-        self._reader = None if spool is None else SpoolReader(spool, self._problems)
-        self._spool_at = 0.0
-        self._is_spooling = False
+        self._spooled = None if spool is None else SpoolBacklog(spool, self._problems, clock)
         self.store_problem = ""
         """Why the last write failed; empty after one that succeeded."""
         self._thread: threading.Thread | None = None
@@ -140,14 +135,14 @@ class WriteQueue:
         encoded = self._store.encode(sample)
         neutral: ScrapeSample | bytes | None = None
         size = encoded.size
-        if self._spool is not None:
+        if self._spooled is not None:
             neutral = pack_sample(sample) if self._bytes > _MOST_UNPACKED else sample
             size += len(neutral) if isinstance(neutral, bytes) else estimate_size(sample)
         return Waiting(encoded, neutral, size, encoded.points, self._clock())
 
     def counts(self) -> WriteQueueCounts:
         """Points by outcome so far."""
-        spooled = SpoolCounts(0, 0) if self._spool is None else self._spool.counts()
+        spooled = SpoolCounts(0, 0) if self._spooled is None else self._spooled.counts()
         with self._changed:
             return WriteQueueCounts(*(self._written, self._dropped, self._refused, self._points, self._bytes), *spooled)
 
@@ -159,15 +154,9 @@ class WriteQueue:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        if self._spool is not None:
-            self._spill()
-            spooled = self._spool.counts().points
-            if spooled:
-                message = (
-                    "stopped before the store was available: points_spooled=%d spool=%s, the next start writes them"
-                )
-                LOG.info(message, spooled, self._spool.path, extra=EVENT)
-            self._spool.close()
+        if self._spooled is not None:
+            self._spill(self._spooled)
+            self._spooled.close()
         left = self.counts().queued
         if left:
             LOG.error("stopped before the store was available: points_lost=%d", left)
@@ -216,8 +205,7 @@ class WriteQueue:
             with self._changed:
                 if self._closing and self._clock() >= self._deadline:
                     return None
-            if self._must_spill():
-                self._spill()
+            self._spill_if_due()
             waiting = self.counts()
             most = min(max(_SMALL_BATCH, (waiting.queued + waiting.spooled) // 2), _LARGE_BATCH)
             if self._single_writes:
@@ -231,7 +219,7 @@ class WriteQueue:
                 if self._closing:
                     return None
                 # Another instance may end, and leave a spool.
-                self._changed.wait(None if self._spool is None else _SPOOL_RETRY_S)
+                self._changed.wait(None if self._spooled is None else RETRY_S)
 
     def _oldest(self, *, most_points: int = 2**31, most_bytes: int = 2**31) -> list[Waiting]:
         """The oldest samples in RAM, at least one if there is any; the caller holds the lock."""
@@ -253,58 +241,34 @@ class WriteQueue:
                 self._changed.wait_for(lambda: self._closing, min(took_s, _LONGEST_REST_S))
 
     def _read_spool(self, most_points: int) -> list[Waiting]:
-        if self._spool is None or self._reader is None or not self._open_spool(self._spool):
+        if self._spooled is None:
             return []
-        batch, lost = self._reader.batch(most_points)
+        batch, lost = self._spooled.batch(most_points)
         with self._changed:
             self._dropped += lost
-        if not batch and self._is_spooling:
-            self._is_spooling = False
-            LOG.info("%s: the backlog is stored", self._spool.path, extra=EVENT)
         return batch
 
-    def _open_spool(self, spool: Spool) -> bool:
-        """Whether there is a spool that can be used."""
-        if self._clock() < self._spool_at and not spool.is_open:
-            return False
-        try:
-            is_open = spool.open_if_present()
-        except OSError as error:
-            self._report_spool(spool, error)
-            return False
-        points = spool.counts().points
-        if is_open and points and not self._is_spooling:
-            self._is_spooling = True
-            LOG.info("%s: the backlog of an earlier run is written: points=%d", spool.path, points, extra=EVENT)
-        return is_open
-
-    def _must_spill(self) -> bool:
-        if self._spool is None or self._clock() < self._spool_at:
-            return False
+    def _spill_if_due(self) -> None:
+        """Move what waits in RAM to the spool if it has waited long or fills the queue."""
+        if self._spooled is None or not self._spooled.is_usable():
+            return
         with self._changed:
             waited_s = self._clock() - self._queue[0].since_s if self._queue else 0.0
-            return waited_s > _SPOOL_AFTER_S or self._bytes > _SPOOL_AT * self._most_bytes
+            is_due = waited_s > _SPOOL_AFTER_S or self._bytes > _SPOOL_AT * self._most_bytes
+        if is_due:
+            self._spill(self._spooled)
 
-    def _spill(self) -> None:
+    def _spill(self, spooled: SpoolBacklog) -> None:
         """Move everything that waits in RAM to the spool, as far as that is possible."""
-        spool = self._spool
-        if spool is None:
-            return
         while True:
             with self._changed:
                 chunk = self._oldest(most_bytes=_SPOOL_FILE)
             if not chunk:
                 return
             packed, points = self._pack(chunk)
-            try:
-                dropped = spool.append(packed, points) if packed else 0
-            except OSError as error:
-                self._report_spool(spool, error)
+            dropped = spooled.append(packed, points) if packed else 0
+            if dropped is None:
                 return
-            if not self._is_spooling:
-                self._is_spooling = True
-                LOG.warning("%s: the backlog is written here until the store takes it", spool.path)
-            self._problems.resolve(str(spool.path))
             with self._changed:
                 self._forget(chunk)
                 self._count_dropped(dropped, "spool")
@@ -327,19 +291,18 @@ class WriteQueue:
         """Wait before a retry, only briefly while closing; False when the spool gets the rest, or the time is over."""
         end_s = self._clock() + pause_s
         while not self._closing and (left_s := end_s - self._clock()) > 0:
-            if self._must_spill():
-                self._spill()
+            self._spill_if_due()
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, min(left_s, _TICK_S))
         if self._closing:
-            if self._spool is not None:
+            if self._spooled is not None:
                 return False
             time.sleep(min(pause_s, _FIRST_BACKOFF_S))
         return self._clock() < self._deadline
 
     def _remove(self, batch: Sequence[Waiting], refused: int, *, is_spooled: bool) -> None:
         """Remove written samples."""
-        lost = self._reader.remove(batch) if is_spooled and self._reader is not None else 0
+        lost = self._spooled.remove(batch) if is_spooled and self._spooled is not None else 0
         with self._changed:
             if not is_spooled:
                 self._forget(batch)
@@ -369,11 +332,6 @@ class WriteQueue:
     def _report_refused(self, error: Exception) -> None:
         cause = f"a sample cannot be written and is dropped: {type(error).__name__}: {error}"
         self._problems.report("samples", cause, logging.ERROR, error=error)
-
-    def _report_spool(self, spool: Spool, error: OSError) -> None:
-        """Log why the spool cannot be used, and use it again a moment later."""
-        self._spool_at = self._clock() + _SPOOL_RETRY_S
-        self._problems.report(str(spool.path), f"the spool cannot be used: {error.strerror}", logging.ERROR)
 
     def _report_recovery(self) -> None:
         self.store_problem = ""

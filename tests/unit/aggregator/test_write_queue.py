@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from model.aggregator import spool_backlog
 from model.aggregator import write_queue as module
 from model.aggregator.sample_codec import pack_sample
 from model.aggregator.spool import Spool
@@ -330,7 +331,8 @@ def test_full_spool_drops_the_oldest_and_counts_them(
 def test_spool_that_cannot_be_written_is_reported_once_and_the_memory_is_used(
     store: UnreliableStore, tmp_path: Path, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SPOOL_RETRY_S", 0.02)
+    monkeypatch.setattr(module, "RETRY_S", 0.02)
+    monkeypatch.setattr(spool_backlog, "RETRY_S", 0.02)
     monkeypatch.setattr(module, "_SPOOL_AFTER_S", 0.0)
     (tmp_path / "file").write_text("")
     store.away.set()
@@ -376,7 +378,8 @@ def test_spooled_sample_of_another_version_is_lost_alone(store: UnreliableStore,
 def test_spool_of_an_instance_that_is_ending_is_written_once_it_has_ended(
     store: UnreliableStore, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SPOOL_RETRY_S", 0.02)
+    monkeypatch.setattr(module, "RETRY_S", 0.02)
+    monkeypatch.setattr(spool_backlog, "RETRY_S", 0.02)
     spool.append([pack_sample(sample(0))], 2)
     write_queue = with_spool(store, Spool(spool.path, 10**6))
     write_queue.put(sample(1))
@@ -401,7 +404,7 @@ def test_store_that_hangs_at_the_end_leaves_everything_in_the_spool(store: Unrel
 
 
 def test_samples_of_several_threads_are_all_written(store: UnreliableStore, spool: Spool) -> None:
-    write_queue = with_spool(store, spool)
+    write_queue = with_spool(store, spool, 10**8)
     threads = [
         threading.Thread(target=lambda part=part: [write_queue.put(sample(part * 100 + k)) for k in range(100)])
         for part in range(8)
