@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections import deque
@@ -111,7 +112,9 @@ class SpoolBacklog:
         try:
             is_open = self._spool.open_if_present()
         except OSError as error:
-            self._report(error)
+            self._retry_at = self._clock() + RETRY_S
+            if error.errno != errno.EAGAIN:
+                self._report(error)
             return False
         points = self.counts().points
         if is_open and points and not self._is_used:

@@ -163,6 +163,17 @@ class WriteQueue:
         return left == 0
 
     def _run(self) -> None:
+        while True:
+            try:
+                self._write_until_closed()
+                return
+            except Exception as error:  # a defect must not end the only thread that writes
+                self._problems.report("write queue", f"failed: {type(error).__name__}", logging.ERROR, error=error)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closing, _TICK_S):
+                        return
+
+    def _write_until_closed(self) -> None:
         backoff_s = _FIRST_BACKOFF_S
         while (work := self._next_batch()) is not None:
             batch, is_spooled = work

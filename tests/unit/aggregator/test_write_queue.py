@@ -376,17 +376,42 @@ def test_spooled_sample_of_another_version_is_lost_alone(store: UnreliableStore,
 
 
 def test_spool_of_an_instance_that_is_ending_is_written_once_it_has_ended(
-    store: UnreliableStore, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.02)
     monkeypatch.setattr(spool_backlog, "RETRY_S", 0.02)
     spool.append([pack_sample(sample(0))], 2)
     write_queue = with_spool(store, Spool(spool.path, 10**6))
     write_queue.put(sample(1))
+    # Nothing is wrong as long as this instance does not need the spool.
     wait_for(lambda: store.times() == [1], every=0.005)
     spool.close()
     wait_for(lambda: store.times() == [0, 1], every=0.005)
     assert write_queue.close(10)
+    assert "cannot be used" not in event_log.text
+
+
+def test_defect_does_not_end_the_thread_that_writes(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TICK_S", 0.01)
+    failing = threading.Event()
+    failing.set()
+    batch = spool_backlog.SpoolBacklog.batch
+
+    def fail(self: spool_backlog.SpoolBacklog, most_points: int) -> Any:
+        if failing.is_set():
+            raise ZeroDivisionError("a defect")
+        return batch(self, most_points)
+
+    monkeypatch.setattr(spool_backlog.SpoolBacklog, "batch", fail)
+    write_queue = with_spool(store, spool)
+    write_queue.put(sample(0))
+    wait_for(lambda: "write queue: failed: ZeroDivisionError" in event_log.text, every=0.005)
+    failing.clear()
+    wait_for(lambda: store.times() == [0], every=0.005)
+    assert write_queue.close(10)
+    assert event_log.text.count("ZeroDivisionError: a defect") == 1
 
 
 def test_store_that_hangs_at_the_end_leaves_everything_in_the_spool(store: UnreliableStore, spool: Spool) -> None:
