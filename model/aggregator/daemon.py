@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +15,8 @@ from .. import __version__
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import Server, serve_metrics
-from ..common.lifecycle import run_daemon
+from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, set_up_logging
-from ..common.signals import StopRequest
 from ..store.base import StoreRefused
 from ..store.factory import store_name
 from .check import check
@@ -24,8 +24,12 @@ from .metrics import AggregatorMetrics
 from .scrape_manager import ScrapeManager
 from .settings import AggregatorSettings, aggregator_settings
 from .store_writer import StoreWriter, open_writer, writer_settings
+from .write_queue import WriteQueue
 
 LOG = logging.getLogger("scroogevm.aggregator")
+
+#: How long a thread waits for the interpreter before another one has to release it.
+_SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ def run(options: AggregatorOptions) -> int:
         When settings or store are not usable.
     """
     set_up_logging(options.debug > 0)
+    # The default of 5 ms, for each of the many waits of a scrape, would delay it while a backlog is written.
+    sys.setswitchinterval(_SWITCH_S)
     try:
         if options.check:
             return check(_read_settings(), as_json=options.json)
@@ -84,7 +90,7 @@ def _scrape_once(settings: AggregatorSettings) -> int:
     finally:
         flushed = writer.close()
     counts = writer.queue.counts()
-    stored = flushed and not counts.dropped and not counts.refused
+    stored = flushed and not counts.spooled and not counts.dropped and not counts.refused
     return 0 if stored and responded == len(settings.stubs) else 1
 
 
@@ -142,38 +148,21 @@ class AggregatorDaemon:
         writer.start(expire=True)
         return _Run(settings, writer)
 
-    def _serve(self, run: _Run, request: StopRequest) -> int:
+    def _serve(self, run: _Run, control: DaemonControl) -> int:
         """Scrape until a stop or a reload is requested."""
         registry = CollectorRegistry()
         metrics = AggregatorMetrics(registry)
         metrics.watch(run.writer.queue, registry)
         manager = ScrapeManager(run.settings, run.writer.queue.put, metrics)
-        server = self._open_metrics(run.settings, registry)
+        server = _open_metrics(run.settings, registry)
         try:
+            control.report_ready()
             self._log_start(run.settings, server)
-            asyncio.run(_scrape_until(manager, request))
+            asyncio.run(_scrape_until(manager, run.writer.queue, control))
         finally:
             if server is not None:
                 server.close()
         return 0
-
-    def _open_metrics(self, settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
-        """Serve the metrics, if a port is configured.
-
-        Raises
-        ------
-        UsageError
-            When the port cannot be used at the start. After a reload the daemon continues without metrics.
-        """
-        if not settings.metrics_port:
-            return None
-        try:
-            return serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-        except UsageError as error:
-            if not self._started:
-                raise
-            LOG.error("reload: %s; the daemon continues without metrics", error)
-            return None
 
     def _log_start(self, settings: AggregatorSettings, server: Server | None) -> None:
         """Log what runs: once at the start, and after each reload."""
@@ -183,14 +172,31 @@ class AggregatorDaemon:
             __version__,
             store_name(settings.store).removeprefix("store "),
             len(settings.stubs),
-            "none" if server is None else _metrics_url(settings),
+            _metrics_url(settings) if server is not None and server.is_serving else "none",
             extra=EVENT,
         )
         self._started = True
 
 
-async def _scrape_until(manager: ScrapeManager, request: StopRequest) -> None:
-    await manager.run(request.as_asyncio_event())
+async def _scrape_until(manager: ScrapeManager, queue: WriteQueue, control: DaemonControl) -> None:
+    def status() -> str:
+        return f"running, waiting for the store: {queue.store_problem}" if queue.store_problem else "running"
+
+    async with control.watched(status):
+        await manager.run(control.as_asyncio_event())
+
+
+def _open_metrics(settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
+    """Serve the metrics, if a port is configured.
+
+    Raises
+    ------
+    UsageError
+        When address or port can never be used.
+    """
+    if not settings.metrics_port:
+        return None
+    return serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
 
 
 def _metrics_url(settings: AggregatorSettings) -> str:

@@ -65,8 +65,16 @@ class AggregatorMetrics:
         """Register gauges of the write queue."""
         for name, documentation, read in (
             ("written", "Points stored.", lambda: write_queue.counts().written),
-            ("dropped", "Points dropped because the queue was full.", lambda: write_queue.counts().dropped),
+            (
+                "dropped",
+                "Points dropped because queue or spool were full or damaged.",
+                lambda: write_queue.counts().dropped,
+            ),
             ("refused", "Points rejected by the store.", lambda: write_queue.counts().refused),
-            ("queued", "Points waiting for the store.", lambda: write_queue.counts().queued),
+            ("queued", "Points waiting for the store in RAM.", lambda: write_queue.counts().queued),
+            ("spooled", "Points waiting for the store on disk.", lambda: write_queue.counts().spooled),
         ):
             Gauge(f"scroogevm_points_{name}", documentation, registry=registry).set_function(read)
+        Gauge("scroogevm_spool_bytes", "Size of what waits on disk.", registry=registry).set_function(
+            lambda: write_queue.counts().spooled_bytes
+        )

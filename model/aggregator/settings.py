@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..common.environment import Environment
 from ..common.settings import Section
@@ -40,11 +41,34 @@ QUEUE_MB = _SECTION.whole(
     256,
     1,
     2**20,
-    "Samples that wait in RAM while the store is unavailable, MB. Above this the oldest are dropped and counted.",
+    "Samples that wait in RAM while the store is unavailable, MB. What has waited for half a minute, or fills three "
+    "quarters of this, is moved to AGGREG_SPOOL_PATH. Above it the oldest are dropped and counted.",
+)
+SPOOL_MB = _SECTION.whole(
+    "AGGREG_SPOOL_MB",
+    1024,
+    0,
+    2**20,
+    "Samples that wait on disk while the store is unavailable, MB. Above this the oldest are dropped and counted. 0 "
+    "disables it: then what waits is lost when the aggregator ends.",
+)
+SPOOL_PATH = _SECTION.text(
+    "AGGREG_SPOOL_PATH",
+    "",
+    "Folder of the samples that wait on disk. The default is the path of the embedded store with .spool appended.",
+    shown="/var/lib/scroogevm/store.sqlite.spool",
 )
 METRICS_PORT = _SECTION.whole(
     "AGGREG_METRICS_PORT", 0, 0, 65535, "Port of the aggregator's own Prometheus metrics. 0 disables them."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Folder of the samples that wait on disk, and its largest size."""
+
+    path: Path
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +84,9 @@ class AggregatorSettings:
     timeout_s : float
         Of a scrape as a whole.
     max_page_bytes, queue_bytes : int
-        Largest page that is read; limit of what waits for the store.
+        Largest page that is read; limit of what waits for the store in RAM.
     page_limits : PageLimits
+    spool : SpoolSettings or None
     metrics_port : int
         0 for none.
     metrics_address : str
@@ -77,6 +102,7 @@ class AggregatorSettings:
     metrics_port: int
     metrics_address: str
     store: StoreSettings
+    spool: SpoolSettings | None = None
 
 
 def aggregator_settings(env: Environment) -> AggregatorSettings:
@@ -93,6 +119,7 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
     fetch_delay_s = env.read(FETCH_DELAY)
     if 0 < fetch_delay_s < _SHORTEST_DELAY_S:
         env.fault(FETCH_DELAY, f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
+    store = store_settings(env)
     settings = AggregatorSettings(
         stubs=stubs,
         fetch_delay_s=fetch_delay_s,
@@ -102,7 +129,16 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
         page_limits=PageLimits(env.read(MAX_VMS), env.read(MAX_SERIES)),
         metrics_port=env.read(METRICS_PORT),
         metrics_address=env.read(METRICS_ADDRESS),
-        store=store_settings(env),
+        store=store,
+        spool=_spool(env, store),
     )
     env.check()
     return settings
+
+
+def _spool(env: Environment, store: StoreSettings) -> SpoolSettings | None:
+    path = Path(env.read(SPOOL_PATH, f"{store.path}.spool"))
+    if path.exists() and not path.is_dir():
+        env.fault(SPOOL_PATH, f"{path} is a file, not a folder")
+    most_bytes = env.read(SPOOL_MB) * 2**20
+    return SpoolSettings(path, most_bytes) if most_bytes else None

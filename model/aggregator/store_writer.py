@@ -12,7 +12,8 @@ from ..store.base import Store, StoreUnavailable
 from ..store.factory import open_store
 from ..store.settings import StoreSettings
 from ..store.sqlite import SqliteStore
-from .settings import AggregatorSettings
+from .settings import AggregatorSettings, SpoolSettings
+from .spool import Spool
 from .write_queue import WriteQueue
 
 LOG = logging.getLogger("scroogevm.aggregator")
@@ -27,11 +28,12 @@ class WriterSettings(NamedTuple):
 
     store: StoreSettings
     queue_bytes: int
+    spool: SpoolSettings | None = None
 
 
 def writer_settings(settings: AggregatorSettings) -> WriterSettings:
     """The part of the aggregator's settings that a writer uses."""
-    return WriterSettings(settings.store, settings.queue_bytes)
+    return WriterSettings(settings.store, settings.queue_bytes, settings.spool)
 
 
 class StoreWriter:
@@ -46,7 +48,8 @@ class StoreWriter:
 
     def __init__(self, settings: WriterSettings, store: Store) -> None:
         self.settings = settings
-        self.queue = WriteQueue(store, settings.queue_bytes)
+        spool = None if settings.spool is None else Spool(settings.spool.path, settings.spool.most_bytes)
+        self.queue = WriteQueue(store, settings.queue_bytes, spool)
         self._store = store
         self._problems = ProblemLog(LOG)
         self._stopped = threading.Event()
@@ -59,7 +62,7 @@ class StoreWriter:
             start_thread("expire", run_periodically, lambda: self._expire(store), _EXPIRE_EVERY_S, self._stopped)
 
     def close(self) -> bool:
-        """Write the backlog, as far as that is possible, and close the store; whether all was written."""
+        """Write the backlog to the store or the spool, and close the store; whether nothing is lost."""
         self._stopped.set()
         flushed = self.queue.close(_FLUSH_S)
         self._store.close()

@@ -15,11 +15,10 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..cli.parser import discard_output
 from ..common.environment import SettingsError, environment
-from ..common.errors import UsageError
+from ..common.errors import PassingFault, UsageError
 from ..common.http_server import serve_metrics
-from ..common.lifecycle import run_daemon
+from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, ProblemLog, set_up_logging
-from ..common.signals import StopRequest
 from ..common.threads import run_periodically, start_thread
 from ..store.base import Store, StoreRefused
 from ..store.factory import open_store, store_name
@@ -83,7 +82,11 @@ def run(options: BallooningOptions) -> int:
     try:
         if options.check:
             return run_check(_load(), as_json=options.json)
-        return run_daemon(_load, lambda settings, request: _serve(options, counts, settings, request))
+        return run_daemon(
+            _load,
+            lambda settings, control: _serve(options, counts, settings, control),
+            retries=not options.once,
+        )
     except SettingsError as error:
         raise UsageError(str(error)) from None
 
@@ -93,17 +96,19 @@ def _load() -> BallooningSettings:
 
 
 def _serve(
-    options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, request: StopRequest
+    options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, control: DaemonControl
 ) -> int:
-    """Balloon until the request is set, or once; the exit code."""
+    """Balloon until a stop or a reload is requested, or once; the exit code."""
     counts.up.clear()  # a reload may have removed hosts
-    output = PlanOutput(sys.stdout, request.set, as_json=options.json) if options.dry_run else None
+    output = PlanOutput(sys.stdout, control.set, as_json=options.json) if options.dry_run else None
     with contextlib.ExitStack() as opened:
         try:
             journal = opened.enter_context(Journal(settings.journal_path, locked=not options.dry_run))
             store = open_store(settings.store)
-        except (StoreRefused, JournalRefused) as error:
+        except StoreRefused as error:
             raise UsageError(str(error)) from None
+        except JournalRefused as error:
+            raise PassingFault(str(error)) from None
         cache = UsageCache(store, settings.rules.scope_s)
         opened.enter_context(_reading(store, cache, settings))
         metrics_url = "off"
@@ -117,7 +122,8 @@ def _serve(
                 extra=EVENT,
             )
         controllers = _build_controllers(options, settings, counts, journal, cache, output)
-        ended = run_controllers(controllers, request.event, once=options.once)
+        control.report_ready()
+        ended = run_controllers(controllers, control.event, once=options.once, beat=control.beat)
         squeezed = [] if options.dry_run else list(journal.sessions().values())
     for session in squeezed:
         LOG.error("%s: still squeezed, the next start restores it: vm=%s", session.host, session.name)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ..common.atomic_files import write_atomically
+from ..common.atomic_files import make_folder_of, open_file, write_atomically
 from .sessions import Session
 
 _FORMAT = 1
@@ -88,9 +88,9 @@ class Journal:
         self.close()
 
     def _lock_file(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(self.path)
         # A file of its own, because each change replaces the journal.
-        self._handle = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._handle = open_file(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,7 +98,8 @@ class Journal:
 
     def _read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            with os.fdopen(open_file(self.path, os.O_RDONLY), "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return b""
 
@@ -151,7 +152,7 @@ class Journal:
         sessions = {uuid: _without_unknown(msgspec.to_builtins(one)) for uuid, one in self._sessions.items()}
         text = msgspec.json.encode({"format": _FORMAT, "sessions": sessions, "grace": self._grace})
         write_atomically(self.path, msgspec.json.format(text, indent=1), mode=0o600)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder = open_file(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             # The new directory entry is on disk only after this.
             os.fsync(folder)

@@ -7,6 +7,9 @@ import os
 import re
 import sys
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TextIO
 
 #: Attribute of records that are shown whatever the level: start, recovery, reload.
@@ -16,6 +19,9 @@ _FORMAT = "%(levelname)s %(name)s: %(message)s"
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 #: Different causes of one problem that are logged before it is over; more would be a flood.
 _MOST_CAUSES = 10
+#: Beginnings of one problem within this time, seconds, that are logged; after them it counts as one problem.
+_MOST_BEGINNINGS = 4
+_QUIET_S = 600.0
 
 
 def set_up_logging(debug: bool, stream: TextIO | None = None) -> None:
@@ -59,29 +65,71 @@ class JournalFormatter(logging.Formatter):
 class ProblemLog:
     """Logs each problem once, each further cause of it once, and its end.
 
+    A subject that fails and recovers again and again is one problem: after a few times its end is logged once it has
+    been well for a while.
+
     Parameters
     ----------
     log : logging.Logger
+    clock : callable
+        Monotonic seconds.
     """
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
+        self._clock = clock
         self._lock = threading.Lock()
-        self._causes: dict[str, set[str]] = {}
+        self._open: dict[str, _Problem] = {}
+        self._begun: dict[str, list[float]] = {}
 
-    def report(self, subject: str, cause: str, level: int = logging.WARNING) -> None:
-        """Log a problem unless its cause was logged before; causes that differ in their numbers alone are one."""
+    def report(
+        self, subject: str, cause: str, level: int = logging.WARNING, *, error: BaseException | None = None
+    ) -> None:
+        """Log a problem unless its cause was logged before; causes that differ in their numbers alone are one.
+
+        Parameters
+        ----------
+        subject, cause : str
+        level : int
+        error : BaseException, optional
+            Logged with its traceback: for a defect.
+        """
         kind = re.sub(r"\d+(\.\d+)?", "#", cause)
+        now = self._clock()
         with self._lock:
-            causes = self._causes.setdefault(subject, set())
-            if kind in causes or len(causes) >= _MOST_CAUSES:
+            problem = self._open.get(subject)
+            if problem is None:
+                problem = self._open[subject] = _Problem(self._is_repeated(subject, now))
+            problem.reported_at = now
+            if kind in problem.causes or len(problem.causes) >= _MOST_CAUSES:
                 return
-            causes.add(kind)
-        self._log.log(level, "%s: %s", subject, cause)
+            problem.causes.add(kind)
+            again = " (again and again)" if problem.is_repeated else ""
+        self._log.log(level, "%s: %s%s", subject, cause, again, exc_info=error)
 
-    def resolve(self, subject: str) -> None:
-        """Log that a problem is over, if there was one."""
+    def resolve(self, subject: str, *, quiet_s: float = 0.0) -> None:
+        """Log that a problem is over, if there was one and it has not been reported for ``quiet_s`` seconds."""
         with self._lock:
-            causes = self._causes.pop(subject, None)
-        if causes:
-            self._log.info("%s: recovered", subject, extra=EVENT)
+            problem = self._open.get(subject)
+            if problem is None:
+                return
+            quiet_s = max(quiet_s, _QUIET_S) if problem.is_repeated else quiet_s
+            if self._clock() - problem.reported_at < quiet_s:
+                return
+            del self._open[subject]
+        self._log.info("%s: recovered", subject, extra=EVENT)
+
+    def _is_repeated(self, subject: str, now: float) -> bool:
+        """Note the beginning of a problem; whether it has begun often lately."""
+        begun = [at for at in self._begun.get(subject, []) if now - at < _QUIET_S]
+        self._begun[subject] = [*begun, now][-_MOST_BEGINNINGS:]
+        return len(begun) >= _MOST_BEGINNINGS
+
+
+@dataclass(slots=True)
+class _Problem:
+    """A problem that is not over."""
+
+    is_repeated: bool
+    reported_at: float = 0.0
+    causes: set[str] = field(default_factory=set)

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from typing import Generic, TypeVar
 
+from .logs import ProblemLog
+
 LOG = logging.getLogger("scroogevm")
 
 K = TypeVar("K")
@@ -66,12 +68,15 @@ def call_with_timeout(job: Callable[[], T], timeout_s: float, name: str = "call"
 
 
 def run_periodically(job: Callable[[], object], every_s: float, stop: threading.Event) -> None:
-    """Call a job at once and then every ``every_s`` seconds until stopped; an exception is logged, not raised."""
+    """Call a job at once and then every ``every_s`` seconds until stopped; an exception is logged once, not raised."""
+    problems = ProblemLog(LOG)
     while True:
         try:
             job()
-        except Exception:
-            LOG.exception("periodic job failed")
+        except Exception as error:
+            problems.report("periodic job", f"failed: {type(error).__name__}", logging.ERROR, error=error)
+        else:
+            problems.resolve("periodic job")
         if stop.wait(every_s):
             return
 

@@ -25,7 +25,7 @@ from .slicing import LastConfigs, SliceClock, SliceReader
 
 LOG = logging.getLogger("scroogevm.estimator")
 
-#: After an outage of its store the aggregator writes its queue within this time: it retries every 30 s.
+#: After an outage of its store the aggregator begins to write its backlog within this time: it retries every 30 s.
 BACKLOG_S = 40.0
 
 OnSlice = Callable[[str, int, Slice, NodeEstimate], object]
@@ -54,7 +54,8 @@ class Progress:
 class BacklogWait:
     """Waits for the aggregator's backlog after an outage of the store.
 
-    The backlog is written in order. A sample that is newer than a slice shows that the slice is complete.
+    The backlog is written in order. A sample that is newer than a slice shows that the slice is complete. A long
+    backlog, which comes from the spool, is waited for as long as samples arrive.
 
     Parameters
     ----------
@@ -65,18 +66,21 @@ class BacklogWait:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until = -math.inf
+        self._newest_ms: int | None = None
 
     def start(self) -> None:
         """Note that the store is unavailable."""
         self._until = math.inf
 
-    def check(self, has_newer_samples: Callable[[], bool]) -> None:
-        """Return once the store has the samples of a slice, or :data:`BACKLOG_S` after the end of the outage.
+    def check(self, has_newer_samples: Callable[[], bool], newest_ms: Callable[[], int | None]) -> None:
+        """Return once the store has the samples of a slice, or none has arrived for :data:`BACKLOG_S`.
 
         Parameters
         ----------
         has_newer_samples : callable
             Whether the store has samples that are newer than the slice.
+        newest_ms : callable
+            Time of the newest sample.
 
         Raises
         ------
@@ -84,9 +88,10 @@ class BacklogWait:
         """
         if self._until < self._clock():
             return
-        newer = has_newer_samples()
-        self._until = min(self._until, self._clock() + BACKLOG_S)
-        if not newer:
+        if not has_newer_samples():
+            newest = newest_ms()
+            if self._until == math.inf or newest != self._newest_ms:
+                self._until, self._newest_ms = self._clock() + BACKLOG_S, newest
             raise StoreBehind("the store is available again, waiting for the backlog of vmaggreg.py")
         self._until = -math.inf
 
@@ -195,7 +200,7 @@ class NodeWorker:
         Never raises: ``error`` is the reason why the due slice could not be computed, or empty.
         """
         try:
-            self._backlog.check(lambda: self._has_samples_after(due))
+            self._backlog.check(lambda: self._has_samples_after(due), lambda: self._reader.newest_ms(self.node))
             self._advance(due, is_stopping)
             self.error = ""
         except StoreUnavailable as error:

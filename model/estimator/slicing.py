@@ -189,6 +189,16 @@ class SliceReader:
         configs = self._store.last_configs(node, start_ms, end_ms)
         return build_slice(number, self._calendar, self._rules, known, period.node, configs)
 
+    def newest_ms(self, node: str) -> int | None:
+        """Time of the newest sample of a node; None when there is none.
+
+        Raises
+        ------
+        StoreUnavailable
+        """
+        last = self._store.last(node)
+        return None if last is None else last.time_ms
+
     def has_samples_from(self, node: str, start_ms: int, now_s: float) -> bool:
         """Whether the store has a sample of a node between a time and the present.
 

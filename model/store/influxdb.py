@@ -40,6 +40,9 @@ _DIALECT = Dialect(header=True, delimiter=",", annotations=[], date_time_format=
 _LARGEST_REQUEST = 4 * 2**20
 #: Memory of an encoded sample besides its text, bytes.
 _OVERHEAD = 200
+#: Subject of problems with single points; they are over when none has occurred for so long, seconds.
+_REJECTED = "InfluxDB"
+_QUIET_S = 600.0
 #: Bytes read from a connection at once.
 _PIECE = 2**18
 
@@ -61,16 +64,19 @@ class InfluxStore:
             url=settings.url, token=settings.token, org=settings.org, timeout=int(settings.timeout_s * 1000)
         )
         self._write_api = self._client.write_api(write_options=SYNCHRONOUS)
+        self._problems = ProblemLog(LOG)
         #: Measurement and name of fields whose type the bucket does not accept.
         self._excluded: set[tuple[str, str]] = set()
-        self._problems = ProblemLog(LOG)
 
     def encode(self, sample: ScrapeSample) -> Encoded:
         """Encode a sample as line protocol; names that a tag cannot hold are omitted and logged."""
         invalid = [name for name in sample.domains if not is_tag(name)]
+        subject = f"{sample.node} in InfluxDB"
         if invalid:
-            cause = f"{len(invalid)} domains are not stored, an InfluxDB tag cannot hold their names: {invalid[:3]!r}"
-            self._problems.report(sample.node, cause)
+            cause = f"{len(invalid)} domains are not stored, a tag cannot hold their names: {invalid[:3]!r}"
+            self._problems.report(subject, cause)
+        else:
+            self._problems.resolve(subject)
         lines = encode_lines(sample, self._excluded)
         text = "\n".join(lines)
         return Encoded(text, len(text.encode()) + _OVERHEAD, len(lines))
@@ -90,7 +96,10 @@ class InfluxStore:
             if sample.payload:
                 batch.append(sample.payload)
                 size += sample.size
-        return rejected + (self._write_lines("\n".join(batch).split("\n")) if batch else 0)
+        rejected += self._write_lines("\n".join(batch).split("\n")) if batch else 0
+        if not rejected:
+            self._problems.resolve(_REJECTED, quiet_s=_QUIET_S)
+        return rejected
 
     def _write_lines(self, lines: list[str]) -> int:
         """Write lines; the number of rejected ones."""
@@ -104,7 +113,7 @@ class InfluxStore:
                 return self._write_lines(lines[:half]) + self._write_lines(lines[half:])
             message = _response_message(error)
             if error.status in {400, 413}:
-                LOG.error("InfluxDB rejected a point: %s", message)
+                self._problems.report(_REJECTED, f"a point is rejected: {message}", logging.ERROR)
                 return 1
             if error.status == 422:
                 return self._write_without_conflict(lines, message)
@@ -123,7 +132,8 @@ class InfluxStore:
         if conflict is None or (conflict[2], conflict[1]) in self._excluded:
             match = _DROPPED.search(message)
             dropped = int(match[1]) if match else len(lines)
-            LOG.error("InfluxDB dropped %d of %d points: %s", dropped, len(lines), message)
+            cause = f"{dropped} of {len(lines)} points are dropped: {message}"
+            self._problems.report(_REJECTED, cause, logging.ERROR)
             return dropped
         field, measurement = conflict[1], conflict[2]
         LOG.error("field %s of %s is not stored from now on: %s", field, measurement, message)

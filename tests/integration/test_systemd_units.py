@@ -27,6 +27,15 @@ def test_reload_sends_sighup_to_the_daemon(unit: Path) -> None:
 
 
 @each_unit
+def test_daemon_is_watched_and_started_however_often_it_fails(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    for line in ("Type=notify", "NotifyAccess=main", "WatchdogSec=60", "Restart=on-failure", "StartLimitIntervalSec=0"):
+        assert lines.count(line) == 1, line
+    # A restart does not mend settings, and nothing else ends with this code.
+    assert lines.count("RestartPreventExitStatus=2") == 1
+
+
+@each_unit
 def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")

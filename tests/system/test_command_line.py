@@ -173,6 +173,7 @@ def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
             "misc/traceconvert.py",
             "misc/fakeworkers",
             "misc/benchmarks/bench_aggregator.py",
+            "misc/benchmarks/bench_backlog.py",
             "misc/benchmarks/bench_ballooning.py",
         ),
         *("misc/benchmarks/bench_live.py", "misc/benchmarks/bench_stability.py"),
@@ -183,7 +184,8 @@ def test_program_without_its_libraries_says_how_to_get_them(program: str, tmp_pa
     needed = {"misc/evaluate.py": [str(TINY), "-o", "out"], "scroogevm.py": ["-l", str(TINY)]}
     command = [sys.executable, "-S", ROOT / program, *needed.get(program, [])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
+    # A unit starts a daemon again: its libraries may be installed at this moment.
+    assert done.returncode == (2 if program.startswith("misc/") else 1)
     assert re.fullmatch(
         rf"{Path(program).name}: \w+ is not installed; misc/setup.sh \w+ prepares .venv/bin/python\n",
         done.stderr,

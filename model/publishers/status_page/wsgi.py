@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from ...common.logs import ProblemLog
 from ..status_file import encode
 from .history import History
 from .page import PageSettings
@@ -82,12 +83,15 @@ class _Application:
 
     def __init__(self, pages: dict[str, Callable[[WSGIEnvironment], _Response]]) -> None:
         self._pages = pages
+        self._problems = ProblemLog(LOG)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             status, headers, body = self._respond(environ)
-        except Exception:
-            LOG.exception("%s: page failed", environ["PATH_INFO"])
+            self._problems.resolve(environ["PATH_INFO"])
+        except Exception as error:
+            cause = f"page failed: {type(error).__name__}"
+            self._problems.report(environ["PATH_INFO"], cause, logging.ERROR, error=error)
             status, headers, body = _error("500 Internal Server Error")
         start_response(status, [*headers, *_HEADERS, ("Content-Length", str(len(body)))])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from model.aggregator import spool_backlog
 from model.aggregator import write_queue as module
+from model.aggregator.sample_codec import pack_sample
+from model.aggregator.spool import Spool
+from model.aggregator.waiting import estimate_size
 from model.aggregator.write_queue import WriteQueue
 from model.samples import ScrapeSample
 from model.store.base import Encoded, StoreUnavailable
@@ -227,3 +231,226 @@ def test_memory_of_the_queue_is_bounded(store: UnreliableStore) -> None:
     tracemalloc.stop()
     assert write_queue.counts().dropped > 0
     assert used < 4 * 2**20
+
+
+# --- spool ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path / "spool", 10**7)
+    yield made
+    made.close()
+
+
+def with_spool(store: UnreliableStore, spool: Spool, most_bytes: int = 10**6) -> WriteQueue:
+    write_queue = WriteQueue(store, most_bytes, spool)
+    write_queue.start()
+    return write_queue
+
+
+def test_backlog_survives_the_end_and_is_written_first_at_the_next_start(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture
+) -> None:
+    store.away.set()
+    write_queue = with_spool(store, spool)
+    for k in range(40):
+        write_queue.put(sample(k))
+    start_s = time.monotonic()
+    assert write_queue.close(10)
+    assert time.monotonic() - start_s < 5  # the store is not waited for
+    assert f"points_spooled=80 spool={spool.path}" in event_log.text
+    assert "points_lost" not in event_log.text
+
+    order: list[int] = []
+    store.away.clear()
+    store.before_write = lambda: order.append(len(store.times()))
+    again = Spool(spool.path, 10**7)
+    write_queue = with_spool(store, again)
+    write_queue.put(sample(100))
+    assert wait_for(lambda: write_queue.counts().written == 82, every=0.005)
+    assert store.times() == [*range(40), 100]
+    assert order[:2] == [0, 40]
+    assert write_queue.close(10)
+    assert not spool.path.exists()
+    assert f"{spool.path}: the backlog of an earlier run is written: points=80" in event_log.text
+    assert event_log.text.count(f"{spool.path}: the backlog is stored") == 1
+
+
+def test_full_memory_is_moved_to_the_spool_and_nothing_is_dropped(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture
+) -> None:
+    size = store.encode(sample(0)).size + estimate_size(sample(0))
+    store.away.set()
+    write_queue = with_spool(store, spool, 10 * size)
+    for k in range(200):
+        write_queue.put(sample(k))
+        wait_for(lambda: write_queue.counts().queued_bytes <= 8 * size, every=0.0005)
+    counts = write_queue.counts()
+    assert (counts.dropped, counts.queued + counts.spooled) == (0, 400)
+    assert counts.spooled > 300
+    store.away.clear()
+    assert wait_for(lambda: write_queue.counts().written == 400, every=0.005)
+    assert write_queue.close(10)
+    assert store.times() == list(range(200))
+    assert event_log.text.count("the backlog is written here until the store takes it") == 1
+
+
+def test_what_waits_long_is_moved_to_the_spool(
+    store: UnreliableStore, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed then loses only what is younger."""
+    monkeypatch.setattr(module, "_SPOOL_AFTER_S", 0.05)
+    store.away.set()
+    write_queue = with_spool(store, spool)
+    write_queue.put(sample(0))
+    wait_for(lambda: (write_queue.counts().spooled, write_queue.counts().queued) == (2, 0), every=0.005)
+    store.away.clear()
+    assert write_queue.close(10)
+
+
+def test_full_spool_drops_the_oldest_and_counts_them(
+    store: UnreliableStore, tmp_path: Path, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SPOOL_AFTER_S", 0.0)
+    store.away.set()
+    write_queue = with_spool(store, Spool(tmp_path / "spool", 1000))
+    for k in range(100):
+        write_queue.put(sample(k))
+        wait_for(lambda: write_queue.counts().queued == 0, every=0.0005)
+    dropped = write_queue.counts().dropped
+    assert 100 < dropped < 200
+    assert write_queue.counts().spooled_bytes <= 1000
+    store.away.clear()
+    assert wait_for(lambda: write_queue.counts().written == 200 - dropped, every=0.005)
+    assert store.times() == list(range(dropped // 2, 100))
+    assert write_queue.close(10)
+    assert event_log.text.count("the spool is full: the oldest points are dropped") == 1
+
+
+def test_spool_that_cannot_be_written_is_reported_once_and_the_memory_is_used(
+    store: UnreliableStore, tmp_path: Path, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.02)
+    monkeypatch.setattr(spool_backlog, "RETRY_S", 0.02)
+    monkeypatch.setattr(module, "_SPOOL_AFTER_S", 0.0)
+    (tmp_path / "file").write_text("")
+    store.away.set()
+    write_queue = with_spool(store, Spool(tmp_path / "file" / "spool", 10**6))
+    for k in range(20):
+        write_queue.put(sample(k))
+    wait_for(lambda: len(store.calls) > 8, every=0.005)
+    (tmp_path / "file").unlink()
+    wait_for(lambda: write_queue.counts().spooled == 40, every=0.005)
+    store.away.clear()
+    assert wait_for(lambda: write_queue.counts().written == 40, every=0.005)
+    assert store.times() == list(range(20))
+    assert write_queue.close(10)
+    assert event_log.text.count("the spool cannot be used: Not a directory") == 1
+    assert event_log.text.count(f"{tmp_path / 'file' / 'spool'}: recovered") == 1
+
+
+def test_damaged_spool_costs_its_tail_alone_and_is_counted(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture
+) -> None:
+    for start in (0, 10):
+        spool.append([pack_sample(sample(k)) for k in range(start, start + 10)], 20)
+    first = min(spool.path.iterdir())
+    first.write_bytes(first.read_bytes()[:-1])
+    spool.close()
+    write_queue = with_spool(store, spool)
+    wait_for(lambda: write_queue.counts().written == 38, every=0.005)
+    wait_for(lambda: write_queue.counts().dropped == 2, every=0.005)
+    assert write_queue.close(10)
+    assert store.times() == [k for k in range(20) if k != 9]
+    assert event_log.text.count("is damaged: points_lost=2") == 1
+
+
+def test_spooled_sample_of_another_version_is_lost_alone(store: UnreliableStore, spool: Spool) -> None:
+    spool.append([pack_sample(sample(0)), b"\x93of another version", pack_sample(sample(1))], 6)
+    write_queue = with_spool(store, spool)
+    wait_for(lambda: write_queue.counts().written == 4, every=0.005)
+    assert write_queue.close(10)
+    assert store.times() == [0, 1]
+    assert write_queue.counts().dropped == 2
+
+
+def test_spool_of_an_instance_that_is_ending_is_written_once_it_has_ended(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.02)
+    monkeypatch.setattr(spool_backlog, "RETRY_S", 0.02)
+    spool.append([pack_sample(sample(0))], 2)
+    write_queue = with_spool(store, Spool(spool.path, 10**6))
+    write_queue.put(sample(1))
+    # Nothing is wrong as long as this instance does not need the spool.
+    wait_for(lambda: store.times() == [1], every=0.005)
+    spool.close()
+    wait_for(lambda: store.times() == [0, 1], every=0.005)
+    assert write_queue.close(10)
+    assert "cannot be used" not in event_log.text
+
+
+def test_defect_does_not_end_the_thread_that_writes(
+    store: UnreliableStore, spool: Spool, event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TICK_S", 0.01)
+    failing = threading.Event()
+    failing.set()
+    batch = spool_backlog.SpoolBacklog.batch
+
+    def fail(self: spool_backlog.SpoolBacklog, most_points: int) -> Any:
+        if failing.is_set():
+            raise ZeroDivisionError("a defect")
+        return batch(self, most_points)
+
+    monkeypatch.setattr(spool_backlog.SpoolBacklog, "batch", fail)
+    write_queue = with_spool(store, spool)
+    write_queue.put(sample(0))
+    wait_for(lambda: "write queue: failed: ZeroDivisionError" in event_log.text, every=0.005)
+    failing.clear()
+    wait_for(lambda: store.times() == [0], every=0.005)
+    assert write_queue.close(10)
+    assert event_log.text.count("ZeroDivisionError: a defect") == 1
+
+
+def test_store_that_hangs_at_the_end_leaves_everything_in_the_spool(store: UnreliableStore, spool: Spool) -> None:
+    release = threading.Event()
+    store.before_write = lambda: release.wait(20)
+    write_queue = with_spool(store, spool)
+    for k in range(20):
+        write_queue.put(sample(k))
+    assert write_queue.close(0.2)
+    again = Spool(spool.path, 10**6)
+    again.open_if_present()
+    assert again.counts().points == 40
+    release.set()
+    again.close()
+
+
+def test_samples_of_several_threads_are_all_written(store: UnreliableStore, spool: Spool) -> None:
+    write_queue = with_spool(store, spool, 10**8)
+    threads = [
+        threading.Thread(target=lambda part=part: [write_queue.put(sample(part * 100 + k)) for k in range(100)])
+        for part in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert write_queue.close(20)
+    assert store.times() == list(range(800))
+
+
+def test_sample_that_cannot_be_encoded_is_lost_alone(
+    store: UnreliableStore, event_log: pytest.LogCaptureFixture
+) -> None:
+    write_queue = WriteQueue(store, 10**7)
+    for k in range(10):
+        fields: dict[str, Any] = {"cpu": 1.0 if k % 2 else "x"}
+        write_queue.put(ScrapeSample("n", k, fields, {}))
+    write_queue.start()
+    assert write_queue.close(10)
+    assert store.times() == [1, 3, 5, 7, 9]
+    assert (write_queue.counts().written, write_queue.counts().refused) == (5, 5)
+    assert event_log.text.count("a sample cannot be written and is dropped: ValueError: ") == 1

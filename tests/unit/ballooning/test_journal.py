@@ -297,7 +297,7 @@ except OSError as error:
 
 
 def test_folder_that_cannot_be_created_is_refused_in_one_line() -> None:
-    with pytest.raises(JournalRefused, match=r"^/proc/scroogevm: "):
+    with pytest.raises(JournalRefused, match=r"^/proc/scroogevm/ballooning.json: "):
         Journal(Path("/proc/scroogevm/ballooning.json")).open()
 
 

@@ -115,3 +115,57 @@ def test_subjects_are_independent(event_log: pytest.LogCaptureFixture) -> None:
     problems.resolve("a")
     problems.report("b", "down")
     assert event_log.messages == ["a: down", "b: down", "a: recovered"]
+
+
+def test_problem_that_comes_and_goes_is_one_problem(event_log: pytest.LogCaptureFixture) -> None:
+    """A node that fails at every second scrape: a line or two per scrape would be a flood."""
+    now = [0.0]
+    problems = ProblemLog(LOG, lambda: now[0])
+    for _ in range(100):
+        problems.report("node", "no answer")
+        now[0] += 5
+        problems.resolve("node")
+        now[0] += 5
+    assert event_log.messages == [
+        *["node: no answer", "node: recovered"] * 4,
+        "node: no answer (again and again)",
+    ]
+    # Another cause is still logged, and the end once it has been well for a while.
+    problems.report("node", "page is damaged")
+    now[0] += 500
+    problems.resolve("node")
+    now[0] += 110
+    problems.resolve("node")
+    assert event_log.messages[9:] == ["node: page is damaged (again and again)", "node: recovered"]
+
+
+def test_rare_problems_are_logged_each_time(event_log: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    problems = ProblemLog(LOG, lambda: now[0])
+    for _ in range(20):
+        problems.report("node", "no answer")
+        problems.resolve("node")
+        now[0] += 300
+    assert event_log.messages == ["node: no answer", "node: recovered"] * 20
+
+
+def test_problem_of_single_events_ends_after_a_quiet_time(event_log: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    problems = ProblemLog(LOG, lambda: now[0])
+    for _ in range(5):
+        problems.report("samples", "one is dropped")
+        now[0] += 50
+        problems.resolve("samples", quiet_s=60)
+    now[0] += 11
+    problems.resolve("samples", quiet_s=60)
+    assert event_log.messages == ["samples: one is dropped", "samples: recovered"]
+
+
+def test_traceback_of_a_defect_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    problems = ProblemLog(LOG)
+    for _ in range(3):
+        try:
+            raise ZeroDivisionError("a defect")
+        except ZeroDivisionError as error:
+            problems.report("job", "failed", error=error)
+    assert caplog.text.count("Traceback") == 1

@@ -101,21 +101,40 @@ def test_node_that_stays_silent_after_an_outage_is_waited_for_only_a_while(store
 def test_backlog_wait_ends_with_a_newer_sample_or_after_a_while() -> None:
     clock = Clock()
     wait = BacklogWait(clock)
-    wait.check(lambda: pytest.fail("the store was never unavailable"))
+
+    def is_behind(newest_ms: int = 0) -> bool:
+        try:
+            wait.check(lambda: False, lambda: newest_ms)
+        except StoreBehind:
+            return True
+        return False
+
+    assert not is_behind()  # the store was never unavailable
     wait.start()
     clock.now_s = 1000.0
-    with pytest.raises(StoreBehind):
-        wait.check(lambda: False)
-    wait.check(lambda: True)
-    wait.check(lambda: pytest.fail("the backlog is complete"))
+    assert is_behind()
+    wait.check(lambda: True, lambda: 0)
+    assert not is_behind()  # the backlog is complete
     wait.start()
-    with pytest.raises(StoreBehind):
-        wait.check(lambda: False)
+    assert is_behind()
     clock.now_s += BACKLOG_S
-    with pytest.raises(StoreBehind):
-        wait.check(lambda: False)
+    assert is_behind()
     clock.now_s += 0.1
-    wait.check(lambda: pytest.fail("the time is over"))
+    assert not is_behind()
+
+
+def test_long_backlog_is_waited_for_as_long_as_samples_arrive() -> None:
+    clock = Clock()
+    wait = BacklogWait(clock)
+    wait.start()
+    for newest_ms in range(20):
+        with pytest.raises(StoreBehind):
+            wait.check(lambda: False, lambda newest_ms=newest_ms: newest_ms)  # type: ignore[misc]
+        clock.now_s += BACKLOG_S - 1
+    with pytest.raises(StoreBehind):
+        wait.check(lambda: False, lambda: 19)
+    clock.now_s += 1.1
+    wait.check(lambda: False, lambda: 19)
 
 
 def test_node_that_cannot_be_read_does_not_affect_another_one(
