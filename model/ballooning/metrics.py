@@ -36,6 +36,11 @@ class BallooningMetrics(Collector):
             ),
             ("balloon_restores", "Guests restored.", counts.restores),
             ("balloon_give_ups", "Guests restored because their session failed.", counts.gave_up),
+            (
+                "balloon_probable_kills",
+                "Sessions in which the guest probably killed a process for lack of memory.",
+                counts.killed,
+            ),
         ):
             yield CounterMetricFamily(f"scroogevm_{name}", description, value=value)
         squeezed = len(self._journal.sessions())
