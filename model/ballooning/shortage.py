@@ -43,7 +43,9 @@ def kill_reason(session: Session, observed: ObservedGuest, rules: Rules) -> str:
     """Why a process of the guest was probably killed during the session; empty when there is no sign of it."""
     guest = observed.guest
     held_mb = _held(session, guest)
-    if guest.reports and session.peak_mb - held_mb > rules.headroom(session.peak_mb):
+    # A guest that counts its balloon as used appears to use less while its balloon has grown since its report.
+    comparable = guest.reports and (not session.counts_balloon or observed.fresh_s > session.moved_s)
+    if comparable and session.peak_mb - held_mb > rules.headroom(session.peak_mb):
         return f"a process may have been killed: its usage fell from {session.peak_mb:.0f} to {held_mb:.0f} MB"
     during_session = observed.fresh_s > session.until_s - rules.session_s
     if during_session and observed.touched_mb > 0 and observed.touched_mb >= _ALL_FREE * observed.free_mb:
