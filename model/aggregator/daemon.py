@@ -14,9 +14,8 @@ from .. import __version__
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import Server, serve_metrics
-from ..common.lifecycle import run_daemon
+from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, set_up_logging
-from ..common.signals import StopRequest
 from ..store.base import StoreRefused
 from ..store.factory import store_name
 from .check import check
@@ -142,38 +141,21 @@ class AggregatorDaemon:
         writer.start(expire=True)
         return _Run(settings, writer)
 
-    def _serve(self, run: _Run, request: StopRequest) -> int:
+    def _serve(self, run: _Run, control: DaemonControl) -> int:
         """Scrape until a stop or a reload is requested."""
         registry = CollectorRegistry()
         metrics = AggregatorMetrics(registry)
         metrics.watch(run.writer.queue, registry)
         manager = ScrapeManager(run.settings, run.writer.queue.put, metrics)
-        server = self._open_metrics(run.settings, registry)
+        server = _open_metrics(run.settings, registry)
         try:
+            control.report_ready()
             self._log_start(run.settings, server)
-            asyncio.run(_scrape_until(manager, request))
+            asyncio.run(_scrape_until(manager, control))
         finally:
             if server is not None:
                 server.close()
         return 0
-
-    def _open_metrics(self, settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
-        """Serve the metrics, if a port is configured.
-
-        Raises
-        ------
-        UsageError
-            When the port cannot be used at the start. After a reload the daemon continues without metrics.
-        """
-        if not settings.metrics_port:
-            return None
-        try:
-            return serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
-        except UsageError as error:
-            if not self._started:
-                raise
-            LOG.error("reload: %s; the daemon continues without metrics", error)
-            return None
 
     def _log_start(self, settings: AggregatorSettings, server: Server | None) -> None:
         """Log what runs: once at the start, and after each reload."""
@@ -183,14 +165,28 @@ class AggregatorDaemon:
             __version__,
             store_name(settings.store).removeprefix("store "),
             len(settings.stubs),
-            "none" if server is None else _metrics_url(settings),
+            _metrics_url(settings) if server is not None and server.is_serving else "none",
             extra=EVENT,
         )
         self._started = True
 
 
-async def _scrape_until(manager: ScrapeManager, request: StopRequest) -> None:
-    await manager.run(request.as_asyncio_event())
+async def _scrape_until(manager: ScrapeManager, control: DaemonControl) -> None:
+    async with control.watched():
+        await manager.run(control.as_asyncio_event())
+
+
+def _open_metrics(settings: AggregatorSettings, registry: CollectorRegistry) -> Server | None:
+    """Serve the metrics, if a port is configured.
+
+    Raises
+    ------
+    UsageError
+        When address or port can never be used.
+    """
+    if not settings.metrics_port:
+        return None
+    return serve_metrics("AGGREG_METRICS_PORT", settings.metrics_port, settings.metrics_address, registry)
 
 
 def _metrics_url(settings: AggregatorSettings) -> str:

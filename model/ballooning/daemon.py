@@ -10,7 +10,6 @@ import contextlib
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,9 +20,8 @@ from ..cli.parser import discard_output
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.http_server import serve_metrics
-from ..common.lifecycle import run_daemon
+from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, ProblemLog, set_up_logging
-from ..common.signals import StopRequest
 from ..common.threads import run_periodically, start_thread
 from ..store.factory import store_name
 from .actions import ActionExecutor, report_journal
@@ -34,16 +32,13 @@ from .driver import run_controllers
 from .guest_locator import GuestLocator
 from .guests import GuestUsage
 from .host_controller import Executor, HostController, Intervals
-from .journal import Journal, JournalBusy
+from .journal import Journal
 from .metrics import BallooningMetrics
 from .plan_output import PlanOutput, PlanPrinter
 from .settings import BallooningSettings, ballooning_settings
 from .usage_reader import UsageReader
 
 LOG = logging.getLogger("scroogevm.ballooning")
-
-#: Pause between two attempts to lock the journal.
-_LOCK_RETRY_S = 0.5
 
 UsageOfHost = Callable[[float], Mapping[str, GuestUsage] | None]
 
@@ -86,7 +81,11 @@ def run(options: BallooningOptions) -> int:
     try:
         if options.check:
             return run_check(_load(), as_json=options.json)
-        return run_daemon(_load, lambda settings, request: _serve(options, counts, settings, request))
+        return run_daemon(
+            _load,
+            lambda settings, control: _serve(options, counts, settings, control),
+            retries=not options.once,
+        )
     except SettingsError as error:
         raise UsageError(str(error)) from None
 
@@ -96,17 +95,14 @@ def _load() -> BallooningSettings:
 
 
 def _serve(
-    options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, request: StopRequest
+    options: BallooningOptions, counts: BallooningCounts, settings: BallooningSettings, control: DaemonControl
 ) -> int:
-    """Balloon until the request is set, or once; the exit code."""
+    """Balloon until a stop or a reload is requested, or once; the exit code."""
     counts.up.clear()  # a reload may have removed hosts
     problems = ProblemLog(LOG)
-    output = PlanOutput(sys.stdout, request.set, as_json=options.json) if options.dry_run else None
+    output = PlanOutput(sys.stdout, control.set, as_json=options.json) if options.dry_run else None
     with contextlib.ExitStack() as opened:
-        journal = _open_journal(options, settings, problems, request)
-        if journal is None:
-            return 0 if request.is_set() else 1
-        opened.callback(journal.close)
+        journal = opened.enter_context(Journal(settings.journal_path, locked=not options.dry_run))
         if journal.fault:
             report_journal(problems, journal.fault)
             opened.callback(_retrying(journal, problems, settings.sleep_s))
@@ -125,7 +121,8 @@ def _serve(
                 extra=EVENT,
             )
         controllers = _build_controllers(options, settings, counts, journal, usage, output, problems)
-        ended = run_controllers(controllers, request.event, once=options.once)
+        control.report_ready()
+        ended = run_controllers(controllers, control.event, once=options.once, beat=control.beat)
         squeezed = [] if options.dry_run else list(journal.sessions().values())
     for session in squeezed:
         LOG.error("%s: still squeezed, the next start restores it: vm=%s", session.host, session.name)
@@ -133,25 +130,6 @@ def _serve(
         return _report_lost_output(output.failure)
     unavailable = options.once and not all(counts.up.get(uri) for uri in settings.hosts.values())
     return 0 if ended and not squeezed and not unavailable else 1
-
-
-def _open_journal(
-    options: BallooningOptions, settings: BallooningSettings, problems: ProblemLog, request: StopRequest
-) -> Journal | None:
-    """The open journal; None when a stop was requested, or when another process uses it and this one runs once."""
-    while not request.is_set():
-        try:
-            journal = Journal(settings.journal_path, locked=not options.dry_run).open()
-        except JournalBusy as error:
-            # An earlier instance may still be restoring guests.
-            problems.report("journal", f"{error}{'' if options.once else '; waiting for its end'}", logging.ERROR)
-            if options.once:
-                return None
-            time.sleep(_LOCK_RETRY_S)
-        else:
-            problems.resolve("journal")
-            return journal
-    return None
 
 
 def _serve_metrics(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..common.threads import start_thread
 from .host_controller import END_S, HostController
 
 
-def run_controllers(controllers: Sequence[HostController], stop: threading.Event, *, once: bool) -> bool:
+def run_controllers(
+    controllers: Sequence[HostController],
+    stop: threading.Event,
+    *,
+    once: bool,
+    beat: Callable[[], object] = lambda: None,
+) -> bool:
     """Run each controller in a thread of its own until stopped, or with ``once`` until it is done.
 
     Parameters
@@ -19,6 +25,8 @@ def run_controllers(controllers: Sequence[HostController], stop: threading.Event
     stop : threading.Event
         May be set by a signal handler of the calling thread.
     once : bool
+    beat : callable
+        Called several times a second while the controllers run.
 
     Returns
     -------
@@ -31,6 +39,7 @@ def run_controllers(controllers: Sequence[HostController], stop: threading.Event
     # Not stop.wait(): it holds the event's lock for moments, and a signal handler that sets the event in such a moment
     # would wait forever for the thread that it interrupted.
     while any(thread.is_alive() for thread in threads) and not stop.is_set():
+        beat()
         time.sleep(0.1)
     deadline = time.monotonic() + 2 * END_S
     for thread in threads:

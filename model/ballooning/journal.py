@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from ..common.atomic_files import write_atomically
+from ..common.atomic_files import make_folder_of, open_file, write_atomically
+from ..common.errors import PassingFault
 from .marks import owner_of
 from .sessions import Session
 
@@ -30,7 +31,7 @@ _FORMAT = 1
 _BEGINNING = b'{"format":'
 
 
-class JournalBusy(Exception):
+class JournalBusy(PassingFault):
     """Another process has locked the journal; the message is one line."""
 
 
@@ -154,18 +155,18 @@ class Journal:
 
     def _open_lock(self) -> int:
         # A file of its own, because each change replaces the journal.
-        path = f"{self.path}.lock"
+        path = self.path.with_name(f"{self.path.name}.lock")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            make_folder_of(self.path)
+            return open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
         # Reading is enough for a lock. Where no file can be created, the folder itself is locked.
         try:
-            return os.open(path, os.O_RDONLY)
+            return open_file(path, os.O_RDONLY)
         except FileNotFoundError:
-            return os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            return open_file(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
     def _load(self) -> None:
         text = self._read()
@@ -185,7 +186,8 @@ class Journal:
 
     def _read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            with os.fdopen(open_file(self.path, os.O_RDONLY), "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return b""
 
@@ -246,7 +248,7 @@ class Journal:
         sessions = {uuid: _without_unknown(msgspec.to_builtins(one)) for uuid, one in self._sessions.items()}
         text = msgspec.json.encode({"format": _FORMAT, "sessions": sessions, "grace": self._grace})
         write_atomically(self.path, msgspec.json.format(text, indent=1), mode=0o600)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder = open_file(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             # The new directory entry is on disk only after this.
             os.fsync(folder)

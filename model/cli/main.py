@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..common.errors import UsageError
+from ..common.errors import PassingFault, UsageError
 from ..common.signals import raise_on_signals
 from .parser import Parser, discard_output
 
@@ -33,6 +33,9 @@ def run_cli(parser: Parser, job: Callable[[], int], setup: str = "all") -> int:
         for line in str(error).splitlines():
             print(f"{parser.prog}: {line}", file=sys.stderr)
         return 2
+    except PassingFault as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         parser.error(_not_installed(error, setup))
     except BrokenPipeError:

@@ -23,6 +23,14 @@ class SettingsError(ValueError):
         self.faults = faults
 
 
+class PassingFault(Exception):
+    """Something that the settings name cannot be used at the moment, and may be usable later; the message is one line.
+
+    Examples are a full disk, a file that another process has locked, and a folder that is not mounted yet. A daemon
+    tries again, a command that runs once ends with exit code 1.
+    """
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and its causes, outermost first.
 

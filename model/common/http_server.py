@@ -8,11 +8,12 @@ the oldest one is closed, where waitress would accept no further client.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import waitress.wasyncore  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -21,10 +22,13 @@ from waitress.server import TcpWSGIServer  # type: ignore[import-untyped]
 from waitress.task import ThreadedTaskDispatcher  # type: ignore[import-untyped]
 
 from .errors import UsageError
+from .logs import ProblemLog
 from .threads import start_thread
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+LOG = logging.getLogger("scroogevm.http")
 
 #: A connection without progress for so long is closed.
 _TIMEOUT_S = 10.0
@@ -40,36 +44,57 @@ _LONGEST_HEADERS = 65_536
 #: Responses are kept in memory: a read-only system has no place for temporary files.
 _BUFFER_BYTES = 2**30
 
+#: Pause between two attempts at a port that is not available.
+_RETRY_S = 2.0
+
 #: How long the end waits for responses that are being computed.
 _END_S = 5.0
 
 
 def serve_metrics(key: str, port: int, address: str, registry: CollectorRegistry) -> Server:
-    """Serve the metrics of a registry in background threads until the server is closed.
-
-    Raises
-    ------
-    UsageError
-        When the port, which the setting ``key`` names, is not available.
-    """
+    """Serve the metrics of a registry; see :func:`serve`."""
     return serve(key, port, address, make_wsgi_app(registry))
 
 
 def serve(key: str, port: int, address: str, application: WSGIApplication) -> Server:
     """Serve an application in background threads until the server is closed.
 
+    The port may be taken by an instance that is still ending, and an address may appear later: then the daemon works
+    without its pages, and the port is tried again in the background.
+
     Raises
     ------
     UsageError
-        When the port, which the setting ``key`` names, is not available.
+        When the address or the port, which the setting ``key`` names, can never be used.
     """
     server = Server(application, port, address)
-    try:
-        server.start()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "METRICS_ADDRESS is not an address"
-        raise UsageError(f"{key}: cannot listen on port {port}: {reason}") from None
+    problems = ProblemLog(LOG)
+    subject = f"{key}: cannot listen on port {port}"
+
+    def start() -> bool:
+        try:
+            server.start()
+        except (OSError, ValueError) as error:
+            if not _may_pass(error):
+                raise UsageError(
+                    f"{subject}: {getattr(error, 'strerror', None) or 'METRICS_ADDRESS is not an address'}"
+                ) from None
+            problems.report(subject, f"{error.strerror}; trying again", logging.ERROR)
+            return False
+        problems.resolve(subject)
+        return True
+
+    if not start():
+        server.start_later(start)
     return server
+
+
+def _may_pass(error: OSError | ValueError) -> TypeGuard[OSError]:
+    """Whether the port can be used later without a change of the settings."""
+    if isinstance(error, socket.gaierror):
+        return error.errno in {socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM}
+    # A port that needs privileges is the only one that waiting does not free.
+    return isinstance(error, OSError) and error.errno != errno.EACCES
 
 
 class Server:
@@ -95,6 +120,12 @@ class Server:
         self._server: _BoundedServer | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._starter: threading.Thread | None = None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the port is open."""
+        return self._server is not None
 
     @property
     def server_port(self) -> int:
@@ -121,13 +152,32 @@ class Server:
         self._server = _BoundedServer(self._application, listener, self._timeout_s)
         self._thread = start_thread("http", self._run, self._server)
 
+    def start_later(self, start: Callable[[], bool]) -> None:
+        """Try to start in the background until that succeeds or the server is closed.
+
+        Parameters
+        ----------
+        start : callable
+            Whether :meth:`start` succeeded.
+        """
+
+        def retry() -> None:
+            while not self._closing.wait(_RETRY_S):
+                with contextlib.suppress(UsageError):  # the name of the address is gone: it may return
+                    if start():
+                        return
+
+        self._starter = start_thread("http-start", retry)
+
     def close(self) -> None:
         """Stop serving and release the port."""
+        self._closing.set()
+        if self._starter is not None:
+            self._starter.join(_END_S)
         server, thread = self._server, self._thread
         if server is None or thread is None:
             return
         self._server = self._thread = None
-        self._closing.set()
         server.pull_trigger()
         thread.join()
         for channel in list(server.active_channels.values()):

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .threads import start_thread
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+R = TypeVar("R", bound="StopRequest")
 
 
 class StopRequest:
@@ -68,9 +70,14 @@ class StopRequest:
         return event
 
 
-def handle_signals() -> StopRequest:
-    """Install the signal handlers of a daemon: SIGINT and SIGTERM stop, a second one ends at once, SIGHUP reloads."""
-    request = StopRequest()
+def handle_signals(request: R) -> R:
+    """Install the signal handlers of a daemon: SIGINT and SIGTERM stop, a second one ends at once, SIGHUP reloads.
+
+    Parameters
+    ----------
+    request : StopRequest
+        Set by the signals; returned.
+    """
     # Event.set() in a handler deadlocks when it interrupts Event.wait() of the same event: a thread calls it instead.
     arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
 

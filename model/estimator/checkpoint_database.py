@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import identity
+from ..common.atomic_files import identity, make_folder_of, resolve_database
 from .checkpoint_format import FORMAT, NodeCheckpoint, PositionCheckpoint, encode, pack_slice
 
 LOG = logging.getLogger("scroogevm.checkpoints")
@@ -64,7 +64,7 @@ class CheckpointDatabase:
             When that is impossible, or another process has it open.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder_of(self.path)
             self._connection = self._open()
             self._identity = identity(self.path)
         except OSError as error:
@@ -178,7 +178,8 @@ class CheckpointDatabase:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        path = resolve_database(self.path)
+        connection = sqlite3.connect(path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
         try:
             # A second daemon on the same file would skip the slices that the first one has computed.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

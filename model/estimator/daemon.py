@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 from .. import __version__
 from ..common.environment import SettingsError
-from ..common.errors import UsageError
-from ..common.lifecycle import run_daemon
+from ..common.errors import PassingFault, UsageError
+from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, set_up_logging
-from ..common.signals import StopRequest
 from ..publishers.prometheus import EstimatorCounts
 from ..store.base import StoreRefused
 from ..store.factory import open_store, store_name
@@ -32,7 +31,9 @@ def run(options: EstimatorOptions) -> int:
     Raises
     ------
     UsageError
-        When settings, store, checkpoint file or port cannot be used at the start.
+        When the settings cannot be used at the start.
+    PassingFault
+        When something cannot be opened now that ``--once`` needs.
     """
     set_up_logging(options.debug > 0)
     try:
@@ -40,7 +41,7 @@ def run(options: EstimatorOptions) -> int:
             return _run_once(options, load_configuration(options))
         return run_daemon(
             lambda: load_configuration(options),
-            lambda configuration, request: _run_until_stopped(options, configuration, request),
+            lambda configuration, control: _run_until_stopped(options, configuration, control),
         )
     except SettingsError as error:
         raise UsageError(str(error)) from None
@@ -53,11 +54,13 @@ def _run_once(options: EstimatorOptions, configuration: RunConfiguration) -> int
         return 1 if unread or scheduler.counts.publication_failures else 0
 
 
-def _run_until_stopped(options: EstimatorOptions, configuration: RunConfiguration, request: StopRequest) -> int:
+def _run_until_stopped(options: EstimatorOptions, configuration: RunConfiguration, control: DaemonControl) -> int:
     async def run_scheduler(scheduler: Scheduler) -> None:
-        await scheduler.run(request.as_asyncio_event())
+        async with control.watched():
+            await scheduler.run(control.as_asyncio_event())
 
     with _opened(options, configuration) as scheduler:
+        control.report_ready()
         _log_start(configuration)
         asyncio.run(run_scheduler(scheduler))
     return 0
@@ -69,8 +72,8 @@ def _opened(options: EstimatorOptions, configuration: RunConfiguration) -> Itera
 
     Raises
     ------
-    UsageError
-        When something cannot be opened; nothing is left open then.
+    UsageError, PassingFault
+        When something cannot be used, or not now; nothing is left open then.
     """
     settings, model = configuration.settings, configuration.model
     with contextlib.ExitStack() as opened:
@@ -85,8 +88,10 @@ def _opened(options: EstimatorOptions, configuration: RunConfiguration) -> Itera
                 kept_figures=settings.dump_slices,
             )
             opened.enter_context(checkpoints)
-        except (StoreRefused, CheckpointRefused) as error:
+        except StoreRefused as error:
             raise UsageError(str(error)) from None
+        except CheckpointRefused as error:
+            raise PassingFault(str(error)) from None
         counts = EstimatorCounts()
         publishers = open_publishers(settings, counts, opened, with_page=not options.once)
         dump = DumpWriter(options, configuration, checkpoints) if options.debug else None

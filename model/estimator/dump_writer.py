@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from pathlib import Path
 
-from ..common.atomic_files import write_atomically
+from ..common.atomic_files import make_folder_of, write_atomically
 from ..common.logs import ProblemLog
 from ..nodemodel import NodeEstimate
 from ..replay.dump import DumpRecorder
@@ -71,8 +71,8 @@ class DumpWriter:
             recorder.add(figures)
         trace_config = self._settings.calendar.trace_config(node, self._settings.historical)
         config = dump_config(trace_config, self._model, self._stability)
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / dump_name(node, self._model)
+        make_folder_of(path)
         write_atomically(path, recorder.encode_together(config))
         if self._with_pictures:
             from ..replay.figures import tiers_png

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import staged
 from ..common.environment import SettingsError, environment
-from ..common.errors import UsageError
+from ..common.errors import PassingFault, UsageError
 from ..common.logs import set_up_logging
 from ..store.base import StoreRefused, StoreUnavailable
 from ..store.factory import open_store
@@ -22,8 +23,8 @@ def run_export(options: ExportOptions) -> int:
 
     Raises
     ------
-    UsageError
-        When nothing can be exported; nothing has been written then.
+    UsageError, PassingFault
+        When nothing can be exported, or not now; nothing has been written then.
     """
     set_up_logging(options.debug > 0)
     try:
@@ -42,11 +43,14 @@ def run_export(options: ExportOptions) -> int:
     except NothingStored:
         node = settings.nodes[0]
         raise UsageError(f"--url: nothing is stored of {node} in this period; nothing was written") from None
-    except (StoreUnavailable, StoreRefused) as error:
+    except StoreRefused as error:
         raise UsageError(f"{error}; nothing was written") from None
+    except StoreUnavailable as error:
+        raise PassingFault(f"{error}; nothing was written") from None
     except OSError as error:
         place = error.filename or options.path
-        raise UsageError(f"--export: {place}: {error.strerror}; nothing was written") from None
+        fault = PassingFault if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO} else UsageError
+        raise fault(f"--export: {place}: {error.strerror}; nothing was written") from None
     return 0
 
 

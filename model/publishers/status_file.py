@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..common.atomic_files import write_atomically
+from ..common.atomic_files import make_folder_of, write_atomically
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from ..status import Figures, NodeStatus, ResourceStatus
 from .settings import StatusFileSettings
@@ -47,7 +47,7 @@ class StatusFile:
         if not self._is_clean:
             self._remove_temporary_files()
             self._is_clean = True
-        settings.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(settings.path)
         data = encode(statuses, self._valid_s)
         write_atomically(settings.path, data, mode=settings.mode, owner=(settings.uid, settings.gid))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -12,19 +13,26 @@ from .base import Store, StoreRefused, StoreUnavailable
 from .settings import StoreSettings
 from .sqlite import SqliteStore
 
+LOG = logging.getLogger("scroogevm.store")
+
 
 def open_store(settings: StoreSettings) -> Store:
     """Open the store; the embedded one is created if it does not exist.
 
+    A store that is unavailable is not an error, be it a server or a file: it may return, and every operation opens it
+    again.
+
     Raises
     ------
     StoreRefused
-        When the embedded store cannot be opened. A server that does not respond is not an error: it may return.
+        When the file of the embedded store is not a store.
     """
     if settings.influx is None:
         store = SqliteStore(settings.path, settings.retention_s)
         try:
             store.open()
+        except StoreUnavailable:
+            LOG.debug("%s is opened when it is available", settings.path)
         except StoreRefused as error:
             raise StoreRefused(f"STORE_PATH: {error}") from None
         return store

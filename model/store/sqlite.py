@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import identity
+from ..common.atomic_files import identity, make_folder_of, resolve_database
 from ..samples import Period, ScrapeSample
 from .base import Encoded, StoreRefused, StoreUnavailable
 from .sqlite_blocks import (
@@ -28,6 +28,9 @@ _DELETED_AT_ONCE = 2000
 
 #: How long a transaction waits for another one.
 _LOCK_TIMEOUT_S = 10.0
+
+#: SQLite's message for a file of another kind.
+_NOT_A_DATABASE = "file is not a database"
 
 #: Cached numbers of nodes and of layouts.
 _MOST_CACHED = 10_000
@@ -85,15 +88,18 @@ class SqliteStore:
         Raises
         ------
         StoreRefused
-            When the file is not a store or cannot be opened.
+            When the file is not a store, or its path cannot be that of a file.
+        StoreUnavailable
+            When it cannot be opened now.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._transaction():
                 pass
         except StoreUnavailable as error:
-            raise StoreRefused(str(error)) from None
-        except (OSError, ValueError) as error:
+            if _NOT_A_DATABASE in str(error):
+                raise StoreRefused(str(error)) from None
+            raise
+        except ValueError as error:
             raise StoreRefused(f"{self.path!s}: {_message(error)}") from None
 
     def encode(self, sample: ScrapeSample) -> Encoded:
@@ -198,7 +204,9 @@ class SqliteStore:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        make_folder_of(self.path)
+        path = resolve_database(self.path)
+        connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             # A killed process loses no committed transaction; a power failure may lose the last few.
             connection.execute("PRAGMA journal_mode = WAL")
@@ -224,13 +232,13 @@ class SqliteStore:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, sqlite3.Warning) as error:
+        except (sqlite3.Error, sqlite3.Warning, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
     def _query(self, statement: str, values: Sequence[Any]) -> list[Any]:
         try:
             return self._connection().execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
     def _id(self, connection: sqlite3.Connection, table: str, name: str) -> int:

@@ -111,7 +111,8 @@ def run(env: Environment, *arguments: str, **more: Any) -> subprocess.CompletedP
 
 @contextlib.contextmanager
 def running(env: Environment, *arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*PROGRAM, *arguments], env=env, stderr=subprocess.PIPE, text=True, **more)
+    options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, **more}
+    process = subprocess.Popen([*PROGRAM, *arguments], env=env, **options)
     try:
         yield process
     finally:
@@ -244,14 +245,39 @@ def test_signal_stops_the_daemon_with_exit_code_zero_and_no_log_line(
     assert " started: " in line
 
 
-def test_second_daemon_on_the_same_checkpoint_file_is_refused(env: Environment, store: SqliteStore) -> None:
+def test_second_daemon_on_the_same_checkpoint_file_waits_for_the_end_of_the_first(
+    env: Environment, store: SqliteStore, tmp_path: Path
+) -> None:
+    log = tmp_path / "second.log"
+    path = Path(env["STATE_ENDPOINT"]).with_name("estimator.sqlite")
+    with written(store), running(env) as first:
+        wait_for(all_ok(env))
+        with log.open("w") as stderr, running(env, stderr=stderr) as second:
+            wait_for(lambda: f"start: {path}: another scroogevm.py uses it; trying again" in log.read_text())
+            wait_for(all_ok(env))
+            first.send_signal(signal.SIGTERM)
+            first.wait(30)
+            wait_for(lambda: " started: " in log.read_text())
+            wait_for(all_ok(env))
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(30) == 0
+    assert log.read_text().count("another scroogevm.py uses it") == 1
+    assert log.read_text().count("start: recovered") == 1
+
+
+def test_second_daemon_that_waits_stops_at_once(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+    log = tmp_path / "second.log"
     with written(store), running(env):
         wait_for(all_ok(env))
-        second = run(env)
-        assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+        with log.open("w") as stderr, running(env, stderr=stderr) as second:
+            wait_for(lambda: "another scroogevm.py uses it" in log.read_text())
+            began = time.monotonic()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(30) == 0
+            assert time.monotonic() - began < 5
+        done = run(env, "--once")
         path = Path(env["STATE_ENDPOINT"]).with_name("estimator.sqlite")
-        assert second.stderr == f"scroogevm.py: {path}: another scroogevm.py uses it\n"
-        wait_for(all_ok(env))
+        assert (done.returncode, done.stderr) == (1, f"scroogevm.py: {path}: another scroogevm.py uses it\n")
 
 
 def test_temporary_files_of_a_killed_daemon_are_removed(env: Environment, store: SqliteStore) -> None:
@@ -453,8 +479,8 @@ def test_dumps_of_a_daemon_can_be_read_like_those_of_a_replay(
                 f"SCHED_MEMORY_PATH: {ROOT / 'model'} is a folder, not a file",
             ],
         ),
-        ({"STORE_PATH": "/proc/no/store"}, ["/proc/no/store"]),
-        ({"SCHED_MEMORY_PATH": "/proc/no/memory"}, ["/proc/no"]),
+        ({"STORE_PATH": str(ROOT / "README.md")}, ["README.md: file is not a database"]),
+        ({"SCHED_METRICS_PORT": "1", "METRICS_ADDRESS": "nowhere at all"}, ["SCHED_METRICS_PORT: cannot listen"]),
     ],
 )
 def test_all_wrong_settings_are_reported_together(
@@ -469,19 +495,41 @@ def test_all_wrong_settings_are_reported_together(
         assert message in line
 
 
-def test_metrics_port_in_use_is_reported(env: Environment) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as server:
-        assert server.stdout is not None
-        port = server.stdout.readline().split("port ")[1].split()[0]
-        done = run({**env, "SCHED_METRICS_PORT": port})
-        server.kill()
-    assert done.returncode == 2
-    assert done.stderr == f"scroogevm.py: SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use\n"
+def test_metrics_port_in_use_delays_the_page_alone(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+    log = tmp_path / "daemon.log"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with written(store), log.open("w") as stderr, running({**env, "SCHED_METRICS_PORT": str(port)}, stderr=stderr):
+            wait_for(all_ok(env))
+            message = f"SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use; trying again"
+            assert log.read_text().count(message) == 1
+            taken.close()
+            wait_for(lambda: NODES[0].encode() in fetch(f"http://127.0.0.1:{port}/status.json")[1])
+
+
+@pytest.mark.parametrize("setting", ["SCHED_MEMORY_PATH", "STATE_ENDPOINT", "STORE_PATH"])
+def test_folder_that_cannot_be_written_yet_is_waited_for(
+    setting: str, env: Environment, store: SqliteStore, tmp_path: Path
+) -> None:
+    blocked, log = tmp_path / "blocked", tmp_path / "daemon.log"
+    blocked.write_text("not a folder yet")
+    path = str(blocked / "file")
+    late = {**env, "SCHED_MEMORY_PATH": str(tmp_path / "memory"), setting: path}
+    with contextlib.ExitStack() as stack:
+        if setting != "STORE_PATH":
+            stack.enter_context(written(store))
+        process = stack.enter_context(running(late, stderr=stack.enter_context(log.open("w"))))
+        wait_for(lambda: path in log.read_text() or str(blocked) in log.read_text() or "status file" in log.read_text())
+        assert process.poll() is None
+        blocked.unlink()
+        if setting == "STORE_PATH":
+            late_store = stack.enter_context(contextlib.closing(SqliteStore(Path(path), 86400)))
+            stack.enter_context(written(late_store))
+        wait_for(all_ok(late))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 def test_slices_of_few_scrapes_are_warned_about(env: Environment) -> None:
@@ -697,19 +745,18 @@ def test_wrong_settings_at_a_reload_are_logged_and_the_previous_ones_kept(
 
 
 def test_settings_that_cannot_be_opened_at_a_reload_are_logged_and_the_previous_ones_kept(
-    daemon: Reloadable, store: SqliteStore
+    daemon: Reloadable, store: SqliteStore, tmp_path: Path
 ) -> None:
     daemon.write_settings(NODES[:1])
-    with written(store), daemon.running("-s", "borg") as process, socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    blocked = tmp_path / "not a folder"
+    blocked.write_text("")
+    with written(store), daemon.running("-s", "borg") as process:
         wait_for(lambda: states(daemon.env) == ["ok"])
-        daemon.write_settings(NODES[:2], SCHED_METRICS_PORT=str(port))
+        daemon.write_settings(NODES[:2], SCHED_MEMORY_PATH=str(blocked / "memory"))
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: len(daemon.lines(" started: ")) == 2)
-        (line,) = daemon.lines("reload: SCHED_METRICS_PORT: ")
-        assert line.endswith(f"SCHED_METRICS_PORT: cannot listen on port {port}: Address already in use")
+        (line,) = daemon.lines(f"reload: {blocked}")
+        assert line.endswith(": Not a directory") or line.endswith(": File exists")
         assert list(status(daemon.env)) == NODES[:1]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -262,12 +262,24 @@ def test_metrics_are_served_and_valid(env: Environment, fakes: FakeWorkers, star
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_port_in_use_is_one_line(env: Environment) -> None:
+def test_port_in_use_delays_the_metrics_alone(env: Environment, fakes: FakeWorkers, start: Start) -> None:
+    """It is that of a previous instance, which is still ending."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        env["AGGREG_METRICS_PORT"] = str(taken.getsockname()[1])
-        done = run(env)
+        port = taken.getsockname()[1]
+        daemon = start({**env, "AGGREG_METRICS_PORT": str(port)})
+        wait_for(lambda: number_of_samples(env, fakes.url(0)) >= 2)
+        message = f"AGGREG_METRICS_PORT: cannot listen on port {port}"
+        assert daemon.stderr.count(f"{message}: Address already in use; trying again") == 1
+        assert "metrics=none" in daemon.stderr
+    wait_for(lambda: b"scroogevm_points_written" in fetch(f"http://127.0.0.1:{port}/metrics")[1])
+    assert f"{message}: recovered" in daemon.stop()
+    assert daemon.process.returncode == 0
+
+
+def test_address_that_is_none_is_one_line_and_exit_code_2(env: Environment) -> None:
+    done = run({**env, "AGGREG_METRICS_PORT": "1", "METRICS_ADDRESS": "256.256.256.256"})
     assert done.returncode == 2
     assert done.stderr.startswith("vmaggreg.py: AGGREG_METRICS_PORT: ")
     assert done.stderr.count("\n") == 1
@@ -322,7 +334,7 @@ def test_reload_scrapes_the_nodes_of_the_new_settings(
     ("changes", "message"),
     [
         ({"AGGREG_STUB_LIST": "["}, "reload: AGGREG_STUB_LIST: is not JSON"),
-        ({"STORE_PATH": "/dev/null/store"}, "reload: STORE_PATH: /dev/null/store: "),
+        ({"STORE_PATH": str(ROOT / "README.md")}, "reload: STORE_PATH: "),
     ],
 )
 def test_reload_of_invalid_settings_keeps_the_previous_ones(
@@ -364,7 +376,7 @@ def test_reload_with_a_port_in_use_continues_without_metrics(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         write_dotenv(folder, AGGREG_METRICS_PORT=taken.getsockname()[1])
-        stderr = reload_daemon(daemon, "reload: AGGREG_METRICS_PORT: ")
+        stderr = reload_daemon(daemon, "AGGREG_METRICS_PORT: cannot listen on port ")
     assert "metrics=none" in stderr
     scrapes = number_of_samples(env, fakes.url(0))
     wait_for(lambda: number_of_samples(env, fakes.url(0)) >= scrapes + 3)
@@ -689,13 +701,29 @@ def test_missing_dotenv_is_mentioned_when_settings_are_missing(env: Environment,
     assert "names no worker node; e.g." in call(env, "--once", cwd=folder).stderr
 
 
-def test_store_that_cannot_be_created_is_reported_with_its_key(env: Environment, tmp_path: Path, call: Call) -> None:
-    (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "store.sqlite"
-    done = call({**env, "STORE_PATH": str(path)}, "--once")
+def test_file_that_is_not_a_store_is_reported_with_its_key(env: Environment, tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "file"
+    path.write_text("not a database " * 70)
+    done = call({**env, "STORE_PATH": str(path)})
     assert done.returncode == 2
-    assert done.stderr.startswith(f"vmaggreg.py: STORE_PATH: {path}: ")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == f"vmaggreg.py: STORE_PATH: {path}: file is not a database\n"
+
+
+def test_folder_of_the_store_that_appears_later_is_waited_for(
+    env: Environment, fakes: FakeWorkers, tmp_path: Path, start: Start
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    late = {**env, "STORE_PATH": str(tmp_path / "file" / "store.sqlite")}
+    began_ms = int(time.time() * 1000)
+    daemon = start(late)
+    wait_for(lambda: "store: write failed, points are queued: " in daemon.stderr)
+    appeared_ms = int(time.time() * 1000)
+    (tmp_path / "file").unlink()
+    wait_for(lambda: number_of_samples(late, fakes.url(0)) >= 2)
+    assert daemon.stop().count("store: recovered") == 1
+    assert daemon.process.returncode == 0
+    # Nothing was lost meanwhile.
+    assert began_ms <= min(times_of(late, fakes.url(0))) < appeared_ms
 
 
 def test_password_of_the_store_is_not_shown(env: Environment, call: Call) -> None:

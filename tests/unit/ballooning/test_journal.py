@@ -370,7 +370,7 @@ except OSError as error:
 
 def test_folder_that_cannot_be_created_is_a_fault_of_one_line() -> None:
     with Journal(Path("/proc/scroogevm/ballooning.json")) as journal:
-        assert journal.fault.startswith("/proc/scroogevm: ")
+        assert journal.fault.startswith("/proc/scroogevm/ballooning.json: ")
         assert not journal.owned
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from model.common import http_server
 from model.common.errors import UsageError
 from model.common.http_server import serve
 from model.publishers.status_file import encode
@@ -115,16 +116,49 @@ def test_failed_page_is_logged_and_the_others_are_served(caplog: pytest.LogCaptu
     assert "/: page failed" in caplog.text
 
 
-@pytest.mark.parametrize(("port", "address"), [(1, "256.256.256.256"), (1, "not an address"), (8080, "192.0.2.1")])
-def test_unavailable_address_is_a_usage_error(port: int, address: str) -> None:
+@pytest.mark.parametrize(("port", "address"), [(1, "256.256.256.256"), (1, "not an address")])
+def test_address_that_is_none_is_a_usage_error(port: int, address: str) -> None:
     with pytest.raises(UsageError, match=rf"^SCHED_METRICS_PORT: cannot listen on port {port}: [^\n]*$"):
         serve("SCHED_METRICS_PORT", port, address, make_wsgi_app(CollectorRegistry()))
 
 
+def test_address_that_may_appear_later_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    server = serve("SCHED_METRICS_PORT", 8080, "192.0.2.1", make_wsgi_app(CollectorRegistry()))
+    assert not server.is_serving
+    server.close()
+    assert (
+        "SCHED_METRICS_PORT: cannot listen on port 8080: Cannot assign requested address; trying again" in caplog.text
+    )
+
+
+def test_port_that_is_in_use_is_served_once_it_is_free(
+    event_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_RETRY_S", 0.02)
+    before = threading.active_count()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = serve("SCHED_METRICS_PORT", port, "127.0.0.1", make_wsgi_app(CollectorRegistry()))
+        time.sleep(0.2)  # several attempts
+        assert not server.is_serving
+    wait_for(lambda: server.is_serving)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
+        assert response.status == 200
+    server.close()
+    assert threading.active_count() == before
+    subject = f"SCHED_METRICS_PORT: cannot listen on port {port}"
+    assert [record.getMessage() for record in event_log.records] == [
+        f"{subject}: Address already in use; trying again",
+        f"{subject}: recovered",
+    ]
+
+
 def test_ipv6_is_served() -> None:
-    try:
-        server = serve("SCHED_METRICS_PORT", 0, "::1", make_wsgi_app(CollectorRegistry()))
-    except UsageError:
+    server = serve("SCHED_METRICS_PORT", 0, "::1", make_wsgi_app(CollectorRegistry()))
+    if not server.is_serving:
+        server.close()
         pytest.skip("no IPv6 here")
     try:
         with urllib.request.urlopen(f"http://[::1]:{server.server_port}/", timeout=10) as response:
@@ -211,8 +245,7 @@ def test_close_releases_the_port_and_ends_the_threads() -> None:
         assert is_closed(client)
     assert threading.active_count() == before
     again = serve("SCHED_METRICS_PORT", made.port, "127.0.0.1", make_wsgi_app(CollectorRegistry()))
-    with pytest.raises(UsageError, match=r": Address already in use$"):
-        serve("SCHED_METRICS_PORT", made.port, "127.0.0.1", make_wsgi_app(CollectorRegistry()))
+    assert again.is_serving
     again.close()
 
 
