@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -254,6 +255,18 @@ def test_store_that_cannot_be_opened_is_one_line_and_keeps_no_daemon_from_starti
         wait_for(lambda: "store: recovered" in daemon.log())
         assert daemon.end() == 0
     assert daemon.log().count("ERROR") == 1, daemon.log()
+
+
+def test_metrics_port_of_an_earlier_instance_is_taken_over_when_it_is_free(env: Environment, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running({**env, "BALLOONING_METRICS_PORT": str(port)}, tmp_path) as daemon:
+            wait_for(daemon.starts)
+            wait_for(lambda: "cannot listen on port" in daemon.log())
+            taken.close()
+            wait_for(lambda: fetch(f"http://127.0.0.1:{port}/metrics")[0] == 200)
+            assert daemon.end() == 0
+    assert daemon.log().count("cannot listen on port") == 2  # and its end
 
 
 def test_start_line_names_version_store_hosts_journal_and_metrics(env: Environment, tmp_path: Path) -> None:
