@@ -127,7 +127,7 @@ def skip_reason(observed: ObservedGuest, metrics: GuestUsage, grace_until_s: flo
         (observed.faults_per_s > _MAX_FAULTS_PER_S, f"{observed.faults_per_s:.0f} major page faults per second"),
         (
             not abs(guest.memory_mb - guest.balloon_mb) <= TOLERANCE_MB,
-            f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, not set by this daemon",
+            f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, and it has no session",
         ),
         (
             not gain_mb > rules.threshold_gain_mb,

@@ -239,7 +239,7 @@ def test_guest_with_major_faults_is_skipped() -> None:
 
 
 def test_guest_whose_balloon_was_set_by_others_is_skipped() -> None:
-    reason = "its balloon is at 4091 of 4096 MB, not set by this daemon"
+    reason = "its balloon is at 4091 of 4096 MB, and it has no session"
     assert reason_to_skip(observed_guest(make_guest(balloon_mb=4091.0))) == reason
     assert start(observed_guest(make_guest(balloon_mb=4092.0))).kind == "squeeze"
     assert "4101 of 4096 MB" in reason_to_skip(observed_guest(make_guest(balloon_mb=4101.0)))
