@@ -235,7 +235,9 @@ class ActionExecutor:
         subject = f"{self._name} marks"
         try:
             self._host.set_mark(session.uuid, mark)
-        except (GuestGone, GuestRefused) as error:
+        except GuestGone:
+            return False
+        except GuestRefused as error:
             self._problems.report(subject, f"cannot be written: {error}; sessions are in the journal alone")
             return False
         self._problems.resolve(subject)

@@ -169,13 +169,22 @@ class HostController:
     def _observe_and_apply(self) -> bool:
         """One step; whether new sessions were considered."""
         snapshot = self._observe()
-        if not self._dry_run:
-            self._recovery.recover(snapshot.guests)
+        unavailable = None if self._dry_run else self._recover(snapshot)
         may_plan = self._is_settled() and self._clock.monotonic() >= self._plan_at
         usage = self._usage(self._clock.wall()) if may_plan else None
         if usage is not None or not self._dry_run:
             self._apply(snapshot, usage)
+        if unavailable is not None:
+            raise unavailable
         return usage is not None
+
+    def _recover(self, snapshot: HostSnapshot) -> HostUnavailable | None:
+        """Find guests that were left squeezed; a failure must not delay the guests that have a session."""
+        try:
+            self._recovery.recover(snapshot.guests)
+        except HostUnavailable as error:
+            return error
+        return None
 
     def _observe(self) -> HostSnapshot:
         requested_at = self._clock.monotonic()

@@ -43,7 +43,8 @@ class BallooningMetrics(Collector):
             ),
         ):
             yield CounterMetricFamily(f"scroogevm_{name}", description, value=value)
-        squeezed = len(self._journal.sessions())
+        # A session whose guest has its memory again waits for the guest's last report.
+        squeezed = sum(not session.restored_s for session in self._journal.sessions().values())
         yield GaugeMetricFamily("scroogevm_balloon_squeezed_vms", "VMs squeezed now.", value=squeezed)
         errors = CounterMetricFamily("scroogevm_balloon_errors", "Failed calls to a host.", labels=["host"])
         for host, number in dict(counts.errors).items():

@@ -10,7 +10,7 @@ from ..common.logs import ProblemLog
 from .clock import Clock
 from .counts import BallooningCounts
 from .guests import Guest, ObservedGuest
-from .host import GuestGone, GuestRefused, Host
+from .host import GuestGone, GuestRefused, Host, HostUnavailable
 from .journal import Journal
 from .marks import Mark
 from .plan import TOLERANCE_MB
@@ -137,7 +137,8 @@ class MarkRecovery:
             self._host.set_mark(guest.uuid, None)
         except GuestGone:
             pass
-        except GuestRefused as error:
+        except (GuestRefused, HostUnavailable) as error:
+            # It is read again when the guest shrinks or the host returns.
             self._problems.report(subject, f"its mark cannot be removed: {error}")
         self._respected.pop(guest.uuid, None)
 

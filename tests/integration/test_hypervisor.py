@@ -238,11 +238,13 @@ def test_frozen_guest_does_not_hide_other_guests(host: Host) -> None:
 
     other = host.boot("b", 160, ready=False)
     hypervisor = Hypervisor(host.uri, TIMEOUT_S)
-    assert len(hypervisor.guests()) == 2
+    uuids = list(hypervisor.guests())
+    assert len(uuids) == 2
     os.kill(other.qemu_pid, signal.SIGSTOP)
     try:
         guests = wait_for(lambda: is_available(hypervisor) and hypervisor.guests())
         assert any(guest.name == "a" and guest.reports for guest in guests.values())
+        assert set(hypervisor.marks(uuids).values()) == {None}
     finally:
         os.kill(other.qemu_pid, signal.SIGCONT)
         other.destroy()

@@ -116,11 +116,19 @@ def run(env: Environment, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PROGRAM, *arguments], env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
+DISKS = {
+    "read-only": 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"',
+    "full": 'mount -t tmpfs -o size=64k none "$1" && { dd if=/dev/zero of="$1/fill" bs=4k 2>&- || true; }',
+}
+
+
 @contextlib.contextmanager
-def running(env: Environment, *arguments: str, read_only: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A running daemon; for it, a folder may be on a file system that is read-only."""
-    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
-    inside = ["unshare", "--mount", "sh", "-c", mount, "sh", str(read_only)] if read_only else []
+def running(
+    env: Environment, *arguments: str, folder: Path | None = None, disk: str = "read-only"
+) -> Iterator[subprocess.Popen[str]]:
+    """A running daemon; for it, a folder may be on a file system that cannot be written."""
+    script = f'{DISKS[disk]} && shift && exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", script, "sh", str(folder)] if folder else []
     process = subprocess.Popen([*inside, *PROGRAM, "-d", "1", *arguments], env=env, stderr=subprocess.PIPE, text=True)
     try:
         yield process
@@ -300,7 +308,7 @@ def test_guest_of_a_killed_daemon_is_restored_whatever_became_of_the_journal(
         left_squeezed.write_bytes(b"\0" * 300)
     assert hoarder.balloon_mb() < FULL_MB
     start = time.monotonic()
-    with running(env, read_only=left_squeezed.parent if "read-only" in fault else None) as daemon:
+    with running(env, folder=left_squeezed.parent if "read-only" in fault else None) as daemon:
         wait_for(whole(hoarder), 30)
         print(f"restored after {time.monotonic() - start:.1f} s")
         wait_for(lambda: mark_of(hoarder) is None, 30)
@@ -319,18 +327,19 @@ def test_balloon_that_the_operator_set_is_left_alone(env: Environment, hoarder: 
     assert hoarder.balloon_mb() == 300
 
 
+@pytest.mark.parametrize("disk", DISKS)
 def test_guest_is_squeezed_and_restored_while_the_journal_cannot_be_written(
-    env: Environment, hoarder: Guest, stored: None, tmp_path: Path
+    env: Environment, hoarder: Guest, stored: None, tmp_path: Path, disk: str
 ) -> None:
     folder = tmp_path / "journal"
     folder.mkdir()
     env["BALLOONING_JOURNAL_PATH"] = str(folder / "ballooning.json")
-    with running({**env, **SLOWLY}, read_only=folder) as daemon:
+    with running({**env, **SLOWLY}, folder=folder, disk=disk) as daemon:
         wait_for(squeezed(hoarder), 90)
         daemon.kill()
         daemon.wait()
     assert hoarder.balloon_mb() < FULL_MB
-    with running(env, read_only=folder) as daemon:
+    with running(env, folder=folder, disk=disk) as daemon:
         wait_for(whole(hoarder), 30)
         wait_for(lambda: mark_of(hoarder) is None, 30)
         log = end(daemon)

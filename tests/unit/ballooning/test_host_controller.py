@@ -44,6 +44,7 @@ class FakeHost:
         self.fault: Exception | None = None
         self.set_fault: Exception | None = None
         self.mark_fault: Exception | None = None
+        self.read_fault: Exception | None = None
         self.requests: list[tuple[str, float]] = []
         self.marked: dict[str, Mark] = {}
         self.marks_read: list[str] = []
@@ -73,6 +74,8 @@ class FakeHost:
 
     def marks(self, uuids: Sequence[str]) -> dict[str, Mark | None]:
         self.marks_read += uuids
+        if self.read_fault is not None:
+            raise self.read_fault
         return {uuid: self.marked.get(uuid) for uuid in uuids}
 
     def set_mark(self, uuid: str, mark: Mark | None) -> None:
@@ -201,6 +204,20 @@ def test_end_restores_all_guests_and_releases_the_host(site: Site) -> None:
     assert host.running["u1"].balloon_mb == 4096.0
     assert site.journal.sessions() == {}
     assert host.closed
+
+
+def test_end_does_not_wait_for_a_last_report(site: Site, now: ManualTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeHost):
+        def guests(self) -> dict[str, Guest]:
+            return dict(self.running)
+
+    monkeypatch.setattr(time, "sleep", now.advance)
+    site.journal.put(replace_session(SESSION, peak_mb=900.0))
+    started_at = now.seconds
+    host = Silent(SQUEEZED)
+    site.controller("h1", host).end()
+    assert (host.running["u1"].balloon_mb, site.journal.sessions()) == (4096.0, {})
+    assert now.seconds - started_at < 1
 
 
 def test_hung_guest_does_not_keep_other_guests_squeezed(site: Site) -> None:
@@ -429,6 +446,7 @@ def test_marked_guest_without_a_session_is_restored_and_its_mark_removed(
     controller = site.controller("h1", lost)
     controller.step()
     assert lost.requests == [("u3", 4096.0)]
+    assert site.journal.sessions()["u3"].marked
     finish(site, controller)
     assert (lost.running["u3"].balloon_mb, lost.marked, site.counts.restores) == (4096.0, {}, 1)
     assert event_log.messages[0] == (
@@ -544,6 +562,32 @@ def test_guest_with_a_session_on_another_host_is_not_restored_by_its_mark(site: 
     host.marked["u1"] = own_mark(site)
     site.controller("h2", host).step()
     assert host.requests == []
+
+
+def test_marks_that_cannot_be_read_delay_no_restore(site: Site) -> None:
+    host = FakeHost(SQUEEZED, LOST)
+    host.read_fault = HostUnavailable("no response within 5 s")
+    host.marked["u3"] = own_mark(site)
+    controller = site.controller("h1", host)
+    controller.step()
+    assert host.requests == [("u1", 4096.0)]
+    assert (site.counts.up, site.counts.errors) == ({"h1": False}, {"h1": 1})
+    host.read_fault = None
+    controller.step()
+    assert host.requests[1:] == [("u3", 4096.0)]
+
+
+def test_guest_that_hangs_when_its_old_mark_is_removed_does_not_make_its_host_unavailable(
+    site: Site, event_log: pytest.LogCaptureFixture
+) -> None:
+    host = FakeHost(FULL)
+    host.marked["u2"] = own_mark(site)
+    host.mark_fault = HostUnavailable("no response within 5 s")
+    controller = site.controller("h1", host)
+    for _ in range(3):
+        controller.step()
+    assert site.counts.up == {"h1": True}
+    assert event_log.messages.count("h1 b: its mark cannot be removed: no response within 5 s") == 1
 
 
 def test_session_stays_open_until_its_mark_is_removed(site: Site, event_log: pytest.LogCaptureFixture) -> None:
