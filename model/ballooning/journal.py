@@ -73,7 +73,7 @@ class Journal:
         self._handle = -1
         self._closed = True
         self._loaded = False
-        self.owner = owner_of(self.path)
+        self.owner = ""
         self.fault = ""
         self._sessions: dict[str, Session] = {}
         self._grace: dict[str, float] = {}
@@ -88,6 +88,7 @@ class Journal:
         """
         with self._lock:
             self._closed = False
+            self.owner = owner_of(self.path)
             try:
                 self._prepare()
             except JournalBusy:
