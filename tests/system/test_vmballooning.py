@@ -81,6 +81,8 @@ def env(host: Host, tmp_path: Path) -> Environment:
 
 #: Small steps, so that a session lasts long enough for a fault during it.
 SLOWLY = {"BALLOONING_STEP_MB": "24", "BALLOONING_STEP_PCT": "0"}
+#: A few steps, for a daemon that is killed during the session.
+STEPWISE = {**SLOWLY, "BALLOONING_STEP_MB": "60"}
 
 
 @pytest.fixture
@@ -284,7 +286,7 @@ def left_squeezed(env: Environment, hoarder: Guest, stored: None, tmp_path: Path
     """The journal of a daemon that was killed during a session, in a folder of its own."""
     path = tmp_path / "journal" / "ballooning.json"
     env["BALLOONING_JOURNAL_PATH"] = str(path)
-    with running({**env, **SLOWLY}) as daemon:
+    with running({**env, **STEPWISE}) as daemon:
         wait_for(squeezed(hoarder), 90)
         daemon.kill()
         daemon.wait()
@@ -334,7 +336,7 @@ def test_guest_is_squeezed_and_restored_while_the_journal_cannot_be_written(
     folder = tmp_path / "journal"
     folder.mkdir()
     env["BALLOONING_JOURNAL_PATH"] = str(folder / "ballooning.json")
-    with running({**env, **SLOWLY}, folder=folder, disk=disk) as daemon:
+    with running({**env, **STEPWISE}, folder=folder, disk=disk) as daemon:
         wait_for(squeezed(hoarder), 90)
         daemon.kill()
         daemon.wait()
