@@ -59,7 +59,7 @@ def describe_scrape(scrape: Scrape, now_s: float) -> tuple[bool, str]:
     """Whether a scrape is usable at a time, and its contents or what is wrong with it."""
     size = f"{scrape.node.get('cpu_total', 0):g} cores, {scrape.node.get('memory_total', 0) / 2**20:.0f} GB"
     if scrape.domains is None:
-        return False, f"{size}, but its VMs are unknown"
+        return False, f"{size}, but its VMs are unknown: {scrape.problem}"
     age_s = now_s - scrape.epoch_ms / 1000
     if abs(age_s) > max(_OLD_S, _OLD_DELAYS * scrape.node.get("probe_delay", 0.0) / 1000):
         problem = "old: the probe has stopped" if age_s > 0 else "ahead"

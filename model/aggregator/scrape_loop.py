@@ -72,7 +72,7 @@ class ScrapeLoop:
 
     def __post_init__(self) -> None:
         self._rates = NodeRates(self.node)
-        self._unconfirmed = UnconfirmedReport(self.node, self.metrics, self.problems, self.clock)
+        self._unconfirmed = UnconfirmedReport(self.node, self.metrics, self.problems)
         self._throttle = Throttle(self.clock)
 
     @property
@@ -158,7 +158,7 @@ class ScrapeLoop:
         self._pause_s = self._throttle.charge(cost_s, flooded=flooded)
         self.metrics.cpu.labels(self.node).inc(cost_s)
         self.metrics.interval.labels(self.node).set(self.current_intervals * self.current_interval_s)
-        subject = f"{self.node}: CPU time"
+        subject = f"{self.node}: cost of its pages"
         if self._throttle.is_overdrawn:
             self.problems.report(
                 subject,

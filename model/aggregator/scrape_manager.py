@@ -107,7 +107,7 @@ class ScrapeManager:
 
     def loops(self, session: aiohttp.ClientSession) -> list[ScrapeLoop]:
         """A loop per node, in the order of the settings."""
-        settings, problems = self._settings, ProblemLog(LOG)
+        settings, problems = self._settings, ProblemLog(LOG, self._clock)
         return [
             ScrapeLoop(
                 Scraper(

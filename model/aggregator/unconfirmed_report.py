@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..common.logs import ProblemLog
@@ -22,27 +22,22 @@ class UnconfirmedReport:
     node : str
     metrics : AggregatorMetrics
     problems : ProblemLog
-    clock : callable
-        Monotonic seconds.
     """
 
     node: str
     metrics: AggregatorMetrics
     problems: ProblemLog
-    clock: Callable[[], float]
-    _seen_s: dict[str, float] = field(default_factory=dict)
+    _logged: set[str] = field(default_factory=set)
 
-    def report(self, unconfirmed: Iterable[Unconfirmed]) -> None:
+    def report(self, unconfirmed: Sequence[Unconfirmed]) -> None:
         """Report what the latest sample lacks."""
-        now_s = self.clock()
         for reason, message in unconfirmed:
             self.metrics.unconfirmed.labels(self.node, reason).inc()
             if message:
-                self._seen_s[reason] = now_s
+                self._logged.add(reason)
                 self.problems.report(self._subject(reason), message)
-        for reason in [reason for reason, seen_s in self._seen_s.items() if now_s - seen_s >= _OVER_S]:
-            del self._seen_s[reason]
-            self.problems.resolve(self._subject(reason))
+        for reason in self._logged.difference(problem.reason for problem in unconfirmed):
+            self.problems.resolve(self._subject(reason), quiet_s=_OVER_S)
 
     def _subject(self, reason: str) -> str:
         return f"{self.node}: {REASONS[reason]}"

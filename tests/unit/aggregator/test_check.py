@@ -16,7 +16,7 @@ VM = {"cpu_alloc": 1.0, "cpu_cputime": 1.0, "memory_unused": 1.0}
     [
         (NODE, {"a": VM}, 1000.0, True, "8 cores, 16 GB, 1 VMs"),
         (NODE, {}, 1000.0, True, "8 cores, 16 GB, 0 VMs"),
-        (NODE, None, 1000.0, False, "8 cores, 16 GB, but its VMs are unknown"),
+        (NODE, None, 1000.0, False, "8 cores, 16 GB, but its VMs are unknown: "),
         (
             NODE,
             {"a": VM, "b": {"cpu_alloc": 1.0}},

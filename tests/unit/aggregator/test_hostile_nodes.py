@@ -110,7 +110,7 @@ def test_expensive_node_is_scraped_less_often_with_one_log_line(
         aggregator.run(2, step_s=200.0)
     assert aggregator.value("scroogevm_scrape_interval_seconds", node=node) == 1.0
     messages = [record.getMessage() for record in event_log.records]
-    assert [message.startswith(f"{node}: CPU time: ") for message in messages] == [True, True]
+    assert [message.startswith(f"{node}: cost of its pages: ") for message in messages] == [True, True]
     assert messages[1].endswith("recovered")
 
 
