@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import resource
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +31,6 @@ _LOOKUPS = 128
 
 #: Threads that read pages; more than one, so that a page that takes long does not delay the others.
 _READERS = 4
-
-#: Time after which a thread that computes lets others run, seconds. With the default of 5 ms, each of the event loop's
-#: system calls waits for so long while a page is read.
-_SWITCH_INTERVAL_S = 0.0005
 
 T = TypeVar("T")
 
@@ -84,7 +79,6 @@ class ScrapeManager:
     async def run(self, stop: asyncio.Event) -> None:
         """Scrape each node at its interval until stopped."""
         _raise_limits()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         async with self._open_session() as session:
             tasks = [asyncio.create_task(loop.run(stop)) for loop in self.loops(session)]
             await stop.wait()
