@@ -26,7 +26,7 @@ class Estimate:
     tier0, tier1, tier2 : float
         Used, between the two thresholds (always 0 so far), free.
     published : float
-        The published free: the minimum of the free resources over all positions so far.
+        The published free: the minimum of the free resources over all positions so far, and at most the capacity.
     risk, violation_rate : float
         The target risk of the strategy, and the share of recent slices that were violated; NaN for a strategy
         without a target risk, and before the first slice that a forecast can be compared with.
@@ -216,9 +216,8 @@ class _ResourceModel:
         tier0 = self.resource.tier0(threshold)
         # Six digits keep any configuration and remove the error of binary fractions.
         free = round(max(0.0, observed.config - tier0), 6)
-        if name in self.shared:
-            published = free
-        else:
+        published = free
+        if name not in self.shared:
             self.free[name][observed.position] = free
             published = min(self.free[name].values())
         return Estimate(
@@ -226,7 +225,7 @@ class _ResourceModel:
             tier0=tier0,
             tier1=0.0,
             tier2=free,
-            published=published,
+            published=min(published, observed.config),
             risk=strategy.risk,
             violation_rate=strategy.violation_rate,
         )

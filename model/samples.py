@@ -23,15 +23,24 @@ class Scrape:
     Attributes
     ----------
     epoch_ms : float
-        When the metrics were measured, Unix milliseconds.
+        When the metrics were measured, Unix milliseconds of the clock of the page.
     node : mapping of metric name to value
     domains : mapping of domain name to mapping of metric name to value, or None
         None when the domains are unknown; an empty mapping when the node has none.
+    received_ms : float or None
+        The middle of request and answer, Unix milliseconds of the clock of this host; None if there was no request.
+    domains_ms : float or None
+        When the metrics of the domains were measured, if they have a page of their own; Unix milliseconds of any clock.
+    problem : str
+        Why the domains are unknown.
     """
 
     epoch_ms: float
     node: Metrics
     domains: Mapping[str, Metrics] | None
+    received_ms: float | None = None
+    domains_ms: float | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,12 +62,15 @@ class Usage:
         The allocation of each VM; NaN if unknown.
     vm_usage : (v, m) float64
         Usage samples of each VM; short rows are padded with NaN.
+    missing : str
+        Why there are no samples of the node although it was scraped; empty if there are some, or if it was not.
     """
 
     config: float
     node: FloatArray
     vm_config: FloatArray
     vm_usage: FloatArray
+    missing: str = ""
 
     @property
     def booked(self) -> float:

@@ -55,11 +55,14 @@ class ResourceStatus:
         The latest figures; those of this slice when the state is ``ok``.
     others : mapping of strategy to float
         The free resources that each strategy would have published at the end of this slice, cores or MB.
+    reason : str
+        Why there are no figures of the last slice although the node was scraped.
     """
 
     state: State = "unknown"
     last: Figures | None = None
     others: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def free(self) -> float:
@@ -73,10 +76,10 @@ class ResourceStatus:
             return math.nan
         return (self.last.booked + self.free) / self.last.config
 
-    def aged(self) -> ResourceStatus:
-        """The status after a later slice without samples."""
+    def aged(self, reason: str = "") -> ResourceStatus:
+        """The status after a later slice without samples, or with samples that do not count for a reason."""
         state: State = "unknown" if self.last is None else "stale"
-        return replace(self, state=state, others=dict.fromkeys(self.others, 0.0))
+        return replace(self, state=state, others=dict.fromkeys(self.others, 0.0), reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class NodeStatus:
     def _resource_after(self, resource: Resource, finished: Slice, estimate: NodeEstimate) -> ResourceStatus:
         usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
-            return self.of(resource).aged()
+            return self.of(resource).aged(usage.missing)
         last = _figures(estimates[self.strategy], usage.config, usage.booked, finished.end_s)
         return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
@@ -132,9 +135,10 @@ def _figures(estimate: Estimate, config: float, booked: float, slice_end_s: floa
     return Figures(
         config=config,
         booked=booked,
-        tier0=estimate.tier0,
+        # A threshold below 0 is that of a strategy which would sell more than there is.
+        tier0=max(0.0, estimate.tier0),
         tier1=estimate.tier1,
-        tier2=estimate.tier2,
+        tier2=min(estimate.tier2, config),
         free=estimate.published,
         slice_end_s=slice_end_s,
         risk=_none_if_nan(estimate.risk),

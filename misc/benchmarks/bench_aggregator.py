@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +28,7 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser, whole_number
 
 with require_libraries("live"):
+    from misc.benchmarks.processes import cpu_s, daemon, fake_workers, free_port, process, rss_mb
     from model.samples import ScrapeSample
     from model.store.base import Store
     from model.store.settings import InfluxSettings
@@ -65,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
-    with workers(nodes, _DELAY_S * 1000) as stubs:
+    with fake_workers(nodes, _VMS, _DELAY_S * 1000) as stubs:
         page = urllib.request.urlopen(stubs[0][0], timeout=10).read()  # noqa: S310  # own server on the loopback
         samples = sum(1 for line in page.splitlines() if not line.startswith(b"#"))
         print(f"{nodes} nodes x {_VMS} VMs every {_DELAY_S} s: pages of {samples} samples, {len(page) / 1e3:.0f} kB")
@@ -101,7 +99,7 @@ def _measure_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> f
 def _watch_memory(folder: Path) -> None:
     """Print the memory during as many scrapes as in an hour, at fifty times the rate."""
     nodes, delay_s = 10, 0.1
-    with workers(nodes, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
+    with fake_workers(nodes, _VMS, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
         memory_mb = []
         for part in range(1, 7):
             time.sleep(_SAMPLES_PER_HOUR * delay_s / 6)
@@ -113,26 +111,14 @@ def _watch_memory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def workers(nodes: int, probe_delay_ms: int, vms: int = _VMS) -> Iterator[list[list[str]]]:
-    """Simulated nodes; their targets."""
-    command = [sys.executable, ROOT / "misc" / "fakeworkers", "--port=0", "--print-stubs", "--duration=3600"]
-    options = [f"--workers={nodes}", f"--vms={vms}", f"--probe-delay-ms={probe_delay_ms}"]
-    with own_process([*command, *options], stdout=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stdout)
-        next(lines)
-        yield json.loads(next(lines))
-
-
-@contextlib.contextmanager
-def _aggregator(path: Path, stubs: list[list[str]], delay_s: float) -> Iterator[int]:
+def _aggregator(path: Path, stubs: list[Any], delay_s: float) -> Iterator[int]:
     settings = {
         "AGGREG_STUB_LIST": json.dumps(stubs),
         "AGGREG_FETCH_DELAY": str(delay_s),
         "STORE_PATH": str(path),
-        "INFLUXDB_URL": "",
     }
-    with own_process([sys.executable, ROOT / "vmaggreg.py"], env={**os.environ, **settings}) as process:
-        yield process.pid
+    with daemon("vmaggreg.py", settings) as pid:
+        yield pid
 
 
 @contextlib.contextmanager
@@ -149,37 +135,8 @@ def _prometheus(folder: Path, stubs: list[list[str]]) -> Iterator[int]:
         *("prometheus", f"--config.file={folder / 'config.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{free_port()}", "--log.level=error"),
     ]
-    with own_process(command) as process:
-        yield process.pid
-
-
-@contextlib.contextmanager
-def own_process(command: list[Any], **options: Any) -> Iterator[Any]:
-    """Run a process until the end of the block."""
-    process = subprocess.Popen([str(argument) for argument in command], **options)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process, s."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def rss_mb(pid: int) -> float:
-    """Resident memory of a process, MB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def free_port() -> int:
-    """A port that is free on the loopback."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    with process(command) as running:
+        yield running.pid
 
 
 # --- reading back -----------------------------------------------------------------------------------
@@ -249,7 +206,7 @@ def _influx(folder: Path) -> Iterator[Any]:
             folder / "influx.sqlite",
         ),
     ]
-    with own_process(command, stdout=subprocess.DEVNULL):
+    with process(command, stdout=subprocess.DEVNULL):
         setup = {"username": "u", "password": "p" * 12, "org": "o", "bucket": "b", "token": "t" * 20}
         request = urllib.request.Request(f"{url}/api/v2/setup", json.dumps(setup).encode())  # noqa: S310
         for _ in range(200):

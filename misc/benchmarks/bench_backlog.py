@@ -29,7 +29,7 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
 with require_libraries("live"):
-    from misc.benchmarks.bench_aggregator import cpu_s, free_port, own_process, rss_mb, workers
+    from misc.benchmarks.processes import cpu_s, fake_workers, free_port, process, rss_mb
 
 _TOKEN = "t" * 20
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(args: Any, folder: Path, store: Store) -> None:
     port = free_port()
-    with workers(args.nodes, int(args.delay * 1000), args.vms) as stubs:
+    with fake_workers(args.nodes, args.vms, int(args.delay * 1000)) as stubs:
         settings = {
             "AGGREG_STUB_LIST": json.dumps(stubs),
             "AGGREG_FETCH_DELAY": str(args.delay),
@@ -87,15 +87,15 @@ def _measure(args: Any, folder: Path, store: Store) -> None:
             **store.settings,
         }
         command = [sys.executable, args.program]
-        with own_process(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as process:
+        with process(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as running:
             time.sleep(10)
             print(f"{store.name}: {args.nodes} nodes x {args.vms} VMs every {args.delay:g} s, outage {args.outage} s")
-            _phase("before", process.pid, port, lambda: time.sleep(15), args)
+            _phase("before", running.pid, port, lambda: time.sleep(15), args)
             store.take_away()
-            _phase("outage", process.pid, port, lambda: time.sleep(args.outage), args)
+            _phase("outage", running.pid, port, lambda: time.sleep(args.outage), args)
             store.give_back()
-            _phase("backlog", process.pid, port, lambda: _wait_for_backlog(port), args)
-            _phase("after", process.pid, port, lambda: time.sleep(15), args)
+            _phase("backlog", running.pid, port, lambda: _wait_for_backlog(port), args)
+            _phase("after", running.pid, port, lambda: time.sleep(15), args)
 
 
 def _phase(name: str, pid: int, port: int, wait: Callable[[], object], args: Any) -> None:
@@ -167,7 +167,7 @@ def _influxdb(folder: Path) -> Iterator[Store]:
 
         def start() -> None:
             running.append(stack.enter_context(contextlib.ExitStack()))
-            running[-1].enter_context(own_process(command, stdout=subprocess.DEVNULL))
+            running[-1].enter_context(process(command, stdout=subprocess.DEVNULL))
             _wait_for_server(url)
 
         start()

@@ -21,7 +21,7 @@ from model.cli.parser import Parser, number, whole_number
 def build_parser() -> Parser:
     """Build the parser of the command line."""
     faults = {name: meaning for name, (meaning, _) in ANSWERS.items()} | EVENTS
-    descriptions = "\n".join(f"  {name:15} {meaning}" for name, meaning in faults.items())
+    descriptions = "\n".join(f"  {name:16} {meaning}" for name, meaning in faults.items())
     epilog = f"""faults:
 {descriptions}
 

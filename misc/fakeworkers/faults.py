@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import cache
 
-import numpy as np
 from aiohttp import web
 
-_EXPOSITION = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-
-_BOMB_MB = 256
-
-_LONG_LINE_BYTES = 10_000_000
+from misc.fakeworkers.attacks import ATTACKS
+from misc.fakeworkers.lies import LIES
+from misc.fakeworkers.responses import EXPOSITION, PageRequest, page_response
 
 
-@dataclass(slots=True)
-class Fault:
-    """A fault that replaces the pages of a worker.
-
-    Attributes
-    ----------
-    name : str
-        Key of ``ANSWERS``.
-    delay_s : float
-        Of the fault ``slow``.
-    until_s : float or None
-        When it ends, Unix seconds.
-    left : int or None
-        For how many more requests it lasts.
-    held : dict of str to bytes
-        Pages of the fault ``stale`` by endpoint.
-    """
-
-    name: str
-    delay_s: float
-    until_s: float | None
-    left: int | None
-    held: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class PageRequest:
-    """A request that gets a fault; ``page`` is the regular page, ``random`` depends on worker and time."""
-
-    http: web.Request
-    fault: Fault
-    page: bytes
-    random: np.random.Generator
-
-
-def page_response(body: bytes) -> web.Response:
-    """Build the HTTP response with a page."""
-    return web.Response(body=body, headers=_EXPOSITION)
+async def _lie(request: PageRequest) -> web.StreamResponse:
+    assert request.fault.liar is not None  # noqa: S101  # the server has set it
+    page, delay_s = request.fault.liar.answer(request.endpoint, request.page)
+    await asyncio.sleep(delay_s)
+    return web.Response(status=500) if page is None else page_response(page)
 
 
 async def _slow(request: PageRequest) -> web.StreamResponse:
@@ -89,7 +49,7 @@ async def _cut(request: PageRequest) -> web.StreamResponse:
 
 
 async def _truncated_body(request: PageRequest) -> web.StreamResponse:
-    response = web.StreamResponse(headers=_EXPOSITION)
+    response = web.StreamResponse(headers=EXPOSITION)
     response.content_length = len(request.page)
     response.force_close()
     await response.prepare(request.http)
@@ -99,43 +59,12 @@ async def _truncated_body(request: PageRequest) -> web.StreamResponse:
 
 
 async def _stale(request: PageRequest) -> web.StreamResponse:
-    return page_response(request.fault.held[request.http.match_info["endpoint"]])
-
-
-async def _endless(request: PageRequest) -> web.StreamResponse:
-    response = web.StreamResponse(headers=_EXPOSITION)
-    response.force_close()
-    await response.prepare(request.http)
-    piece = request.page or b"\n"
-    with contextlib.suppress(ConnectionResetError):
-        while True:
-            await response.write(piece)
-            # Fast enough to fill any buffer, slow enough to leave CPU time for the program under test.
-            await asyncio.sleep(0.005)
-    return response
+    return page_response(request.fault.held[request.endpoint])
 
 
 async def _redirect(request: PageRequest) -> web.StreamResponse:
     hop = int(request.http.query.get("hop", "0")) + 1
     return web.Response(status=302, headers={"Location": f"{request.http.path}?hop={hop}"})
-
-
-async def _gzip_bomb(_: PageRequest) -> web.StreamResponse:
-    body = await asyncio.get_running_loop().run_in_executor(None, zeros_compressed)
-    return web.Response(body=body, headers={**_EXPOSITION, "Content-Encoding": "gzip"})
-
-
-@cache
-def zeros_compressed() -> bytes:
-    """Build the body of ``gzip-bomb``; the first call takes a second or more."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    zeros = bytes(1 << 20)
-    return b"".join(packer.compress(zeros) for _ in range(_BOMB_MB)) + packer.flush()
-
-
-async def _long_line(request: PageRequest) -> web.StreamResponse:
-    first, newline, rest = request.page.partition(b"\n")
-    return page_response(first + newline + b"x" * (_LONG_LINE_BYTES - 2) + b" 1\n" + rest)
 
 
 async def _html(_: PageRequest) -> web.StreamResponse:
@@ -157,12 +86,11 @@ ANSWERS: dict[str, tuple[str, Callable[[PageRequest], Awaitable[web.StreamRespon
     "cut": ("the page ends within a line", _cut),
     "truncated-body": ("half of Content-Length, then the connection closes", _truncated_body),
     "stale": ("the page of the time when the fault began", _stale),
-    "endless": ("the page repeated without end", _endless),
     "redirect": ("a redirect to a redirect to ...", _redirect),
-    "gzip-bomb": (f"{_BOMB_MB} MB of zero bytes, compressed to less than a thousandth", _gzip_bomb),
-    "long-line": (f"the page with a second line of {_LONG_LINE_BYTES} bytes", _long_line),
     "html": ("200 with an HTML page", _html),
     "garbage": ("200 with random bytes", _garbage),
+    **ATTACKS,
+    **{name: (lie.description, _lie) for name, lie in LIES.items()},
 }
 
 #: Events of a worker, which happen once.

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from aiohttp import web
 
-from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT, Fault, PageRequest, page_response
+from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT
+from misc.fakeworkers.lies import LIES, Liar
 from misc.fakeworkers.machines import Plan, Worker, build_worker, shapes_of
 from misc.fakeworkers.pages import RENDERERS
+from misc.fakeworkers.responses import Fault, PageRequest, page_response
 from model.common.threads import start_thread
 
 
@@ -150,7 +152,8 @@ class FakeWorkers:
                 held = {name: self.page(index, name) for name in self.plan.endpoints} if fault == "stale" else {}
                 until = self._clock() + seconds if seconds is not None else None
                 delay = self.plan.slow_s if delay_s is None else delay_s
-                self._faults[index] = Fault(fault, delay, until, count, held)
+                liar = Liar(LIES[fault]) if fault in LIES else None
+                self._faults[index] = Fault(fault, delay, until, count, held, liar)
 
     def state(self) -> dict[str, Any]:
         """The plan, the current faults, and the VMs that are shut off (``away``), as JSON values."""

@@ -37,8 +37,11 @@ def check(settings: AggregatorSettings, *, as_json: bool) -> int:
 
 
 async def _check_targets(settings: AggregatorSettings) -> list[Row]:
-    async with open_session(settings.timeout_s) as session:
-        scrapers = [Scraper(stub, session, settings.timeout_s, settings.max_page_bytes) for stub in settings.stubs]
+    async with open_session(settings.timeout_s, settings.max_page_bytes) as session:
+        scrapers = [
+            Scraper(stub, session, settings.timeout_s, settings.max_page_bytes, limits=settings.page_limits)
+            for stub in settings.stubs
+        ]
         return await gather_limited(_check_target(scraper) for scraper in scrapers)
 
 

@@ -24,12 +24,36 @@ class AggregatorMetrics:
         self.missed = Counter(
             "scroogevm_scrapes_missed", "Scrapes skipped because the one before took too long.", node, registry=registry
         )
+        self.throttled = Counter(
+            "scroogevm_scrapes_throttled",
+            "Scrapes skipped because the node took too much CPU time or sent too much.",
+            node,
+            registry=registry,
+        )
+        self.interval = Gauge(
+            "scroogevm_scrape_interval_seconds", "Time to the next scrape of a node.", node, registry=registry
+        )
+        self.cpu = Counter(
+            "scroogevm_scrape_cpu_seconds", "CPU time of the scrapes of a node.", node, registry=registry
+        )
         self.duration = Summary(
             "scroogevm_scrape_duration_seconds", "Duration of a scrape, failed ones included.", node, registry=registry
         )
+        self.unconfirmed = Counter(
+            "scroogevm_samples_unconfirmed",
+            "Samples without a value that other values of the page do not confirm, by reason.",
+            ["node", "reason"],
+            registry=registry,
+        )
+        self.skew = Gauge(
+            "scroogevm_node_clock_skew_seconds",
+            "Time of the last page minus time of its arrival: the skew of the node's clock, minus the age of the page.",
+            node,
+            registry=registry,
+        )
         self.up = Gauge(
             "scroogevm_node_up",
-            "1 if the last scrape succeeded and its page was not stale, else 0.",
+            "1 if the last scrape succeeded, its page was not stale and the VMs are known, else 0.",
             node,
             registry=registry,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,16 +13,20 @@ from ..common.lifecycle import Pace, jitter
 from ..common.logs import ProblemLog
 from ..samples import Scrape, ScrapeSample
 from .metrics import AggregatorMetrics
+from .node_clock import ClockBehind, skew_ms
 from .rates import NodeRates
-from .scraper import ScrapeError, Scraper
+from .scraper import Pages, ScrapeError, Scraper
+from .throttle import CPU_SHARE, Throttle
+from .unconfirmed_report import UnconfirmedReport
+from .worker_pool import WorkerPool
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
 #: Interval until a page reports the delay of its probe.
 _FIRST_INTERVAL_S = 5.0
 
-#: Delays of a probe outside these limits are ignored.
-_SHORTEST_INTERVAL_S = 0.1
+#: Shortest interval that a page chooses, and the longest delay of a probe that is believed.
+_SHORTEST_INTERVAL_S = 1.0
 _LONGEST_INTERVAL_S = 3600.0
 
 #: A page is stale when it has not changed for this number of delays of the probe, and for at least this time.
@@ -31,13 +36,16 @@ _STALE_S = 15.0
 
 @dataclass(slots=True)
 class ScrapeLoop:
-    """Scrapes a node, computes rates, and detects a stale page.
+    """Scrapes a node, computes rates, detects a stale page, and scrapes a node less often that costs too much.
+
+    Pages are read and samples are encoded in the pool, a scrape at a time: the state of the node needs no lock.
 
     Parameters
     ----------
     scraper : Scraper
     put : callable
-        Called with each sample; must not block.
+        Called with each sample in a thread of the pool; must not block.
+    pool : WorkerPool
     metrics : AggregatorMetrics
     problems : ProblemLog
     interval_s : float
@@ -48,17 +56,24 @@ class ScrapeLoop:
 
     scraper: Scraper
     put: Callable[[ScrapeSample], None]
+    pool: WorkerPool
     metrics: AggregatorMetrics
     problems: ProblemLog
     interval_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
     _rates: NodeRates = field(init=False)
+    _unconfirmed: UnconfirmedReport = field(init=False)
     _probe_delay_s: float = field(init=False, default=_FIRST_INTERVAL_S)
     _epoch_ms: float | None = field(init=False, default=None)
     _changed_s: float = field(init=False, default=0.0)
+    _throttle: Throttle = field(init=False)
+    _pause_s: float = field(init=False, default=0.0)
+    _cpu_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self._rates = NodeRates(self.node)
+        self._unconfirmed = UnconfirmedReport(self.node, self.metrics, self.problems, self.clock)
+        self._throttle = Throttle(self.clock)
 
     @property
     def node(self) -> str:
@@ -68,47 +83,96 @@ class ScrapeLoop:
     @property
     def current_interval_s(self) -> float:
         """Seconds between two scrapes: the configured interval, else the delay of the probe."""
-        return self.interval_s or self._probe_delay_s
+        return self.interval_s or max(self._probe_delay_s, _SHORTEST_INTERVAL_S)
+
+    @property
+    def current_intervals(self) -> int:
+        """Intervals until the next scrape: more than one when the node costs too much."""
+        return max(1, math.ceil(self._pause_s / self.current_interval_s))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Scrape at the interval until stopped; scrapes that are too late are skipped."""
         pace = Pace(jitter(self.node) * self.current_interval_s, self.clock)
         while await pace.wait(stop):
             await self.scrape()
-            missed = pace.advance(self.current_interval_s)
+            intervals = self.current_intervals
+            missed = pace.advance(intervals * self.current_interval_s)
+            if intervals > 1:
+                self.metrics.throttled.labels(self.node).inc(intervals - 1)
             if missed:
                 self.metrics.missed.labels(self.node).inc(missed)
 
     async def scrape(self) -> bool:
         """Scrape the node once; whether that succeeded. An error is logged and counted, not raised."""
         start_s = self.clock()
-        succeeded = False
+        start_cpu_s = self._cpu_s + self.scraper.received_s
+        succeeded = flooded = False
         try:
-            scrape = await self.scraper.scrape()
-            self._process(scrape)
+            pages = await self.scraper.request()
+            flooded = pages.flooded
+            scrape = await self.pool.run(lambda: self._measure(pages))
+            self._follow_delay(scrape)
             self._refuse_stale_page(scrape)
             self.problems.resolve(self.node)
-            succeeded = True
+            # Metrics of the node alone are stored, but the scrape is not complete.
+            succeeded = scrape.domains is not None
+            if not succeeded:
+                self.metrics.failures.labels(self.node, "vms").inc()
         except ScrapeError as error:
+            flooded = error.flooded
             self.metrics.failures.labels(self.node, error.reason).inc()
             self.problems.report(self.node, str(error))
-        except Exception:
+        except Exception as error:
             # A defect must not affect the other nodes.
-            LOG.exception("%s: the scrape failed", self.node)
+            cause = f"the scrape failed: {type(error).__name__}"
+            self.problems.report(self.node, cause, logging.ERROR, error=error)
             self.metrics.failures.labels(self.node, "internal").inc()
         self.metrics.scrapes.labels(self.node).inc()
         self.metrics.duration.labels(self.node).observe(self.clock() - start_s)
         self.metrics.up.labels(self.node).set(succeeded)
         self.metrics.bad_lines.labels(self.node).set(self.scraper.bad_lines)
+        self._charge(self._cpu_s + self.scraper.received_s - start_cpu_s, flooded)
         return succeeded
 
-    def _process(self, scrape: Scrape) -> None:
-        delay_s = scrape.node.get("probe_delay", 0.0) / 1000.0
-        if _SHORTEST_INTERVAL_S <= delay_s <= _LONGEST_INTERVAL_S:
-            self._probe_delay_s = delay_s
-        sample = self._rates.update(scrape)
+    def _measure(self, pages: Pages) -> Scrape:
+        """Process pages in this thread, and add its CPU time to that of the node."""
+        start_s = time.thread_time()
+        try:
+            return self._process(pages)
+        finally:
+            self._cpu_s += time.thread_time() - start_s
+
+    def _process(self, pages: Pages) -> Scrape:
+        scrape = self.scraper.read(pages)
+        self.metrics.skew.labels(self.node).set(skew_ms(scrape) / 1000.0)
+        try:
+            sample, problems = self._rates.update(scrape)
+        except ClockBehind as error:
+            raise ScrapeError("clock", str(error)) from None
         if sample is not None:
+            self._unconfirmed.report(problems)
             self.put(sample)
+        return scrape
+
+    def _charge(self, cost_s: float, flooded: bool) -> None:
+        """Charge the node with the CPU time of a scrape, and set the pause until the next one."""
+        self._pause_s = self._throttle.charge(cost_s, flooded=flooded)
+        self.metrics.cpu.labels(self.node).inc(cost_s)
+        self.metrics.interval.labels(self.node).set(self.current_intervals * self.current_interval_s)
+        subject = f"{self.node}: CPU time"
+        if self._throttle.is_overdrawn:
+            self.problems.report(
+                subject,
+                f"the last scrape took {cost_s:.3f} s, the node is scraped less often than every "
+                f"{self.current_interval_s:g} s, so that it takes {CPU_SHARE:.0%} of a core",
+            )
+        elif self._throttle.is_idle:
+            self.problems.resolve(subject)
+
+    def _follow_delay(self, scrape: Scrape) -> None:
+        delay_s = scrape.node.get("probe_delay", 0.0) / 1000.0
+        if 0 < delay_s <= _LONGEST_INTERVAL_S:
+            self._probe_delay_s = delay_s
 
     def _refuse_stale_page(self, scrape: Scrape) -> None:
         """Refuse the page of a probe that has stopped, which its exporter continues to serve.

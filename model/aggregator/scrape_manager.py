@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from .metrics import AggregatorMetrics
 from .scrape_loop import ScrapeLoop
 from .scraper import Scraper, open_session
 from .settings import AggregatorSettings
+from .worker_pool import WorkerPool
 
 LOG = logging.getLogger("scroogevm.aggregator")
 
@@ -27,6 +29,13 @@ _AT_ONCE = 32
 
 #: Name lookups at the same time.
 _LOOKUPS = 128
+
+#: Threads that read pages; more than one, so that a page that takes long does not delay the others.
+_READERS = 4
+
+#: Time after which a thread that computes lets others run, seconds. With the default of 5 ms, each of the event loop's
+#: system calls waits for so long while a page is read.
+_SWITCH_INTERVAL_S = 0.0005
 
 T = TypeVar("T")
 
@@ -49,7 +58,7 @@ class ScrapeManager:
     ----------
     settings : AggregatorSettings
     put : callable
-        Called with each sample; must not block.
+        Called with each sample in one of several threads; must not block.
     metrics : AggregatorMetrics
     clock : callable
         Monotonic seconds.
@@ -70,31 +79,42 @@ class ScrapeManager:
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
+        self._pool = WorkerPool(_READERS)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Scrape each node at its interval until stopped."""
         _raise_limits()
-        async with open_session(self._settings.timeout_s) as session:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        async with self._open_session() as session:
             tasks = [asyncio.create_task(loop.run(stop)) for loop in self.loops(session)]
             await stop.wait()
             # Do not wait for hung scrapes.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        self._pool.close()
 
     async def scrape_once(self) -> int:
         """Scrape each node once; the number of nodes that responded."""
         _raise_limits()
-        async with open_session(self._settings.timeout_s) as session:
-            return sum(await gather_limited(loop.scrape() for loop in self.loops(session)))
+        async with self._open_session() as session:
+            responded = sum(await gather_limited(loop.scrape() for loop in self.loops(session)))
+        self._pool.close()
+        return responded
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        return open_session(self._settings.timeout_s, self._settings.max_page_bytes)
 
     def loops(self, session: aiohttp.ClientSession) -> list[ScrapeLoop]:
         """A loop per node, in the order of the settings."""
         settings, problems = self._settings, ProblemLog(LOG)
         return [
             ScrapeLoop(
-                Scraper(stub, session, settings.timeout_s, settings.max_page_bytes, self._wall_clock),
+                Scraper(
+                    stub, session, settings.timeout_s, settings.max_page_bytes, self._wall_clock, settings.page_limits
+                ),
                 self._put,
+                self._pool,
                 self._metrics,
                 problems,
                 settings.fetch_delay_s,

@@ -9,15 +9,33 @@ from ..common.environment import Environment
 from ..common.settings import Section
 from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub
 from ..store.settings import StoreSettings, store_settings
+from .limits import PageLimits
 
 #: More than ten scrapes a second load a node for no gain.
 _SHORTEST_DELAY_S = 0.1
+
+_LIMITS = PageLimits()
 
 _SECTION = Section("Aggregator (vmaggreg.py)")
 TIMEOUT_S = _SECTION.number(
     "AGGREG_TIMEOUT_S", 4.0, 0.05, 600, "Seconds that a scrape may take, from name resolution to the last byte."
 )
 MAX_PAGE_MB = _SECTION.whole("AGGREG_MAX_PAGE_MB", 8, 1, 1024, "Largest page that is read, MB.")
+MAX_VMS = _SECTION.whole(
+    "AGGREG_MAX_VMS",
+    _LIMITS.vms,
+    1,
+    100_000,
+    "Most VMs of a node. A page with more is refused, and a page that brings more than twice as many names within an "
+    "hour.",
+)
+MAX_SERIES = _SECTION.whole(
+    "AGGREG_MAX_SERIES",
+    _LIMITS.series,
+    100,
+    10_000_000,
+    "Most series of a page that are used. A page with more is refused.",
+)
 QUEUE_MB = _SECTION.whole(
     "AGGREG_QUEUE_MB",
     256,
@@ -67,6 +85,7 @@ class AggregatorSettings:
         Of a scrape as a whole.
     max_page_bytes, queue_bytes : int
         Largest page that is read; limit of what waits for the store in RAM.
+    page_limits : PageLimits
     spool : SpoolSettings or None
     metrics_port : int
         0 for none.
@@ -79,6 +98,7 @@ class AggregatorSettings:
     timeout_s: float
     max_page_bytes: int
     queue_bytes: int
+    page_limits: PageLimits
     metrics_port: int
     metrics_address: str
     store: StoreSettings
@@ -106,6 +126,7 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
         timeout_s=env.read(TIMEOUT_S),
         max_page_bytes=env.read(MAX_PAGE_MB) * 2**20,
         queue_bytes=env.read(QUEUE_MB) * 2**20,
+        page_limits=PageLimits(env.read(MAX_VMS), env.read(MAX_SERIES)),
         metrics_port=env.read(METRICS_PORT),
         metrics_address=env.read(METRICS_ADDRESS),
         store=store,

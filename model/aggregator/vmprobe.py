@@ -6,9 +6,10 @@ import math
 
 from ..samples import Scrape
 from .exposition import PageError, require_complete_lines
+from .limits import PageLimits, VmLimit
 from .vmprobe_completeness import CompletenessCheck
 from .vmprobe_layout import Machines, PageLayout, page_layout
-from .vmprobe_names import NameCache, Place
+from .vmprobe_names import NameCache, Place, UsedMetrics
 from .vmprobe_page import ParsedPage, parse_page
 
 #: Metrics that each page has; a page without them is truncated.
@@ -28,6 +29,7 @@ class VmprobeReader:
     ----------
     prefix : str
         Prefix of all metric names.
+    limits : PageLimits
 
     Attributes
     ----------
@@ -35,42 +37,53 @@ class VmprobeReader:
         Lines with the prefix that could not be parsed so far.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, limits: PageLimits = PageLimits()) -> None:  # noqa: B008  # frozen
         self.prefix = prefix
         self.bad_lines = 0
+        self._limits = limits
+        self._vms = VmLimit(limits.vms)
         self._names = NameCache()
+        self._metrics = UsedMetrics()
         self._completeness = CompletenessCheck()
         self._layout: PageLayout | None = None
 
-    def read(self, page: bytes) -> Scrape:
+    def read(self, page: bytes, received_ms: float | None = None) -> Scrape:
         """The metrics of a page.
+
+        Parameters
+        ----------
+        page : bytes
+        received_ms : float, optional
+            The middle of request and answer, Unix milliseconds.
 
         Raises
         ------
         PageError
-            When the page is empty, truncated or not a page of vmprobe.
+            When the page is empty, truncated, too large or not a page of vmprobe.
         """
         if self._layout is not None:
             machines = self._layout.parse(page)
             if machines is not None and _is_time(machines[None]["probe_epoch"]):
                 self._completeness.accept()
-                return _scrape(
-                    {
-                        domain: metrics
-                        for domain, metrics in machines.items()
-                        if domain is None or not _DOMAIN_METRICS.isdisjoint(metrics)
-                    }
-                )
-        return self._read_with_parser(page)
+                running = {
+                    domain: metrics
+                    for domain, metrics in machines.items()
+                    if domain is None or not _DOMAIN_METRICS.isdisjoint(metrics)
+                }
+                return _scrape(running, received_ms)
+        return self._read_with_parser(page, received_ms)
 
-    def _read_with_parser(self, page: bytes) -> Scrape:
+    def _read_with_parser(self, page: bytes, received_ms: float | None) -> Scrape:
+        self._limits.check_series(page, [f"{self.prefix}_".encode()])
         parsed = parse_page(page, self.prefix)
         self.bad_lines += parsed.bad_lines
         if not parsed.values:
-            raise PageError(f"no metric of prefix {self.prefix!r} on the page")
+            found = "has one valid value" if parsed.unreadable else "on the page"
+            raise PageError(f"no metric of prefix {self.prefix!r} {found}")
         require_complete_lines(page)
         places = self._places(parsed)
         domain_of = {name: place[0] for name, place in places.items() if place is not None}
+        self._vms.check({domain for domain in domain_of.values() if domain is not None})
         self._completeness.check(domain_of, parsed.values.get(b"global_probe_epoch", 0.0))
         machines = _group(parsed, places)
         node = machines[None]
@@ -81,42 +94,37 @@ class VmprobeReader:
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
         names = list(parsed.values)
         self._layout = None if parsed.unreadable else page_layout(self.prefix, names, map(places.__getitem__, names))
-        return _scrape(machines)
+        return _scrape(machines, received_ms)
 
     def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
-        """Domain and metric of each name on a page."""
-        places: dict[bytes, Place | None] = {}
-        domains: set[str] = set()
-        for name in (*parsed.values, *parsed.unreadable):
-            place = places[name] = self._names.split(name, domains)
-            if place is not None and place[0] is not None:
-                domains.add(place[0])
-        return places
+        """Domain and metric of each name on a page; None for metrics that are not used."""
+        return self._metrics.select(self._names.split((*parsed.values, *parsed.unreadable)))
 
 
 def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> Machines:
     """Finite values by machine, without domains that have just started.
 
-    A domain runs even when the value of the metric that shows it is invalid.
+    A domain runs even when the value of the metric that shows it is invalid, or when all of its values are.
     """
     machines: Machines = {None: {}}
-    running: set[str | None] = {None}
+    running: dict[str | None, None] = {None: None}
     values = parsed.values
     for name, place in places.items():
         if place is None:
             continue
         domain, metric = place
         if metric in _DOMAIN_METRICS:
-            running.add(domain)
+            running[domain] = None
         value = values.get(name, math.nan)
         if math.isfinite(value):
             machines.setdefault(domain, {})[metric] = value
-    return {domain: metrics for domain, metrics in machines.items() if domain in running}
+    return {domain: machines.get(domain, {}) for domain in running}
 
 
-def _scrape(machines: Machines) -> Scrape:
+def _scrape(machines: Machines, received_ms: float | None) -> Scrape:
     node = machines[None]
-    return Scrape(node["probe_epoch"], node, {name: metrics for name, metrics in machines.items() if name is not None})
+    domains = {name: metrics for name, metrics in machines.items() if name is not None}
+    return Scrape(node["probe_epoch"], node, domains, received_ms)
 
 
 def _is_time(epoch_ms: float) -> bool:

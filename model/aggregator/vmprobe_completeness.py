@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .exposition import PageError
-from .vmprobe_names import MOST_NAMES
 
 
 class CompletenessCheck:
@@ -20,7 +19,7 @@ class CompletenessCheck:
 
     def __init__(self) -> None:
         self._names: Mapping[bytes, str | None] = {}
-        self._optional: set[bytes] = set()
+        self._optional: dict[bytes, str | None] = {}
         self._refused_epoch_ms: float | None = None
 
     def check(self, names: Mapping[bytes, str | None], epoch_ms: float) -> None:
@@ -39,15 +38,16 @@ class CompletenessCheck:
             When the page is truncated.
         """
         present = set(names.values())
-        absent = self._names.keys() - names.keys() - self._optional
+        absent = self._names.keys() - names.keys() - self._optional.keys()
         missing = {name for name in absent if self._names[name] in present}
         if missing and (self._refused_epoch_ms is None or epoch_ms <= self._refused_epoch_ms):
             if self._refused_epoch_ms is None:
                 self._refused_epoch_ms = epoch_ms
             raise PageError(f"the page is truncated: {len(missing)} metrics of the page before are missing")
-        if len(self._optional) > MOST_NAMES:
-            self._optional.clear()
-        self._optional |= missing
+        optional = {name: domain for name, domain in self._optional.items() if domain in present}
+        # A probe whose metrics always change would fill the memory; a truncated page is found by the next check.
+        self._optional = {} if len(optional) > len(self._names) else optional
+        self._optional |= {name: self._names[name] for name in missing}
         self._names = names
         self._refused_epoch_ms = None
 

@@ -37,9 +37,11 @@ class PageLayout:
 
     def parse(self, page: bytes) -> Machines | None:
         """Metrics of a page; None when the page does not have this layout or a value is not a finite number."""
+        if page.count(b" ") != len(self.ends):
+            return None  # a page of another size is not split
         # Split at blanks, each piece but the first is a value, the end of its line and the next name.
         first, *cells = page.split(b" ")
-        if first != self.first or len(cells) != len(self.ends) or not all(map(bytes.endswith, cells, self.ends)):
+        if first != self.first or not all(map(bytes.endswith, cells, self.ends)):
             return None
         texts = list(map(bytes.removesuffix, cells, self.ends))
         if b"_" in b"".join(texts):

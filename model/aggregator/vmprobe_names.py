@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 
 _SECTIONS = ("probe", "cpu", "memory", "perf", "sched", "stat")
 
@@ -21,7 +21,12 @@ _METRICS = {
     "stat": {"rss", "rsslim", "vsize", "minflt", "majflt", "cminflt", "cmajflt"},
 }
 
-_PERF_METRIC = re.compile(r"[a-z0-9]+\Z")
+_KNOWN = {f"{section}_{metric}" for section, metrics in _METRICS.items() for metric in metrics}
+
+_PERF_METRIC = re.compile(r"[a-z0-9]{1,64}\Z")
+
+#: Prefix of the metrics whose names the configuration of the probe determines.
+_PERF = "perf_"
 
 #: A lookahead, because sections may overlap: in cpu_cpu_alloc, one underscore ends a section and starts another.
 _SECTION = re.compile(rf"(?=_({'|'.join(_SECTIONS)})_)")
@@ -29,8 +34,8 @@ _SECTION = re.compile(rf"(?=_({'|'.join(_SECTIONS)})_)")
 #: Longer names are ignored: a page may be made to be slow to parse.
 LONGEST_NAME = 512
 
-#: Cached names; a page whose names always change must not fill the memory.
-MOST_NAMES = 200_000
+#: Counters of perf of one probe, whatever its pages say: each one is a column of the store for ever.
+MOST_PERF_METRICS = 64
 
 #: Domain, or None for the node, and metric.
 Place = tuple[str | None, str]
@@ -86,16 +91,45 @@ def _is_known(section: str, metric: str) -> bool:
 
 
 class NameCache:
-    """Splits names once: the pages of a probe repeat them."""
+    """Splits the names of successive pages: those of the page before are split already."""
 
     def __init__(self) -> None:
         self._places: dict[bytes, Place | None] = {}
 
-    def split(self, name: bytes, domains: Container[str]) -> Place | None:
-        """As :func:`split_name`; None for names that are too long."""
-        places = self._places
-        if name not in places:
-            if len(places) >= MOST_NAMES:
-                places.clear()
-            places[name] = split_name(name.decode("ascii"), domains) if len(name) <= LONGEST_NAME else None
-        return places[name]
+    def split(self, names: Iterable[bytes]) -> dict[bytes, Place | None]:
+        """Each name as :func:`split_name`; None for names that are too long."""
+        known, places = self._places, {}
+        domains: set[str] = set()
+        for name in names:
+            if name in known:
+                place = known[name]
+            else:
+                place = split_name(name.decode("ascii"), domains) if len(name) <= LONGEST_NAME else None
+            if place is not None and place[0] is not None:
+                domains.add(place[0])
+            places[name] = place
+        self._places = places
+        return places
+
+
+class UsedMetrics:
+    """Selects the metrics of a probe that have a meaning, with a limited number of counters of perf."""
+
+    def __init__(self) -> None:
+        self._perf: set[str] = set()
+
+    def select(self, places: Mapping[bytes, Place | None]) -> dict[bytes, Place | None]:
+        """The places, without those of other metrics: None, as for names that are not of the probe."""
+        return {
+            name: place if place is not None and self._is_used(place[1]) else None for name, place in places.items()
+        }
+
+    def _is_used(self, metric: str) -> bool:
+        if metric in _KNOWN or metric in self._perf:
+            return True
+        if not metric.startswith(_PERF) or not _PERF_METRIC.match(metric, len(_PERF)):
+            return False
+        if len(self._perf) >= MOST_PERF_METRICS:
+            return False
+        self._perf.add(metric)
+        return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from .exposition import MOST_UNUSUAL_LINES, VALUE_PATTERN, parse_line
+from .exposition import VALUE_PATTERN, UnusualLines
 from .vmprobe_names import LONGEST_NAME
 
 
@@ -22,7 +22,7 @@ class ParsedPage:
     values : dict of name to value
         In the order of the page; values may be NaN or infinite.
     unreadable : set of name
-        Metrics on the page that have no valid value, or several different ones.
+        Metrics on the page that have no valid value, or several values.
     bad_lines : int
         Lines that cannot be parsed.
     """
@@ -31,6 +31,16 @@ class ParsedPage:
     unreadable: set[bytes] = field(default_factory=set)
     bad_lines: int = 0
 
+    def add(self, name: bytes, value: float) -> None:
+        """Add a metric; one that is on the page twice is unreadable, whatever its values.
+
+        The probe omits some characters of the names of domains, so that two domains may have one name. And a line
+        with labels may have the name of a plain one.
+        """
+        if name in self.values:
+            self.unreadable.add(name)
+        self.values[name] = value
+
 
 def parse_page(page: bytes, prefix: str) -> ParsedPage:
     """The metrics of a page whose names start with ``<prefix>_``."""
@@ -38,7 +48,6 @@ def parse_page(page: bytes, prefix: str) -> ParsedPage:
     escaped = re.escape(start)
     usual = re.findall(rb"^%b([a-zA-Z0-9_:]+) (%b)$" % (escaped, VALUE_PATTERN), page, flags=re.MULTILINE)
     parsed = ParsedPage()
-    values = parsed.values
     invalid = False
     for name, text in usual:
         try:
@@ -46,13 +55,11 @@ def parse_page(page: bytes, prefix: str) -> ParsedPage:
         except ValueError:
             invalid = True
             continue
-        if values.setdefault(name, value) != value:
-            # The probe omits some characters of the names of domains: two domains may have one name.
-            parsed.unreadable.add(name)
+        parsed.add(name, value)
     if invalid or len(re.findall(rb"^%b" % escaped, page, flags=re.MULTILINE)) > len(usual):
         _parse_unusual_lines(parsed, page, start)
     for name in parsed.unreadable:
-        values.pop(name, None)
+        parsed.values.pop(name, None)
     return parsed
 
 
@@ -60,18 +67,18 @@ def _parse_unusual_lines(parsed: ParsedPage, page: bytes, start: bytes) -> None:
     """Parse lines with labels, timestamps or several blanks, and count invalid lines."""
     usual = re.compile(rb"%b[a-zA-Z0-9_:]+ [-+.0-9eEa-zA-Z]+\Z" % re.escape(start))
     prefix = start.decode()
-    unusual_lines = 0
-    for line in page.split(b"\n"):
-        if not line.startswith(start) or (usual.match(line) and _ends_in_number(line)):
+    unusual_lines = UnusualLines()
+    for match in re.finditer(rb"^%b.*" % re.escape(start), page, flags=re.MULTILINE):
+        line = match[0]
+        if usual.match(line) and _ends_in_number(line):
             continue
-        unusual_lines += 1
-        samples = list(parse_line(line)) if unusual_lines <= MOST_UNUSUAL_LINES else []
+        samples = unusual_lines.parse(line)
         for name, _, value in samples:
-            parsed.values[name.removeprefix(prefix).encode()] = value
+            parsed.add(name.removeprefix(prefix).encode(), value)
         if not samples:
             parsed.bad_lines += 1
-            if match := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % LONGEST_NAME, line[len(start) :]):
-                parsed.unreadable.add(match[0])
+            if name_match := re.match(rb"[a-zA-Z0-9_:]{1,%d}" % LONGEST_NAME, line[len(start) :]):
+                parsed.unreadable.add(name_match[0])
 
 
 def _ends_in_number(line: bytes) -> bool:

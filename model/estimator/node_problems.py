@@ -58,8 +58,11 @@ class NodeProblems:
             if status.state == "ok":
                 self._problems.resolve(subject)
             elif not errors[status.node]:
-                if status.state == "stale":
-                    cause = f"none in the slice that ended at {format_utc(status.slice_end_s)}"
-                else:
-                    cause = "none stored yet"
-                self._problems.report(subject, f"{cause}, published free is 0")
+                self._problems.report(subject, f"{_cause(status)}, published free is 0")
+
+
+def _cause(status: NodeStatus) -> str:
+    reasons = [reason for reason in (status.cpu.reason, status.mem.reason) if reason]
+    if status.state == "unknown" and not reasons:
+        return "none stored yet"
+    return f"{reasons[0] if reasons else 'none'} in the slice that ended at {format_utc(status.slice_end_s)}"

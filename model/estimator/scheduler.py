@@ -220,7 +220,8 @@ def build_scheduler(
     counts, at_once = counts or EstimatorCounts(), min(_THREADS, len(settings.nodes))
     model = replace(model, positions=settings.calendar.positions)
     slice_clock = SliceClock(settings.calendar, settings.settle_s, clock)
-    reader = SliceReader(store, settings.calendar, with_vm_samples=model.uses_vm_samples or recorded)
+    with_vm_samples = model.uses_vm_samples or recorded
+    reader = SliceReader(store, settings.calendar, settings.rules, with_vm_samples=with_vm_samples)
     runner = ModelRunner(model, detectors)
     workers = [
         NodeWorker(

@@ -19,7 +19,7 @@ from ..publishers.settings import PlacementSettings, StatusFileSettings, placeme
 from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
 from ..store.settings import STATE_ENDPOINT, STORE_PATH, StoreSettings, store_settings
-from .slicing import Calendar
+from .slicing import Calendar, SliceRules
 
 LOG = logging.getLogger("scroogevm")
 
@@ -151,6 +151,21 @@ CHECKPOINT_PATH = _SECTION.text(
     shown="/var/lib/scroogevm/estimator.sqlite",
     aliases=("SCHED_MEMORY_PATH",),
 )
+MIN_SAMPLES = _SECTION.whole(
+    "SCHED_MIN_SAMPLES",
+    4,
+    1,
+    10**4,
+    "A slice with fewer samples has no figures: they do not suffice for a percentile. Its node is stale.",
+)
+VM_HOLD_S = _SECTION.number(
+    "SCHED_VM_HOLD_S",
+    900.0,
+    0,
+    10**6,
+    "For how long the last known VMs of a node count after its libvirt exporter has failed, in seconds. Afterwards the "
+    "node is stale.",
+)
 DUMP_SLICES = _SECTION.whole("SCHED_DUMP_SLICES", 500, 1, 10**6, "Number of slices that a dump of --debug=1 holds.")
 METRICS_PORT = _SECTION.whole(
     "SCHED_METRICS_PORT", 0, 0, 65535, "Port of the status page (/) and of the metrics (/metrics). 0 disables them."
@@ -188,6 +203,8 @@ class EstimatorSettings:
     checkpoint_path : Path
     dump_slices : int
         How many slices a dump holds at most.
+    rules : SliceRules
+        What a slice needs to have figures.
     metrics_port : int
         0 for none.
     metrics_address : str
@@ -209,6 +226,7 @@ class EstimatorSettings:
     metrics_address: str
     store: StoreSettings
     placement: PlacementSettings | None = None
+    rules: SliceRules = field(default_factory=SliceRules)
     model: ModelOptions = field(default_factory=ModelOptions)
 
     @property
@@ -252,6 +270,7 @@ def estimator_settings(
         metrics_address=env.read(METRICS_ADDRESS),
         store=store_settings(env),
         placement=placement_settings(env),
+        rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
     )
     _check_files(env, settings)

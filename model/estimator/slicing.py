@@ -1,7 +1,6 @@
 """Builds slices from stored samples.
 
-A trace exported from the same samples gives the same slices: values that the trace reader refuses are dropped here,
-and a configuration that is missing in a slice is taken from the slice before.
+A trace exported from the same samples gives the same slices: it holds the samples and configurations that count here.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,17 @@ from ..numerics import FloatArray
 from ..samples import Samples
 from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
 from ..store.base import Store
+from .coverage import SliceCoverage
 
 #: Fields that are read from the store, of the node and of its domains.
-FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage")
 CONFIG_FIELDS = ("cpu", "mem")
+DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage")
+
+#: Of the node alone: the time that a rate covers, ms, and the allocations of all VMs / capacity.
+FIELDS = (*DOMAIN_FIELDS, "elapsed_time", "oc_cpu", "oc_mem")
+
+#: Rounding of sums of allocations.
+_SUM_TOLERANCE = 1e-3
 
 #: Nodes that are not read yet keep the figures of the slice before for at most this long after the slice's end.
 _LONGEST_GRACE_S = 120.0
@@ -120,15 +126,33 @@ class LastConfigs:
     ----------
     node : tuple of two floats
     vms : dict of name to tuple of two floats
-        Only of the VMs of the slice before: a VM that returns later may be a different one.
+        Only of the VMs of the last slice in which they were known: a VM that returns later may be a different one.
+    booked_s : tuple of two floats
+        When the allocations of all VMs were known last, Unix seconds.
     """
 
     node: tuple[float, float] = (math.nan, math.nan)
     vms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    booked_s: tuple[float, float] = (0.0, 0.0)
 
     def copy(self) -> LastConfigs:
         """An independent copy."""
-        return LastConfigs(self.node, dict(self.vms))
+        return LastConfigs(self.node, dict(self.vms), self.booked_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRules:
+    """What a slice needs to have figures.
+
+    Attributes
+    ----------
+    min_samples : int
+    vm_hold_s : float
+        For how long the last known VMs count after they became unknown.
+    """
+
+    min_samples: int = 4
+    vm_hold_s: float = 900.0
 
 
 class SliceReader:
@@ -138,13 +162,15 @@ class SliceReader:
     ----------
     store : Store
     calendar : Calendar
+    rules : SliceRules
     with_vm_samples : bool
         Whether the samples of the VMs are needed. Their configurations alone are a much smaller query.
     """
 
-    def __init__(self, store: Store, calendar: Calendar, *, with_vm_samples: bool) -> None:
+    def __init__(self, store: Store, calendar: Calendar, rules: SliceRules, *, with_vm_samples: bool) -> None:
         self._store = store
         self._calendar = calendar
+        self._rules = rules
         self._with_vm_samples = with_vm_samples
 
     def read(self, node: str, number: int, known: LastConfigs) -> Slice:
@@ -158,10 +184,10 @@ class SliceReader:
         if self._with_vm_samples:
             period = self._store.read(node, start_ms, end_ms, FIELDS)
             configs, vm_samples = last_configs(period.domains), period.domains
-            return build_slice(number, self._calendar, known, period.node, configs, vm_samples)
+            return build_slice(number, self._calendar, self._rules, known, period.node, configs, vm_samples)
         period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)
         configs = self._store.last_configs(node, start_ms, end_ms)
-        return build_slice(number, self._calendar, known, period.node, configs)
+        return build_slice(number, self._calendar, self._rules, known, period.node, configs)
 
     def newest_ms(self, node: str) -> int | None:
         """Time of the newest sample of a node; None when there is none.
@@ -195,6 +221,7 @@ def last_configs(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
 def build_slice(
     number: int,
     calendar: Calendar,
+    rules: SliceRules,
     known: LastConfigs,
     node: Samples,
     vms: Mapping[str, Mapping[str, float]],
@@ -202,10 +229,14 @@ def build_slice(
 ) -> Slice:
     """Build a slice that has ended.
 
+    What is not confirmed is missing, and why is noted in the slice: a resource whose samples are too few or cover too
+    little, whose capacity is unknown, or whose allocations have been unknown for too long.
+
     Parameters
     ----------
     number : int
     calendar : Calendar
+    rules : SliceRules
     known : LastConfigs
         Updated in place.
     node : Samples
@@ -215,27 +246,70 @@ def build_slice(
     vm_samples : mapping of name to Samples, optional
         Usage of the VMs, if it is needed.
     """
-    known.node = _merge(known.node, [_last_value(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
+    end_s = calendar.end_s(number)
+    # The smallest size counts: a larger one is believed once it lasts for a slice.
+    known.node = _merge(known.node, [_smallest(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
+    names = _present_vms(known, node, vms)
+    problems = _unknown_bookings(known, node, names, end_s, rules.vm_hold_s)
+    if all(end_s - booked_s > rules.vm_hold_s for booked_s in known.booked_s):
+        known.vms = {}
+    coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples)
+    usages = []
+    for i, resource in enumerate(RESOURCES):
+        counted = coverage.count_node(resource, valid_samples(node.fields[f"{resource.name}_usage"]), known.node[i])
+        missing = counted.missing or problems[i]
+        if node.time_ms.size and math.isnan(known.node[i]):
+            missing = "the capacity of the node is unknown"
+        rows = [_vm_usage(coverage, vm_samples, name, resource) for name in names]
+        configs = [names[name][i] for name in names]
+        usage = usage_of(known.node[i], _NO_SAMPLES if missing else counted.values, configs, rows)
+        usages.append(replace(usage, missing=missing if node.time_ms.size else ""))
+    return Slice(end_s, calendar.position(number), tuple(names), *usages)
+
+
+def _present_vms(
+    known: LastConfigs, node: Samples, vms: Mapping[str, Mapping[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """The configurations of the VMs of a slice; those of the slice before when the VMs are unknown."""
     reported = {
         name: [_valid_vm_config(values.get(field, math.nan)) for field in CONFIG_FIELDS]
         for name, values in sorted(vms.items())
     }
-    known.vms = {
+    present = {
         name: _merge(known.vms.get(name, (math.nan, math.nan)), values)
         for name, values in reported.items()
         if not all(math.isnan(value) for value in values)
     }
-    names = tuple(known.vms)
-    usages = [
-        usage_of(
-            known.node[i],
-            valid_samples(node.fields[f"{resource.name}_usage"]),
-            [known.vms[name][i] for name in names],
-            [_vm_usage(vm_samples, name, resource) for name in names],
-        )
-        for i, resource in enumerate(RESOURCES)
-    ]
-    return Slice(calendar.end_s(number), calendar.position(number), names, *usages)
+    if not present and np.isnan(node.fields["oc_cpu"]).all() and np.isnan(node.fields["oc_mem"]).all():
+        return dict(known.vms) if node.time_ms.size else {}
+    known.vms = present
+    return dict(present)
+
+
+def _unknown_bookings(
+    known: LastConfigs, node: Samples, vms: Mapping[str, tuple[float, float]], end_s: float, hold_s: float
+) -> list[str]:
+    """Why the allocations of the VMs do not count, by resource; empty where they do.
+
+    Their sum at each scrape is missing when the VMs or one allocation were unknown. It also shows whether all VMs are
+    in the store.
+    """
+    problems, booked_s = [], list(known.booked_s)
+    for i, field_ in enumerate(CONFIG_FIELDS):
+        shares = node.fields[f"oc_{field_}"]
+        (at,) = np.nonzero(~np.isnan(shares))
+        if at.size:
+            total = float(shares[at[-1]] * node.fields[field_][at[-1]])
+            if total <= sum(config[i] for config in vms.values() if not math.isnan(config[i])) + _SUM_TOLERANCE * total:
+                booked_s[i] = end_s if at[-1] == shares.size - 1 else float(node.time_ms[at[-1]]) / 1000
+        age_s = end_s - booked_s[i]
+        if age_s <= hold_s:
+            problems.append("")
+        else:
+            since = f" for {age_s:.0f} s" if booked_s[i] else ""
+            problems.append(f"the allocations of its VMs are unknown{since}")
+    known.booked_s = (booked_s[0], booked_s[1])
+    return problems
 
 
 def valid_samples(values: FloatArray) -> FloatArray:
@@ -248,10 +322,17 @@ def valid_node_config(values: FloatArray) -> FloatArray:
     return np.where((values > 0) & (values <= LARGEST), values, np.nan)
 
 
-def _vm_usage(vm_samples: Mapping[str, Samples] | None, name: str, resource: Resource) -> FloatArray:
+def _vm_usage(
+    coverage: SliceCoverage, vm_samples: Mapping[str, Samples] | None, name: str, resource: Resource
+) -> FloatArray:
     if vm_samples is None or name not in vm_samples:
         return _NO_SAMPLES
-    return valid_samples(vm_samples[name].fields[f"{resource.name}_usage"])
+    return coverage.count_vm(resource, vm_samples[name])
+
+
+def _smallest(values: FloatArray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.min()) if present.size else math.nan
 
 
 def _last_value(values: FloatArray) -> float:

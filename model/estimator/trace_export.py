@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from ..numerics import FloatArray
 from ..samples import Samples
+from ..slices import RESOURCES, Slice
 from ..store.base import Store
 from .settings import EstimatorSettings
-from .slicing import CONFIG_FIELDS, FIELDS, LastConfigs, build_slice, last_configs, valid_node_config, valid_samples
+from .slicing import FIELDS, LastConfigs, build_slice, last_configs, valid_samples
 
-_DOMAIN_FIELDS = (*FIELDS, "mem_rss")
+_FIELDS = (*FIELDS, "mem_rss")
 
 
 class NothingStored(Exception):
@@ -30,7 +32,9 @@ def export(
 ) -> Iterator[bytes]:
     """The trace of a node from slice ``first`` to slice ``last``, as pieces of JSON.
 
-    A slice without samples is ``{}``: the replay derives positions from the index of a slice.
+    It holds the samples and configurations that count for the estimator, so that a replay computes the same figures:
+    samples of a slice that is not confirmed are missing. A slice without samples is ``{}``: the replay derives
+    positions from the index of a slice.
 
     Raises
     ------
@@ -42,13 +46,17 @@ def export(
     vms: dict[str, dict[int, bytes]] = {}
     samples = 0
     for number in range(first, last + 1):
-        period = store.read(node, *calendar.bounds_ms(number), _DOMAIN_FIELDS)
-        # The live code decides which VMs are present, so that a replay sees the same ones.
-        finished = build_slice(number, calendar, known, period.node, last_configs(period.domains))
-        for name in finished.vms:
-            vms.setdefault(name, {})[number] = _encode_slice(period.domains[name], _DOMAIN_FIELDS)
-        more = {"vm": list(finished.vms)} if period.node.time_ms.size else {}
-        node_slices.append(_encode_slice(_with_valid_config(period.node), FIELDS, more))
+        period = store.read(node, *calendar.bounds_ms(number), _FIELDS)
+        vm_samples = period.domains
+        finished = build_slice(
+            number, calendar, settings.rules, known, period.node, last_configs(vm_samples), vm_samples
+        )
+        for i, name in enumerate(finished.vms):
+            columns = {
+                resource.name: _known(finished.usage(resource).vm_config[i : i + 1]) for resource in RESOURCES
+            } | {f"{resource.name}_usage": _known(finished.usage(resource).vm_usage[i]) for resource in RESOURCES}
+            vms.setdefault(name, {})[number] = _encode_slice(vm_samples.get(name), columns)
+        node_slices.append(_encode_node(period.node, finished))
         samples += period.node.time_ms.size
         on_slice()
     if not samples:
@@ -63,19 +71,26 @@ def export(
     yield b"}}\n"
 
 
-def _with_valid_config(node: Samples) -> Samples:
-    """Samples without the configurations that the trace reader refuses and the live estimator ignores."""
-    configs = {name: valid_node_config(node.fields[name]) for name in CONFIG_FIELDS}
-    return Samples(node.time_ms, {**node.fields, **configs})
-
-
-def _encode_slice(samples: Samples, fields: tuple[str, ...], more: dict[str, Any] | None = None) -> bytes:
-    """A slice of a node or a VM in full precision, with null for a missing sample."""
+def _encode_node(samples: Samples, finished: Slice) -> bytes:
     if not samples.time_ms.size:
         return b"{}"
-    columns = {
-        name: valid_samples(samples.fields[name]).tolist()
-        for name in fields
-        if not np.isnan(samples.fields[name]).all()
-    }
-    return msgspec.json.encode({"time": (samples.time_ms / 1000).tolist(), **columns, **(more or {})})
+    columns = {resource.name: _known(np.array([finished.usage(resource).config])) for resource in RESOURCES}
+    columns |= {f"{resource.name}_usage": finished.usage(resource).node for resource in RESOURCES}
+    return _encode_slice(samples, columns, {"vm": list(finished.vms)})
+
+
+def _known(values: FloatArray) -> FloatArray:
+    return values[~np.isnan(values)]
+
+
+def _encode_slice(
+    samples: Samples | None, columns: Mapping[str, FloatArray], more: Mapping[str, Any] | None = None
+) -> bytes:
+    """A slice of a node or a VM in full precision; a VM that is only known from the slice before has no times."""
+    lists: dict[str, Any] = {name: values.tolist() for name, values in columns.items() if values.size}
+    if samples is not None:
+        lists["time"] = (samples.time_ms / 1000).tolist()
+        resident = samples.fields["mem_rss"]
+        if not np.isnan(resident).all():
+            lists["mem_rss"] = valid_samples(resident).tolist()
+    return msgspec.json.encode({**lists, **(more or {})})

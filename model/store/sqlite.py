@@ -20,8 +20,8 @@ from .sqlite_blocks import (
     decode_period,
     decode_sample,
     encode_block,
-    parse_layout,
 )
+from .sqlite_layouts import LAYOUT_SCHEMA, LayoutNumbers, delete_unused, read_layouts, upgrade
 
 #: Rows deleted by one transaction; a writer waits at most for that many.
 _DELETED_AT_ONCE = 2000
@@ -32,7 +32,7 @@ _LOCK_TIMEOUT_S = 10.0
 #: SQLite's message for a file of another kind.
 _NOT_A_DATABASE = "file is not a database"
 
-#: Cached numbers of nodes and of layouts.
+#: Cached numbers of nodes.
 _MOST_CACHED = 10_000
 
 #: Rows of the first query, and of the largest, that searches backwards for configurations.
@@ -41,7 +41,7 @@ _LARGEST_SEARCH = 256
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS node(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE IF NOT EXISTS layout(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    *LAYOUT_SCHEMA,
     "CREATE TABLE IF NOT EXISTS tick(id INTEGER PRIMARY KEY, node INTEGER NOT NULL, time_ms INTEGER NOT NULL, "
     "layout INTEGER NOT NULL, data BLOB NOT NULL)",
     "CREATE UNIQUE INDEX IF NOT EXISTS tick_of_node ON tick(node, time_ms)",
@@ -58,6 +58,7 @@ _SELECT_LAST = f"SELECT time_ms, layout, data {_OF_NODE} ORDER BY time_ms DESC L
 _SELECT_NODES = "SELECT name FROM node WHERE EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id) ORDER BY name"
 _INSERT = "INSERT OR IGNORE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM tick WHERE id IN (SELECT id FROM tick WHERE time_ms < ? LIMIT ?)"
+_DELETE_NODES = "DELETE FROM node WHERE NOT EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id)"
 
 
 class SqliteStore:
@@ -80,7 +81,9 @@ class SqliteStore:
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._nodes: dict[str, int] = {}
-        self._layouts: dict[str, int] = {}
+        self._layouts = LayoutNumbers()
+        #: Connection and its number of changes by others, for which the cached numbers are valid.
+        self._version: tuple[int, int] | None = None
 
     def open(self) -> None:
         """Create folder and file if necessary, and verify that the file is a store.
@@ -113,8 +116,9 @@ class SqliteStore:
     def write(self, samples: Sequence[Encoded]) -> int:
         """Write all samples in one transaction."""
         with self._transaction() as connection:
+            self._check_version(connection)
             rows = [
-                (self._id(connection, "node", node), time_ms, self._id(connection, "layout", layout), block)
+                (self._node(connection, node), time_ms, self._layouts.number(connection, layout, time_ms), block)
                 for node, time_ms, layout, block in (sample.payload for sample in samples)
             ]
             connection.executemany(_INSERT, rows)
@@ -123,7 +127,10 @@ class SqliteStore:
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
         """Read all rows of a period with one query."""
         rows = self._query(_SELECT_PERIOD, (node, start_ms, end_ms))
-        return decode_period(rows, self._read_layouts({layout for _, layout, _ in rows}), fields, domains=domains)
+        layouts = self._read_layouts({layout for _, layout, _ in rows})
+        # A row that expires at the same time may have lost its layout.
+        rows = [row for row in rows if row[1] in layouts]
+        return decode_period(rows, layouts, fields, domains=domains)
 
     def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
         """Search backwards from the newest row until all configurations are found; usually one row is enough."""
@@ -136,7 +143,11 @@ class SqliteStore:
         while missing:
             rows = self._query(_SELECT_NEWEST, (node, start_ms, before, limit))
             for _, number, block in rows:
-                layout = layouts.get(number) or self._read_layouts({number})[number]
+                if number not in layouts:
+                    layouts |= self._read_layouts({number})  # a row that was written in the meantime
+                if number not in layouts:
+                    continue  # one that expires at the same time
+                layout = layouts[number]
                 for name, field, value in decode_configs(layout, block):
                     if (name, field) in missing:
                         configs.setdefault(name, {})[field] = value
@@ -157,12 +168,16 @@ class SqliteStore:
 
     def last(self, node: str) -> ScrapeSample | None:
         """Newest sample of a node."""
-        for time_ms, layout, block in self._query(_SELECT_LAST, (node,)):
-            return decode_sample(node, time_ms, self._read_layouts({layout})[layout], block)
+        for time_ms, number, block in self._query(_SELECT_LAST, (node,)):
+            for layout in self._read_layouts({number}).values():
+                return decode_sample(node, time_ms, layout, block)
         return None
 
     def expire(self, now_s: float | None = None) -> int:
-        """Delete samples older than the retention, a part at a time; the number of deleted samples."""
+        """Delete samples older than the retention, a part at a time; the number of deleted samples.
+
+        Layouts and nodes that no sample uses any more are deleted as well.
+        """
         oldest_ms = ((time.time() if now_s is None else now_s) - self.retention_s) * 1000.0
         total = 0
         while True:
@@ -170,7 +185,14 @@ class SqliteStore:
                 deleted = connection.execute(_DELETE, (oldest_ms, _DELETED_AT_ONCE)).rowcount
             total += deleted
             if deleted < _DELETED_AT_ONCE:
-                return total
+                break
+        deleted = _DELETED_AT_ONCE
+        while deleted >= _DELETED_AT_ONCE:
+            with self._transaction() as connection:
+                upgrade(connection)
+                deleted = delete_unused(connection, oldest_ms, _DELETED_AT_ONCE)
+                connection.execute(_DELETE_NODES)
+        return total
 
     def check(self) -> str:
         """Count samples and nodes in a transaction that could write."""
@@ -241,28 +263,35 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
-    def _id(self, connection: sqlite3.Connection, table: str, name: str) -> int:
-        """Number of a node or layout; a new one is inserted."""
-        cache = self._nodes if table == "node" else self._layouts
-        if len(cache) > _MOST_CACHED:
-            cache.clear()
-        if name not in cache:
-            # The table is one of two constants; the name is a bound value.
-            connection.execute(f"INSERT OR IGNORE INTO {table}(name) VALUES (?)", (name,))  # noqa: S608
-            row = connection.execute(f"SELECT id FROM {table} WHERE name = ?", (name,)).fetchone()  # noqa: S608
-            cache[name] = int(row[0])
-        return cache[name]
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        """Forget cached numbers when another connection has changed the file; it may have deleted their rows."""
+        ((changes,),) = connection.execute("PRAGMA data_version").fetchall()
+        version = (id(connection), int(changes))
+        if version != self._version:
+            self._clear_ids()
+            upgrade(connection)
+            self._version = version
+
+    def _node(self, connection: sqlite3.Connection, name: str) -> int:
+        """Number of a node; a new one is inserted."""
+        if len(self._nodes) > _MOST_CACHED:
+            self._nodes.clear()
+        if name not in self._nodes:
+            connection.execute("INSERT OR IGNORE INTO node(name) VALUES (?)", (name,))
+            ((number,),) = connection.execute("SELECT id FROM node WHERE name = ?", (name,)).fetchall()
+            self._nodes[name] = int(number)
+        return self._nodes[name]
 
     def _clear_ids(self) -> None:
         self._nodes.clear()
         self._layouts.clear()
+        self._version = None
 
     def _read_layouts(self, numbers: set[int]) -> dict[int, Layout]:
-        layouts = {}
-        for number in numbers:
-            ((text,),) = self._query("SELECT name FROM layout WHERE id = ?", (number,))
-            layouts[number] = parse_layout(text)
-        return layouts
+        try:
+            return read_layouts(self._connection(), numbers)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
 
 def _message(error: BaseException) -> str:

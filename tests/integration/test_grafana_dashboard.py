@@ -174,7 +174,7 @@ def dashboard(influx: tuple[str, str, str]) -> Iterator[FilledBucket]:
         samples = []
         for at_ms in range(now_ms - 600_000, now_ms, 5000):
             page = render_vmprobe(worker, worker.epoch_ms(at_ms))
-            sample = rates.update(pages.read(page))
+            sample = rates.update(pages.read(page)).sample
             if sample is not None:
                 samples.append(store.encode(sample))
         assert store.write(samples) == 0

@@ -400,8 +400,8 @@ def test_numbers_assigned_in_a_failed_transaction_are_not_used(tmp_path: Path) -
     """A write that fails in the middle also removes its new nodes and layouts."""
     store = SqliteStore(tmp_path / "s", 86400)
     good, bad = store.encode(sample(0)), store.encode(sample(1))
-    node, _, layout, data = bad.payload
-    broken = type(bad)((node, object(), layout, data), bad.size, bad.points)
+    node, time_ms, layout, _ = bad.payload
+    broken = type(bad)((node, time_ms, layout, object()), bad.size, bad.points)
     batch = [good, broken]
     with pytest.raises(StoreUnavailable):
         store.write(batch)

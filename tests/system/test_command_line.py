@@ -177,6 +177,7 @@ def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
             "misc/benchmarks/bench_ballooning.py",
         ),
         *("misc/benchmarks/bench_live.py", "misc/benchmarks/bench_stability.py"),
+        *("misc/benchmarks/bench_hostile.py", "misc/benchmarks/soak.py"),
     ],
 )
 def test_program_without_its_libraries_says_how_to_get_them(program: str, tmp_path: Path) -> None:

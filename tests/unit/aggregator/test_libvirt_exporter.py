@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from model.aggregator.exposition import PageError
@@ -12,18 +14,24 @@ from tests.conftest import SHARED
 CAPTURES = SHARED / "captures"
 needs_captures = pytest.mark.skipif(not CAPTURES.is_dir(), reason="needs the shared folder with captured pages")
 
-NODE = b"""\
-node_cpu_seconds_total{cpu="0",mode="idle"} 1000
-node_cpu_seconds_total{cpu="0",mode="iowait"} 10
-node_cpu_seconds_total{cpu="0",mode="user"} 100.5
-node_cpu_seconds_total{cpu="0",mode="nice"} 1
-node_cpu_seconds_total{cpu="0",mode="system"} 20
-node_cpu_seconds_total{cpu="1",mode="user"} 50
-node_cpu_seconds_total{cpu="1",mode="steal"} 2
-node_cpu_guest_seconds_total{cpu="0",mode="user"} 90
-node_memory_MemTotal_bytes 2.097152e+09
-node_memory_MemAvailable_bytes 1.048576e+09
-"""
+SECONDS = {
+    "0": {"idle": 1000, "iowait": 10, "user": 100.5, "nice": 1, "system": 20, "irq": 0.25, "softirq": 0.5, "steal": 0},
+    "1": {"idle": 900, "iowait": 0, "user": 50, "nice": 0, "system": 0, "irq": 0, "softirq": 0, "steal": 2},
+}
+MEMORY = "node_memory_MemTotal_bytes 2.097152e+09\nnode_memory_MemAvailable_bytes 1.048576e+09\n"
+
+
+def node_page(seconds: Mapping[str, Mapping[str, object]] = SECONDS, more: str = "") -> bytes:
+    lines = [
+        f'node_cpu_seconds_total{{cpu="{cpu}",mode="{mode}"}} {value}\n'
+        for cpu, modes in seconds.items()
+        for mode, value in modes.items()
+    ]
+    guest = 'node_cpu_guest_seconds_total{cpu="0",mode="user"} 90\n'
+    return ("".join(lines) + guest + more + MEMORY).encode()
+
+
+NODE = node_page()
 
 
 def domain(name: str, dialect: str) -> str:
@@ -42,15 +50,43 @@ def domain(name: str, dialect: str) -> str:
 
 
 def labels(libvirt: str | None, node: bytes = NODE) -> Scrape:
-    return LabelReader().read(node, None if libvirt is None else libvirt.encode(), 1000.0)
+    return LabelReader().read(node, 1000.0, None if libvirt is None else libvirt.encode(), 1200.0)
 
 
-def test_cpu_time_of_a_node_excludes_idle_and_iowait() -> None:
+def test_modes_of_the_cores_are_summed_as_vmprobe_does() -> None:
     scrape = labels("")
     assert scrape.node["cpu_total"] == 2
-    assert scrape.node["cpu_user"] + scrape.node["cpu_kernel"] == pytest.approx((100.5 + 1 + 20 + 50 + 2) * 1e9)
+    assert scrape.node["cpu_user"] == pytest.approx((100.5 + 1 + 50) * 1e9)
+    assert scrape.node["cpu_kernel"] == pytest.approx((20 + 0.25 + 0.5 + 2) * 1e9)
+    assert (scrape.node["cpu_idle"], scrape.node["cpu_iowait"]) == (1900e9, 10e9)
     assert scrape.node["memory_total"] == 2097152000 / 1024
     assert scrape.epoch_ms == 1000.0
+
+
+COUNTERS = {"cpu_user", "cpu_kernel", "cpu_idle", "cpu_iowait"}
+
+
+@pytest.mark.parametrize("mode", ["user", "steal", "idle", "iowait"])
+@pytest.mark.parametrize("value", [None, "NaN", "+Inf", "x"])
+def test_counters_are_missing_when_one_core_lacks_a_mode(mode: str, value: str | None) -> None:
+    modes: dict[str, dict[str, object]] = {cpu: dict(seconds) for cpu, seconds in SECONDS.items()}
+    if value is None:
+        del modes["1"][mode]
+    else:
+        modes["1"][mode] = value
+    node = labels("", node_page(modes)).node
+    assert node.keys().isdisjoint(COUNTERS)
+    assert node["cpu_total"] == 2
+
+
+def test_counters_are_missing_when_a_series_is_on_the_page_twice() -> None:
+    twice = 'node_cpu_seconds_total{cpu="1",mode="user",host="b"} 50\n'
+    assert "cpu_user" not in labels("", node_page(more=twice)).node
+
+
+def test_time_of_the_page_is_preferred_to_the_time_of_the_request() -> None:
+    scrape = labels("", node_page(more="node_time_seconds 1.5\n"))
+    assert (scrape.epoch_ms, scrape.received_ms, scrape.domains_ms) == (1500.0, 1000.0, 1200.0)
 
 
 @pytest.mark.parametrize("dialect", ["kumina", "tinkoff", "inovex"])
@@ -80,9 +116,25 @@ def test_domain_that_is_shut_off_is_omitted(state: str) -> None:
     assert set(labels(off + on).domains or ()) == {"on"}
 
 
-@pytest.mark.parametrize("page", [None, "", "libvirt_up 0\n", "libvirt_up 0\n" + domain("a", "kumina")])
-def test_domains_are_unknown_without_a_valid_page_of_the_exporter(page: str | None) -> None:
-    assert labels(page).domains is None
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        ("", "no metric of libvirt on its page"),
+        ("node_load1 1\n", "no metric of libvirt on its page"),
+        ("libvirt_up 0\n", "libvirt_up is 0"),
+        ("libvirt_up 0\n" + domain("a", "kumina"), "libvirt_up is 0"),
+        (domain("a", "kumina")[:-3], "the page is truncated in the middle of a line"),
+    ],
+)
+def test_domains_are_unknown_without_a_valid_page_of_the_exporter(page: str, problem: str) -> None:
+    scrape = labels(page)
+    assert scrape.domains is None
+    assert scrape.problem == f"the libvirt exporter does not report them: {problem}"
+
+
+def test_domains_are_unknown_without_the_page_of_the_exporter() -> None:
+    scrape = LabelReader().read(NODE, 1000.0, problem="HTTP status 500")
+    assert (scrape.domains, scrape.problem) == (None, "the libvirt exporter does not report them: HTTP status 500")
 
 
 def test_exporter_without_domains_reports_none() -> None:
@@ -97,9 +149,23 @@ def test_name_with_escaped_characters_is_read() -> None:
 def test_invalid_line_of_a_label_page_is_skipped_and_counted() -> None:
     reader = LabelReader()
     bad = 'libvirt_domain_info_virtual_cpus{domain="b"\nlibvirt_domain_info_virtual_cpus{domain="c"} x\n'
-    scrape = reader.read(NODE, (bad + domain("a", "kumina")).encode(), 1.0)
-    assert set(scrape.domains or ()) == {"a"}
+    scrape = reader.read(NODE, 1.0, (bad + domain("a", "kumina")).encode(), 1.0)
+    # Domain c runs, its allocation is unknown.
+    assert set(scrape.domains or ()) == {"a", "c"}
+    assert (scrape.domains or {})["c"] == {}
     assert reader.bad_lines == 2
+
+
+def test_domain_on_the_page_twice_has_no_allocation() -> None:
+    text = domain("a", "tinkoff") + domain("a", "tinkoff").replace('"a"', '"a",host="b"')
+    assert "cpu_alloc" not in (labels(text).domains or {})["a"]
+
+
+def test_domain_without_vcpus_runs_and_its_allocation_is_unknown() -> None:
+    without = "".join(line + "\n" for line in domain("a", "kumina").splitlines() if "virtual_cpus" not in line)
+    domains = labels("libvirt_up 1\n" + without + domain("b", "kumina")).domains or {}
+    assert set(domains) == {"a", "b"}
+    assert "cpu_alloc" not in domains["a"]
 
 
 @pytest.mark.parametrize("page", [b"", b"<html></html>", b"node_load1 1\n"])
@@ -112,25 +178,27 @@ def test_page_that_is_not_of_node_exporter_is_refused(page: bytes) -> None:
 def test_captured_label_pages_are_read() -> None:
     scrape = LabelReader().read(
         (CAPTURES / "node_exporter_with_vmprobe.txt").read_bytes(),
+        1.0,
         (CAPTURES / "libvirt_exporter.txt").read_bytes(),
         1.0,
     )
     assert set(scrape.domains or ()) == {"vm1", "vm-two"}
     assert (scrape.domains or {})["vm-two"]["cpu_cputime"] == 8.7e9
     assert scrape.node["cpu_total"] == 2
+    assert scrape.node.keys() >= COUNTERS
+    assert scrape.epoch_ms == 1795357990536
 
 
 def test_label_page_truncated_in_a_number_is_refused() -> None:
     with pytest.raises(PageError):
         labels("", NODE[:-4])
-    assert labels("libvirt_up 1\n" + domain("a", "kumina")[:-3]).domains is None
 
 
 def test_cpu_time_is_absent_when_the_cores_change() -> None:
     reader = LabelReader()
-    reader.read(NODE, b"", 1.0)
-    without = b"".join(line for line in NODE.splitlines(keepends=True) if b'cpu="1"' not in line)
-    scrape = reader.read(without, b"", 2.0)
+    reader.read(NODE, 1.0)
+    without = node_page({"0": SECONDS["0"]})
+    scrape = reader.read(without, 2.0)
     assert "cpu_user" not in scrape.node
     assert scrape.node["cpu_total"] == 1
-    assert "cpu_user" in reader.read(without, b"", 3.0).node
+    assert "cpu_user" in reader.read(without, 3.0).node

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.aggregator.node_clock import ClockBehind
 from model.aggregator.rates import NodeRates
 from model.aggregator.vmprobe import VmprobeReader
 from model.samples import Scrape, ScrapeSample
@@ -19,11 +20,14 @@ CAPTURES = SHARED / "captures"
 NS = 1e9
 
 
-def node(**changes: float) -> dict[str, float]:
+def node(at_ms: float = 0.0, **changes: float) -> dict[str, float]:
+    """A node of 4 cores whose counters confirm each other at a time."""
+    busy = {"cpu_user": 100 * NS, "cpu_kernel": 10 * NS} | changes
     return {
         "cpu_total": 4.0,
         "cpu_user": 100 * NS,
         "cpu_kernel": 10 * NS,
+        "cpu_idle": 4 * (1000 * NS + at_ms * 1e6) - busy["cpu_user"] - busy["cpu_kernel"],
         "memory_total": 8192 * 1024.0,
         "memory_available": 6144 * 1024.0,
         **changes,
@@ -42,7 +46,13 @@ def vm(**changes: float) -> dict[str, float]:
 
 def samples_of(*scrapes: Scrape) -> list[ScrapeSample | None]:
     rates = NodeRates("http://w1/metrics")
-    return [rates.update(scrape) for scrape in scrapes]
+    return [rates.update(scrape).sample for scrape in scrapes]
+
+
+def problems_of(*scrapes: Scrape) -> list[str]:
+    """Reasons of the last scrape."""
+    rates = NodeRates("http://w1/metrics")
+    return [problem.reason for problem in [rates.update(scrape) for scrape in scrapes][-1].problems]
 
 
 def last(*scrapes: Scrape) -> ScrapeSample:
@@ -84,8 +94,9 @@ def test_captured_pages_give_the_fields_that_the_original_stored() -> None:
     reader, rates = VmprobeReader("vmprobe"), NodeRates("u")
     compared = 0
     for k, page in enumerate(pages):
-        sample = rates.update(reader.read(page.read_bytes()))
+        sample, problems = rates.update(reader.read(page.read_bytes()))
         assert sample is not None
+        assert problems == []
         for name, fields in [("", sample.fields), *sample.domains.items()]:
             stored = original[name, sample.time_ms]
             omitted = FIRST if k == 0 else AGAIN if k == len(pages) - 1 else set()
@@ -107,8 +118,8 @@ def test_captured_pages_give_the_fields_that_the_original_stored() -> None:
 def test_usage_is_the_increase_of_cpu_time_since_the_last_scrape() -> None:
     # The node: 8 + 2 s of CPU in 5 s: 2 cores. The VM: 2.5 s in 5 s: half a core.
     sample = last(
-        Scrape(10_000, node(), {"a": vm()}),
-        Scrape(15_000, node(cpu_user=108 * NS, cpu_kernel=12 * NS), {"a": vm(cpu_cputime=52.5 * NS)}),
+        Scrape(10_000, node(10_000), {"a": vm()}),
+        Scrape(15_000, node(15_000, cpu_user=108 * NS, cpu_kernel=12 * NS), {"a": vm(cpu_cputime=52.5 * NS)}),
     )
     assert sample.time_ms == 15_000
     assert sample.fields["cpu_usage"] == pytest.approx(2.0)
@@ -119,7 +130,7 @@ def test_usage_is_the_increase_of_cpu_time_since_the_last_scrape() -> None:
 
 
 def test_sizes_need_one_scrape_and_are_in_mb_of_2_to_the_20_bytes() -> None:
-    sample = last(Scrape(1, node(), {"a": vm(memory_rss=512 * 1024.0)}))
+    sample = last(Scrape(1, node(1), {"a": vm(memory_rss=512 * 1024.0)}))
     assert (sample.fields["cpu"], sample.fields["mem"], sample.fields["mem_usage"]) == (4.0, 8192.0, 2048.0)
     assert sample.fields["vm_number"] == 1
     assert sample.fields["oc_cpu"] == 0.5
@@ -135,30 +146,30 @@ SCHED = {"sched_runtime": 5.0, "sched_waittime": 1.0, "sched_timeslices": 1.0, "
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param(None, Scrape(5000, node(), {"a": vm(**SCHED)}), id="first scrape"),
+        pytest.param(None, Scrape(5000, node(5000), {"a": vm(**SCHED)}), id="first scrape"),
         pytest.param(
-            Scrape(10_000, node(), {"a": vm(**SCHED)}),
-            Scrape(5000, node(cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
+            Scrape(10_000, node(10_000), {"a": vm(**SCHED)}),
+            Scrape(5000, node(5000, cpu_user=101 * NS), {"a": vm(**SCHED, cpu_usertime=1)}),
             id="clock went back",
         ),
         pytest.param(
-            Scrape(1000, node(cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
-            Scrape(5000, node(**SCHED), {"a": vm(**SCHED)}),
+            Scrape(1000, node(1000, cpu_user=200 * NS, **SCHED), {"a": vm(**{**SCHED, "cpu_cputime": 60 * NS})}),
+            Scrape(5000, node(5000, **SCHED), {"a": vm(**SCHED)}),
             id="host and VM restarted",
         ),
     ],
 )
 def test_unknown_rates_are_absent(first: Scrape | None, second: Scrape) -> None:
     sample = last(*([first] if first else []), second)
-    assert not RATES - {"elapsed_time"} & sample.fields.keys()
+    assert not RATES & sample.fields.keys()
     assert not RATES & sample.domains["a"].keys()
     assert "oc_cpu_d" not in sample.fields
 
 
 def test_restarted_vm_alone_has_no_rates() -> None:
     sample = last(
-        Scrape(1000, node(), {"a": vm(), "b": vm()}),
-        Scrape(2000, node(cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
+        Scrape(1000, node(1000), {"a": vm(), "b": vm()}),
+        Scrape(2000, node(2000, cpu_user=101 * NS), {"a": vm(cpu_cputime=0.1 * NS), "b": vm(cpu_cputime=51 * NS)}),
     )
     assert "cpu_usage" not in sample.domains["a"]
     assert sample.domains["b"]["cpu_usage"] == pytest.approx(1.0)
@@ -167,47 +178,47 @@ def test_restarted_vm_alone_has_no_rates() -> None:
 
 def test_one_decreased_counter_makes_all_rates_of_its_machine_unknown() -> None:
     sample = last(
-        Scrape(1000, node(), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
-        Scrape(2000, node(), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
+        Scrape(1000, node(1000), {"a": vm(sched_runtime=9.0, sched_waittime=1.0)}),
+        Scrape(2000, node(2000), {"a": vm(sched_runtime=1.0, sched_waittime=2.0, cpu_cputime=51 * NS)}),
     )
     assert not RATES & sample.domains["a"].keys()
 
 
 def test_rates_are_unknown_after_the_clock_was_set() -> None:
     busy = {"a": vm(cpu_cputime=55 * NS)}
-    sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(1001, node(cpu_user=105 * NS), busy))
+    sample = last(Scrape(1000, node(1000), {"a": vm()}), Scrape(1001, node(1001, cpu_user=105 * NS), busy))
     assert not RATES & sample.fields.keys()
     assert not RATES & sample.domains["a"].keys()
 
 
 def test_page_with_the_same_time_gives_no_sample() -> None:
-    first = Scrape(1000, node(), {"a": vm()})
-    assert samples_of(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()}))[1] is None
-    assert last(first, first, Scrape(2000, node(cpu_user=102 * NS), {"a": vm()})).fields["cpu_usage"] == pytest.approx(
-        2.0
-    )
+    first = Scrape(1000, node(1000), {"a": vm()})
+    assert samples_of(first, first, Scrape(2000, node(2000, cpu_user=102 * NS), {"a": vm()}))[1] is None
+    assert last(first, first, Scrape(2000, node(2000, cpu_user=102 * NS), {"a": vm()})).fields[
+        "cpu_usage"
+    ] == pytest.approx(2.0)
 
 
 def test_vm_that_returns_starts_fresh() -> None:
     there = {"a": vm(), "b": vm(cpu_cputime=60 * NS)}
     sample = last(
-        Scrape(1000, node(), there),
-        Scrape(2000, node(), {"a": vm()}),
-        Scrape(3000, node(), {"a": vm(), "b": vm(cpu_cputime=90 * NS)}),
+        Scrape(1000, node(1000), there),
+        Scrape(2000, node(2000), {"a": vm()}),
+        Scrape(3000, node(3000), {"a": vm(), "b": vm(cpu_cputime=90 * NS)}),
     )
     assert "cpu_usage" not in sample.domains["b"]
     assert "cpu_usage" in sample.domains["a"]
 
 
 def test_unknown_vms_are_stored_as_missing() -> None:
-    sample = last(Scrape(1000, node(), {"a": vm()}), Scrape(2000, node(cpu_user=101 * NS), None))
+    sample = last(Scrape(1000, node(1000), {"a": vm()}), Scrape(2000, node(2000, cpu_user=101 * NS), None))
     assert sample.domains == {}
     assert "vm_number" not in sample.fields
     assert sample.fields["cpu_usage"] == pytest.approx(1.0)
 
 
 def test_node_without_vms_has_sums_of_zero() -> None:
-    sample = last(Scrape(1000, node(), {}), Scrape(2000, node(), {}))
+    sample = last(Scrape(1000, node(1000), {}), Scrape(2000, node(2000), {}))
     assert sample.fields["vm_number"] == 0
     assert (sample.fields["oc_cpu"], sample.fields["oc_cpu_d"], sample.fields["minflt_sum"]) == (0, 0, 0)
 
@@ -220,7 +231,7 @@ def test_missing_metric_is_a_missing_field() -> None:
 
 def test_wait_ratio_without_run_time_is_zero() -> None:
     still = {"sched_runtime": 1.0, "sched_waittime": 1.0}
-    assert last(Scrape(1, node(**still), {}), Scrape(2, node(**still), {})).fields["sched_busy"] == 0
+    assert last(Scrape(1, node(1, **still), {}), Scrape(2, node(2, **still), {})).fields["sched_busy"] == 0
 
 
 def test_ratios_of_hardware_counters() -> None:
@@ -232,9 +243,203 @@ def test_ratios_of_hardware_counters() -> None:
         "perf_hwcachemisses": 3.0,
         "perf_hwcachereferences": 0.0,
     }
-    fields = last(Scrape(1, node(**perf), {})).fields
+    fields = last(Scrape(1, node(1, **perf), {})).fields
     assert (fields["cpi"], fields["bmr"], fields["hwcpucycles"]) == (1.5, 0.1, 300.0)
     assert "cmr" not in fields
+
+
+# --- figures that confirm each other ----------------------------------------------------------------
+
+
+def busy(at_ms: float, cores: float) -> dict[str, float]:
+    """A node that has used some of its 4 cores since time 0."""
+    return node(at_ms, cpu_user=100 * NS + cores * at_ms * 1e6)
+
+
+def scrapes(*pages: tuple[float, dict[str, float]]) -> list[Scrape]:
+    return [Scrape(at_ms, page, {}) for at_ms, page in pages]
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        pytest.param(busy(5000, 3.5), "cpu_still", id="counters stand still while the time goes on"),
+        pytest.param(busy(10_500, 3.5), "cpu_time", id="counters of a tenth of the period"),
+        pytest.param(busy(7500, 3.5), "cpu_time", id="counters of half of the period"),
+        pytest.param(busy(25_000, 3.5), "cpu_time", id="counters of four times the period"),
+        pytest.param({**busy(10_000, 3.5), "cpu_user": 117.5 * NS}, "cpu_time", id="busy time stands still"),
+        pytest.param({**busy(10_000, 3.5), "cpu_idle": 9e18}, "cpu_time", id="impossible idle time"),
+        pytest.param({**busy(10_000, 3.5), "cpu_total": 1e9}, "cpu_time", id="impossible number of cores"),
+        pytest.param(
+            {**busy(10_000, 3.5), "cpu_total": 1e300}, "cpu_time", id="number of cores near the largest float"
+        ),
+        pytest.param(
+            {k: v for k, v in busy(10_000, 3.5).items() if k != "cpu_idle"}, "cpu_counters", id="no idle time"
+        ),
+        pytest.param(
+            {k: v for k, v in busy(10_000, 3.5).items() if k != "cpu_user"}, "cpu_counters", id="no user time"
+        ),
+    ],
+)
+def test_usage_is_missing_when_busy_and_idle_time_do_not_make_up_the_period(
+    second: dict[str, float], reason: str
+) -> None:
+    pages = scrapes((5000, busy(5000, 3.5)), (10_000, second))
+    assert "cpu_usage" not in last(*pages).fields
+    assert reason in problems_of(*pages)
+
+
+def test_usage_is_known_within_the_tolerance() -> None:
+    for period_ms in (4850, 5000, 5150):
+        pages = scrapes((5000, busy(5000, 3.5)), (5000 + period_ms, busy(10_000, 3.5)))
+        assert last(*pages).fields["cpu_usage"] == pytest.approx(3.5 * 5000 / period_ms)
+        assert problems_of(*pages) == []
+
+
+@given(st.integers(2, 6), st.floats(0, 4), st.integers(1, 5))
+def test_counters_that_a_cache_repeats_give_the_usage_of_the_whole_period(every: int, cores: float, count: int) -> None:
+    pages = [(1000.0 * k, busy(1000.0 * (k // every) * every, cores)) for k in range(every * count + 1)]
+    samples = [sample for sample in samples_of(*scrapes(*pages)) if sample is not None]
+    usage = [sample.fields["cpu_usage"] for sample in samples if "cpu_usage" in sample.fields]
+    assert usage == pytest.approx([cores] * count)
+    assert [sample.fields["elapsed_time"] for sample in samples if "elapsed_time" in sample.fields] == [
+        1000.0 * every
+    ] * count
+
+
+def test_usage_of_a_node_is_missing_when_its_vms_used_more() -> None:
+    pages = [
+        Scrape(5000.0 * k, busy(5000.0 * k, 0.2), {"a": vm(cpu_alloc=4.0, cpu_cputime=15 * NS * k)}) for k in (1, 2)
+    ]
+    assert "cpu_usage" not in last(*pages).fields
+    assert problems_of(*pages) == ["cpu_vms"]
+
+
+@pytest.mark.parametrize("available", [8193 * 1024.0, 1e18, -1.0])
+def test_memory_that_is_impossible_is_missing(available: float) -> None:
+    page = Scrape(1000, node(1000, memory_available=available), {})
+    assert "mem_usage" not in last(page).fields
+    assert problems_of(page) == ["memory"]
+
+
+def sized(at_ms: float, **sizes: float) -> Scrape:
+    """A page; the time of its arrival is its own."""
+    return Scrape(at_ms, node(at_ms, **sizes), {}, received_ms=at_ms)
+
+
+def test_larger_memory_is_believed_after_a_minute_and_three_scrapes() -> None:
+    twice = {"memory_total": 16384 * 1024.0, "memory_available": 14336 * 1024.0}
+    pages = [sized(5000), *(sized(5000.0 * k, **twice) for k in range(2, 16))]
+    assert [sample.fields["mem"] for sample in samples_of(*pages) if sample] == [8192.0] * 13 + [16384.0] * 2
+    assert problems_of(*pages[:4]) == ["size"]
+    assert problems_of(*pages) == []
+    # Few scrapes in a long time are no confirmation.
+    assert last(sized(5000), sized(10_000, **twice), sized(900_000, **twice)).fields["mem"] == 8192.0
+
+
+def test_memory_sixteen_times_larger_is_believed_after_a_boot_only() -> None:
+    wrong = {"memory_total": 8192 * 2.0**14, "memory_available": 6144 * 2.0**14}
+    pages = [sized(5000), *(sized(5000.0 * k, **wrong) for k in range(2, 40))]
+    sample = last(*pages)
+    assert sample.fields["mem"] == 8192.0
+    assert "mem_usage" not in sample.fields
+    booted = [sized(5000), *(sized(5000.0 * k, **wrong, cpu_user=1.0, cpu_kernel=1.0) for k in range(2, 40))]
+    assert last(*booted).fields["mem"] == 8192.0 * 16
+
+
+def test_smaller_size_is_believed_at_once() -> None:
+    pages = [sized(5000), sized(10_000, memory_total=4096 * 1024.0, memory_available=2048 * 1024.0)]
+    assert last(*pages).fields["mem"] == 4096.0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cpu_total": 1e9}, {"cpu_total": 0.0}, {"memory_total": 1e18}, {"memory_total": 2.0**32}]
+)
+def test_first_size_that_is_impossible_is_missing(changes: dict[str, float]) -> None:
+    fields = last(sized(5000, **changes)).fields
+    assert ("cpu" not in fields) == ("cpu_total" in changes)
+    assert ("mem" not in fields) == ("memory_total" in changes)
+
+
+def test_perf_counter_with_the_name_of_a_field_is_not_stored() -> None:
+    hostile = dict.fromkeys(("perf_cpu", "perf_mem", "perf_cpu_usage", "perf_oc_cpu", "perf_vm_number"), 1e6)
+    sample = last(Scrape(1000, node(1000, **hostile), {"a": vm(**hostile)}))
+    assert (sample.fields["cpu"], sample.fields["mem"], sample.fields["oc_cpu"]) == (4.0, 8192.0, 0.5)
+    assert (sample.domains["a"]["cpu"], sample.domains["a"]["mem"]) == (2.0, 1024.0)
+    assert "cpu_usage" not in sample.fields
+
+
+# --- clocks -----------------------------------------------------------------------------------------
+
+
+def received(epoch_ms: float, received_ms: float, **changes: float) -> Scrape:
+    return Scrape(epoch_ms, busy(epoch_ms, 2.0) | changes, {}, received_ms)
+
+
+def test_sample_of_a_node_whose_clock_is_ahead_gets_the_time_of_this_host() -> None:
+    hour = 3_600_000.0
+    pages = [received(hour + 5000, 5000), received(hour + 10_000, 10_000)]
+    sample = last(*pages)
+    assert sample.time_ms == 10_000
+    assert sample.fields["cpu_usage"] == pytest.approx(2.0)
+    assert problems_of(*pages) == ["clock"]
+
+
+@pytest.mark.parametrize("skew_ms", [-59_000, -2000, 0, 900])
+def test_page_of_an_ordinary_age_keeps_its_time(skew_ms: float) -> None:
+    sample = last(received(100_000 + skew_ms, 100_000))
+    assert sample.time_ms == 100_000 + skew_ms
+    assert problems_of(received(100_000 + skew_ms, 100_000)) == []
+
+
+def test_old_page_is_refused_unless_its_probe_is_slow() -> None:
+    with pytest.raises(ClockBehind, match="3600 s old"):
+        last(received(5000, 3_605_000))
+    assert last(received(5000, 3_605_000, probe_delay=1_800_000.0)).time_ms == 5000
+
+
+# --- VMs --------------------------------------------------------------------------------------------
+
+
+def vms_of(at_ms: float, **cpu_s: float) -> Scrape:
+    domains = {name: vm(cpu_cputime=seconds * NS) for name, seconds in cpu_s.items()}
+    return Scrape(at_ms, busy(at_ms, 3.0), domains)
+
+
+def test_usage_of_vms_that_stop_together_is_missing_until_they_go_on() -> None:
+    pages = [vms_of(5000, a=5, b=5), vms_of(10_000, a=10, b=8), vms_of(15_000, a=10, b=8), vms_of(20_000, a=20, b=14)]
+    stopped, resumed = last(*pages[:3]), last(*pages)
+    assert all("cpu_usage" not in fields for fields in stopped.domains.values())
+    assert problems_of(*pages[:3]) == ["vms_still"]
+    # 10 s of CPU time in the 10 s since the last change.
+    assert resumed.domains["a"]["cpu_usage"] == pytest.approx(1.0)
+    assert resumed.domains["b"]["cpu_usage"] == pytest.approx(0.6)
+
+
+def test_vm_that_stops_alone_is_idle() -> None:
+    pages = [vms_of(5000, a=5, b=5), vms_of(10_000, a=10, b=8), vms_of(15_000, a=10, b=9)]
+    assert last(*pages).domains["a"]["cpu_usage"] == 0.0
+    assert problems_of(*pages) == []
+
+
+@pytest.mark.parametrize("alloc", [0.0, -2.0, 17.0, 1e9])
+def test_vm_with_an_impossible_number_of_vcpus_has_an_unknown_allocation(alloc: float) -> None:
+    page = Scrape(1000, node(1000), {"a": vm(cpu_alloc=alloc), "b": vm()})
+    sample = last(page)
+    assert "cpu" not in sample.domains["a"]
+    assert "oc_cpu" not in sample.fields
+    assert sample.fields["oc_mem"] == 0.25
+    assert problems_of(page) == ["vm_size"]
+
+
+def test_large_change_of_an_allocation_is_believed_when_it_persists() -> None:
+    pages = [
+        Scrape(1000.0 * k, node(1000.0 * k), {"a": vm(memory_alloc=size * 1024)})
+        for k, size in enumerate([1024, 16, 16, 16])
+    ]
+    samples = [sample.domains["a"]["mem"] for sample in samples_of(*pages) if sample]
+    assert samples == [1024.0, 1024.0, 1024.0, 16.0]
+    assert problems_of(*pages[:2]) == ["vm_size"]
 
 
 # --- memory while a balloon moves -------------------------------------------------------------------
@@ -288,7 +493,7 @@ def test_no_field_is_negative_or_infinite(samples: list[Any]) -> None:
     rates = NodeRates("u")
     for epoch, node_time, vm_time, there in samples:
         domains = {"a": vm(cpu_cputime=vm_time)} if there else {}
-        sample = rates.update(Scrape(float(epoch * 1000), node(cpu_user=node_time), domains))
+        sample = rates.update(Scrape(float(epoch * 1000), node(epoch * 1000, cpu_user=node_time), domains)).sample
         if sample is not None:
             for fields in (sample.fields, *sample.domains.values()):
                 assert all(0 <= value < float("inf") for value in fields.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from misc.fakeworkers.faults import ANSWERS, zeros_compressed
+from misc.fakeworkers.attacks import zeros_compressed
+from misc.fakeworkers.faults import ANSWERS
+from misc.fakeworkers.lies import LIES
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
+from model.aggregator.limits import PageLimits
 from model.aggregator.metrics import AggregatorMetrics
 from model.aggregator.rates import NodeRates
 from model.aggregator.scrape_loop import ScrapeLoop
@@ -48,6 +52,22 @@ REASONS: dict[str, str | None] = {
 }
 
 
+#: Likewise for the attacks, which test_hostile_nodes.py tests.
+ATTACK_REASONS: dict[str, str | None] = {
+    "large": "limit",
+    "escaped": None,
+    "new-vms": "limit",
+    "renamed-vms": None,
+    "new-perf": None,
+    "blanks": None,
+    "continue": "limit",
+    "headers": "limit",
+    "tiny-chunks": "limit",
+    "chunk-extensions": "limit",
+    "drip": "limit",
+}
+
+
 class Clock:
     """The time of workers and aggregator, in Unix seconds."""
 
@@ -62,7 +82,7 @@ def settings(
     stubs: tuple[Stub, ...], delay_s: float = 0.25, max_page_bytes: int = 2**20, timeout_s: float = 10.0
 ) -> AggregatorSettings:
     store = StoreSettings(None, Path("unused"), 1.0)
-    return AggregatorSettings(stubs, delay_s, timeout_s, max_page_bytes, 2**20, 0, "127.0.0.1", store)
+    return AggregatorSettings(stubs, delay_s, timeout_s, max_page_bytes, 2**20, PageLimits(), 0, "127.0.0.1", store)
 
 
 class Aggregator:
@@ -73,12 +93,12 @@ class Aggregator:
         self.registry = CollectorRegistry()
         self._clock = clock
         self._loop = asyncio.new_event_loop()
-        manager = ScrapeManager(settings, self._put, AggregatorMetrics(self.registry), clock, clock)
-        self._session = self._loop.run_until_complete(self._open(settings.timeout_s))
+        self._manager = manager = ScrapeManager(settings, self._put, AggregatorMetrics(self.registry), clock, clock)
+        self._session = self._loop.run_until_complete(self._open(settings))
         self.loops: list[ScrapeLoop] = manager.loops(self._session)
 
-    async def _open(self, timeout_s: float) -> Any:
-        return open_session(timeout_s)
+    async def _open(self, settings: AggregatorSettings) -> Any:
+        return open_session(settings.timeout_s, settings.max_page_bytes)
 
     def _put(self, sample: ScrapeSample) -> None:
         self.samples[sample.node].append(sample)
@@ -96,6 +116,7 @@ class Aggregator:
 
     def close(self) -> None:
         self._loop.run_until_complete(self._session.close())
+        self._manager._pool.close()
         self._loop.close()
 
 
@@ -131,7 +152,7 @@ def stubs_of(fakes: FakeWorkers) -> tuple[Stub, ...]:
 
 
 def test_every_fault_of_the_workers_has_a_reason() -> None:
-    assert set(ANSWERS) <= set(REASONS)
+    assert set(ANSWERS) == set(REASONS) | set(ATTACK_REASONS) | set(LIES)
 
 
 def test_failing_node_does_not_affect_others(
@@ -277,7 +298,7 @@ def test_delay_of_the_probe_is_the_interval_unless_one_is_configured(clock: Cloc
         assert own.loops[0].current_interval_s == 5.0  # until the first scrape
         own.run()
         configured.run()
-    assert own.loops[0].current_interval_s == 0.3
+    assert own.loops[0].current_interval_s == 1.0  # a page chooses no less
     assert configured.loops[0].current_interval_s == 2.0
 
 
@@ -330,7 +351,7 @@ def test_workers_with_label_exporters_give_the_same_fields(clock: Clock, aggrega
 
 
 def test_node_is_stored_without_vms_when_its_libvirt_exporter_does_not_respond(
-    clock: Clock, aggregate: Aggregate
+    clock: Clock, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
 ) -> None:
     with in_thread(Plan(workers=1, vms=3, format="labels"), clock=clock) as fakes:
         (stub,) = stubs_of(fakes)
@@ -341,6 +362,41 @@ def test_node_is_stored_without_vms_when_its_libvirt_exporter_does_not_respond(
     for sample in aggregator.samples[stub.node]:
         assert sample.domains == {}
         assert "vm_number" not in sample.fields
+    assert "cpu_usage" in aggregator.samples[stub.node][-1].fields
+    assert aggregator.value("scroogevm_node_up", node=stub.node) == 0
+    assert aggregator.value("scroogevm_scrape_failures_total", node=stub.node, reason="vms") == 3
+    cause = "the libvirt exporter does not report them: Connection refused"
+    assert [record.getMessage() for record in event_log.records] == [f"{stub.node}: VMs: {cause}"]
+
+
+def test_clock_of_a_node_is_compared_with_the_clock_of_this_host(
+    clock: Clock, aggregate: Aggregate, event_log: pytest.LogCaptureFixture
+) -> None:
+    skews_s = {"ahead": 3600.0, "same": 0.0, "behind": -3600.0}
+    with contextlib.ExitStack() as opened:
+        urls = {}
+        for name, skew_s in skews_s.items():
+            fakes = opened.enter_context(
+                in_thread(Plan(workers=1, vms=1, probe_delay_ms=0), clock=lambda s=skew_s: clock() + s)
+            )
+            urls[name] = fakes.url(0)
+        aggregator = aggregate(settings(parse_stubs([[url, "vmprobe"] for url in urls.values()])))
+        aggregator.run(3)
+    now_ms = clock.now_s * 1000
+    assert [[s.time_ms for s in aggregator.samples[urls[name]]] for name in ("ahead", "same")] == [
+        [now_ms - 2000, now_ms - 1000, now_ms]
+    ] * 2
+    assert aggregator.samples[urls["behind"]] == []
+    for name, url in urls.items():
+        assert aggregator.value("scroogevm_node_clock_skew_seconds", node=url) == skews_s[name]
+    assert aggregator.value("scroogevm_scrape_failures_total", node=urls["behind"], reason="clock") == 3
+    assert aggregator.value("scroogevm_samples_unconfirmed_total", node=urls["ahead"], reason="clock") == 3
+    assert sorted(record.getMessage() for record in event_log.records) == sorted(
+        [
+            f"{urls['ahead']}: clock: 3600 s ahead of this host, samples get the time of this host",
+            f"{urls['behind']}: the page is 3600 s old, or the clock of the node is behind by that time",
+        ]
+    )
 
 
 def test_password_in_a_url_is_used_and_never_shown(
@@ -375,10 +431,11 @@ def test_defect_at_one_node_stops_no_other(
     assert "a defect" in event_log.text
 
 
-def test_nodes_scraped_once_are_counted(fakes: FakeWorkers) -> None:
+def test_nodes_scraped_once_are_counted(fakes: FakeWorkers, clock: Clock) -> None:
     fakes.inject(1, "500")
     samples: list[ScrapeSample] = []
-    manager = ScrapeManager(settings(stubs_of(fakes)), samples.append, AggregatorMetrics(CollectorRegistry()))
+    metrics = AggregatorMetrics(CollectorRegistry())
+    manager = ScrapeManager(settings(stubs_of(fakes)), samples.append, metrics, wall_clock=clock)
     assert asyncio.run(manager.scrape_once()) == 2
     assert sorted(sample.node for sample in samples) == [fakes.url(0), fakes.url(2)]
 

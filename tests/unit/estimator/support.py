@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ def scrapes(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8
                 "cpu_usage": level * draw.uniform(0.5, 1.5),
                 "mem_usage": draw.uniform(2e4, 4e4),
             }
+            fields["elapsed_time"] = SLICE_S * 1000 / per_slice
             if draw.random() < 0.1:
-                del fields["cpu_usage"]
+                del fields["cpu_usage"], fields["elapsed_time"]
             domains = {
                 name: {
                     "cpu": float(1 + j),
@@ -79,8 +80,35 @@ def scrapes(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8
             for domain in domains.values():
                 if draw.random() < 0.1:
                     del domain["cpu_usage"]
+            for name in ("cpu", "mem"):
+                fields[f"oc_{name}"] = sum(domain[name] for domain in domains.values()) / fields[name]
             if not silent:
                 yield ScrapeSample(node, time_ms, fields, domains)
+
+
+def write_slice(
+    store: Store,
+    number: int,
+    fields: Mapping[str, float],
+    vms: Mapping[str, Mapping[str, float]],
+    *,
+    node: str = NODES[0],
+    at: Sequence[int] = range(8),
+) -> None:
+    """Write a slice of one node whose samples are equal, at some of its eighths.
+
+    The sums of the allocations are added unless they are given, also as NaN.
+    """
+    step_s = SLICE_S / 8
+    sums = {
+        f"oc_{name}": sum(vm.get(name, math.nan) for vm in vms.values()) / fields[name]
+        for name in ("cpu", "mem")
+        if name in fields
+    }
+    every = {"elapsed_time": step_s * 1000} | sums | fields
+    known = {name: value for name, value in every.items() if not math.isnan(value)}
+    samples = [ScrapeSample(node, int((number * SLICE_S + (i + 1) * step_s) * 1000) - 1, known, vms) for i in at]
+    store.write([store.encode(sample) for sample in samples])
 
 
 def fill(store: Store, nodes: Sequence[str], numbers: Sequence[int], **more: Any) -> None:

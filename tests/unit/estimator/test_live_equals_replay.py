@@ -18,7 +18,17 @@ from model.samples import ScrapeSample
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
 from tests.conftest import strict_json
-from tests.unit.estimator.support import DETECTORS, FIRST, NODES, SLICE_S, STORED, LiveRun, fill, settings_for
+from tests.unit.estimator.support import (
+    DETECTORS,
+    FIRST,
+    NODES,
+    SLICE_S,
+    STORED,
+    LiveRun,
+    fill,
+    settings_for,
+    write_slice,
+)
 
 REPLAYED = range(FIRST, FIRST + 25)
 
@@ -69,11 +79,8 @@ def test_replay_of_the_exported_trace_gives_the_live_figures(
 
 def test_configuration_scraped_before_any_usage_is_used_live_as_in_a_replay(store: SqliteStore, tmp_path: Path) -> None:
     """After a restart of a node its first scrape has configurations only."""
-    samples = [
-        ScrapeSample(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0}, {"a": {"cpu": 2.0}}),
-        ScrapeSample(NODES[0], (FIRST + 1) * SLICE_S * 1000, {"cpu_usage": 1.0}, {"a": {"mem": 512.0}}),
-    ]
-    store.write([store.encode(sample) for sample in samples])
+    write_slice(store, FIRST, {"cpu": 8.0}, {"a": {"cpu": 2.0}})
+    write_slice(store, FIRST + 1, {"cpu_usage": 1.0}, {"a": {"mem": 512.0}})
     settings = settings_for(tmp_path)
     live = LiveRun(settings, store, ["borg"]).play([FIRST, FIRST + 1], restart=True)
     trace = parse_trace(b"".join(export(store, settings, NODES[0], FIRST, FIRST + 1)))

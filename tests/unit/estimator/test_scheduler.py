@@ -15,7 +15,6 @@ from model.estimator.scheduler import Scheduler
 from model.estimator.slicing import Calendar, SliceClock
 from model.publishers.prometheus import EstimatorCounts
 from model.publishers.status_file import StatusFile
-from model.samples import ScrapeSample
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
 from tests.conftest import strict_json
@@ -29,6 +28,7 @@ from tests.unit.estimator.support import (
     UnavailableStore,
     fill,
     settings_for,
+    write_slice,
 )
 
 
@@ -125,8 +125,7 @@ def test_slice_is_due_when_it_has_settled() -> None:
 def test_silent_node_is_stale_with_its_last_figures(
     store: SqliteStore, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
-    sample = ScrapeSample(NODES[0], FIRST * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 2.0}, {"a": {"cpu": 2.0}})
-    store.write([store.encode(sample)])
+    write_slice(store, FIRST, {"cpu": 8.0, "cpu_usage": 2.0}, {"a": {"cpu": 2.0}})
     settings = settings_for(tmp_path)
     live = LiveRun(settings, store, ["percentile"], file=StatusFile(settings.status, 90))
     status, never = live.wake(FIRST)
@@ -148,8 +147,7 @@ def test_silent_node_is_stale_with_its_last_figures(
     (line,) = [record.getMessage() for record in event_log.records]
     assert line.startswith(f"samples of {NODES[0]}: none in the slice that ended at ")
     assert line.endswith(" UTC, published free is 0")
-    sample = ScrapeSample(NODES[0], (FIRST + 3) * SLICE_S * 1000, {"cpu": 8.0, "cpu_usage": 1.0}, {})
-    store.write([store.encode(sample)])
+    write_slice(store, FIRST + 3, {"cpu": 8.0, "cpu_usage": 1.0}, {})
     assert live.wake(FIRST + 3)[0].state == "ok"
     assert event_log.records[-1].getMessage() == f"samples of {NODES[0]}: recovered"
     live.stop()
@@ -175,7 +173,7 @@ def test_clock_that_was_a_slice_ahead_is_waited_for(store: SqliteStore, tmp_path
     assert "ok" in {status.state for status in live.wake(FIRST + 7)}
     # The figures of a slice in the future are not published.
     assert {status.state for status in live.wake(FIRST + 6)} == {"stale"}
-    fill(store, NODES, range(FIRST + 8, FIRST + 9), per_slice=3)
+    fill(store, NODES, range(FIRST + 8, FIRST + 9), per_slice=6)
     assert "ok" in {status.state for status in live.wake(FIRST + 8)}
     live.stop()
 

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import itertools
 import json
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from misc.fakeworkers import faults
+from misc.fakeworkers import attacks
 from misc.fakeworkers.faults import ANSWERS, EVENTS
+from misc.fakeworkers.lies import LIES
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
 from tests.support.worker_pages import COUNTERS, NOW_MS, SMALL, samples
@@ -123,8 +125,21 @@ def test_stub_list_names_pages_that_exist() -> None:
 
 def test_every_fault_has_a_test_here() -> None:
     text = Path(__file__).read_text()
-    for name in [*ANSWERS, *EVENTS]:
-        assert f'fault="{name}"' in text, name
+    for name in [*(ANSWERS.keys() - LIES.keys()), *EVENTS]:
+        assert f'fault="{name}"' in text or f'"fault": "{name}"' in text, name
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lie_is_served_until_it_ends(name: str) -> None:
+    """What each lie changes is tested with the chain that it must not mislead."""
+    with in_thread(Plan(workers=1, vms=2, format="labels", other_metrics=0)) as fakes:
+        control(fakes, worker=0, fault=name)
+        start_s = time.monotonic()
+        answers = [[get(fakes, f"/worker-00000/{end}")[0] for end in fakes.plan.endpoints] for _ in range(2)]
+        control(fakes, worker=0, fault="none")
+        assert answers == [[200, 500 if name == "libvirt-500" else 200]] * 2
+        assert (time.monotonic() - start_s > 4) == (name == "uneven")
+        assert all(get(fakes, f"/worker-00000/{end}")[0] == 200 for end in fakes.plan.endpoints)
 
 
 def test_slow_delays_the_page_of_one_worker(fakes: FakeWorkers) -> None:
@@ -217,10 +232,10 @@ def test_redirect_leads_to_another_redirect(fakes: FakeWorkers) -> None:
 
 
 def test_gzip_bomb_is_small_and_expands(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert faults._BOMB_MB == 256
+    assert attacks._BOMB_MB == 256
     # A smaller one is compressed in less time.
-    monkeypatch.setattr(faults, "_BOMB_MB", 8)
-    faults.zeros_compressed.cache_clear()
+    monkeypatch.setattr(attacks, "_BOMB_MB", 8)
+    attacks.zeros_compressed.cache_clear()
     try:
         control(fakes, worker=0, fault="gzip-bomb")
         with connected(fakes, 60) as connection:
@@ -228,7 +243,7 @@ def test_gzip_bomb_is_small_and_expands(fakes: FakeWorkers, monkeypatch: pytest.
             response = connection.getresponse()
             body = response.read()
     finally:
-        faults.zeros_compressed.cache_clear()
+        attacks.zeros_compressed.cache_clear()
     assert response.headers["Content-Encoding"] == "gzip"
     expanded = zlib.decompress(body, 31)
     assert expanded == bytes(8 << 20)
@@ -260,6 +275,58 @@ def test_garbage_is_not_text(fakes: FakeWorkers) -> None:
     with pytest.raises(UnicodeDecodeError):
         body.decode()
     assert len(gzip.compress(body)) > 65000
+
+
+def test_large_escaped_and_blanks_lengthen_the_page(fakes: FakeWorkers) -> None:
+    page = fetch(fakes)
+    pages = {}
+    for order in ({"fault": "large"}, {"fault": "escaped"}, {"fault": "blanks"}):
+        control(fakes, worker=0, **order)
+        pages[order["fault"]] = fetch(fakes)
+    for hostile in pages.values():
+        assert hostile.startswith(page)
+        assert 7_000_000 < len(hostile) < 8 * 2**20
+    assert pages["large"].count(b"_cpu_alloc 1\n") > 100_000
+    assert pages["escaped"].count(b'\\"') > 3_000_000
+    assert pages["escaped"].count(b"\n") == page.count(b"\n") + 4900
+    assert pages["blanks"].count(b"\n \n") > 1_000_000
+
+
+def test_names_of_new_vms_renamed_vms_and_new_perf_are_on_no_page_before(fakes: FakeWorkers) -> None:
+    regular = set(samples(fetch(fakes)))
+    for order in ({"fault": "renamed-vms"}, {"fault": "new-perf"}):
+        control(fakes, worker=0, **order)
+        first, second = (set(samples(fetch(fakes))) for _ in range(2))
+        assert first - regular
+        assert second - regular
+        assert not (first - regular) & (second - regular)
+    assert len(second) == len(regular) + 40 * (SMALL.vms + 1)
+    control(fakes, worker=0, fault="new-vms")
+    first_page, second_page = fetch(fakes), fetch(fakes)
+    assert len(first_page) == len(second_page) > 7_000_000
+    assert first_page[-100:] != second_page[-100:]
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ({"fault": "continue"}, b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"),
+        ({"fault": "headers"}, b"HTTP/1.1 200 OK\r\nX-Filler: xxx"),
+        ({"fault": "tiny-chunks"}, b"\r\n\r\n1\r\n\n\r\n1\r\n\n\r\n"),
+        ({"fault": "chunk-extensions"}, b"\r\n\r\n1;x=yyy"),
+        ({"fault": "drip"}, b"\r\n\r\n\n\n\n"),
+    ],
+    ids=str,
+)
+def test_flood_has_no_end_and_affects_one_worker(fakes: FakeWorkers, order: Any, expected: bytes) -> None:
+    control(fakes, worker=0, **order)
+    host, port = fakes.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /worker-00000/metrics HTTP/1.1\r\nHost: w\r\n\r\n")
+        received = bytearray()
+        while expected not in received or len(received) < 2000:
+            received += connection.recv(1000)
+    assert fetch(fakes, 1)
 
 
 def cpu_time(fakes: FakeWorkers, worker: int, vm: int) -> str:

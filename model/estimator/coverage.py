@@ -1,0 +1,130 @@
+"""Which samples of a slice count, and how often: by the time that each of them covers.
+
+A CPU rate is the mean since the scrape before it. After a gap, one rate covers many intervals; it counts as often as
+the rates that are missing. Otherwise a node that does not respond while it is busy would look idle. A slice of which
+too little is covered has no figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..numerics import FloatArray
+from ..samples import Samples
+from ..slices import CPU, LARGEST, RESOURCES, Resource
+
+#: Share of a slice that must be covered, beside one interval at its end, which the next slice covers.
+_COVERED = 0.9
+
+#: A level is valid for at most this number of intervals.
+_LEVEL_INTERVALS = 3
+
+#: CPU usage beyond this multiple of the capacity is an error; clock and counters are not read at the same time.
+_MOST_CPU = 1.5
+
+#: Limits how often a sample is repeated: a slice has at most this number of repeated samples, or thrice its samples.
+_MOST_REPEATED = 2000
+
+_NO_SAMPLES: FloatArray = np.empty(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Samples of one resource of a machine.
+
+    Attributes
+    ----------
+    values : (n,) float64
+        Repeated by the time that they cover; empty when they do not suffice.
+    missing : str
+        Why there are none, although there are samples.
+    """
+
+    values: FloatArray
+    missing: str = ""
+
+
+class SliceCoverage:
+    """The times at which a node was scraped in a slice, and the time that each sample covers.
+
+    Parameters
+    ----------
+    node : Samples
+        With ``elapsed_time``, ms, and ``oc_cpu``, which is missing while the VMs are unknown.
+    start_ms, end_ms : int
+        Bounds of the slice.
+    min_samples : int
+        Fewer samples do not suffice for a percentile.
+    """
+
+    def __init__(self, node: Samples, start_ms: int, end_ms: int, min_samples: int) -> None:
+        self._times = node.time_ms
+        self._start_ms, self._slice_ms = start_ms, end_ms - start_ms
+        (known,) = np.nonzero(~np.isnan(node.fields["oc_cpu"]))
+        self._vms_known_ms = int(node.time_ms[known[-1]]) if known.size else start_ms
+        self._min_samples = min_samples
+        gaps = np.diff(node.time_ms, prepend=start_ms).astype(np.float64)
+        self._interval_ms = float(np.median(gaps[1:])) if gaps.size > 1 else float(self._slice_ms)
+        level = np.minimum(gaps, _LEVEL_INTERVALS * self._interval_ms)
+        elapsed = node.fields["elapsed_time"]
+        # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
+        rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
+        self._covers = {resource: rate if resource is CPU else level for resource in RESOURCES}
+        self._base_ms = {
+            resource: max(
+                float(np.median(covers)) if covers.size else 0.0,
+                self._slice_ms / max(_MOST_REPEATED, 2 * covers.size),
+            )
+            for resource, covers in self._covers.items()
+        }
+
+    def count_node(self, resource: Resource, values: FloatArray, capacity: float) -> Counted:
+        """The samples of the node that count.
+
+        Parameters
+        ----------
+        resource : Resource
+        values : (n,) float64
+            At the times of the node.
+        capacity : float
+            NaN if it is unknown.
+        """
+        largest = np.inf if np.isnan(capacity) else capacity * (_MOST_CPU if resource is CPU else 1.0) + 1.0
+        valid = (values >= 0) & (values <= largest)
+        return self._count(resource, values, valid, self._covers[resource], self._slice_ms)
+
+    def count_vm(self, resource: Resource, samples: Samples) -> FloatArray:
+        """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
+
+        A VM that has left is covered until then.
+        """
+        last_ms = int(samples.time_ms[-1]) if samples.time_ms.size else self._start_ms
+        required_ms = last_ms - self._start_ms if last_ms < self._vms_known_ms else self._slice_ms
+        values = samples.fields[f"{resource.name}_usage"]
+        covers = self._covers[resource]
+        if not np.array_equal(samples.time_ms, self._times):
+            place = np.minimum(np.searchsorted(self._times, samples.time_ms), max(self._times.size - 1, 0))
+            at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
+            values, covers = values[at_same_time], covers[place[at_same_time]]
+        return self._count(resource, values, (values >= 0) & (values <= LARGEST), covers, required_ms).values
+
+    def _count(
+        self,
+        resource: Resource,
+        values: FloatArray,
+        valid: NDArray[np.bool_],
+        covers: FloatArray,
+        required_ms: float,
+    ) -> Counted:
+        number = int(np.count_nonzero(valid))
+        if number < self._min_samples:
+            return Counted(_NO_SAMPLES, f"{number} valid samples, at least {self._min_samples} are needed")
+        covered_ms = float(covers[valid].sum())
+        if covered_ms < _COVERED * required_ms - self._interval_ms:
+            return Counted(_NO_SAMPLES, f"valid samples cover {100 * covered_ms / self._slice_ms:.0f} % of it")
+        repeats = np.maximum(1, np.rint(covers[valid] / self._base_ms[resource]).astype(np.intp))
+        chosen = values[valid]
+        return Counted(np.repeat(chosen, repeats) if repeats.max() > 1 else chosen)
