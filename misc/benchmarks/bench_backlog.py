@@ -87,15 +87,15 @@ def _measure(args: Any, folder: Path, store: Store) -> None:
             **store.settings,
         }
         command = [sys.executable, args.program]
-        with process(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as running:
+        with process(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as aggregator:
             time.sleep(10)
             print(f"{store.name}: {args.nodes} nodes x {args.vms} VMs every {args.delay:g} s, outage {args.outage} s")
-            _phase("before", running.pid, port, lambda: time.sleep(15), args)
+            _phase("before", aggregator.pid, port, lambda: time.sleep(15), args)
             store.take_away()
-            _phase("outage", running.pid, port, lambda: time.sleep(args.outage), args)
+            _phase("outage", aggregator.pid, port, lambda: time.sleep(args.outage), args)
             store.give_back()
-            _phase("backlog", running.pid, port, lambda: _wait_for_backlog(port), args)
-            _phase("after", running.pid, port, lambda: time.sleep(15), args)
+            _phase("backlog", aggregator.pid, port, lambda: _wait_for_backlog(port), args)
+            _phase("after", aggregator.pid, port, lambda: time.sleep(15), args)
 
 
 def _phase(name: str, pid: int, port: int, wait: Callable[[], object], args: Any) -> None:

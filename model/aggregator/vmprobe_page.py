@@ -45,8 +45,10 @@ class ParsedPage:
 def parse_page(page: bytes, prefix: str) -> ParsedPage:
     """The metrics of a page whose names start with ``<prefix>_``."""
     start = f"{prefix}_".encode()
-    escaped = re.escape(start)
-    usual = re.findall(rb"^%b([a-zA-Z0-9_:]+) (%b)$" % (escaped, VALUE_PATTERN), page, flags=re.MULTILINE)
+    # A pattern that begins with a constant text is searched five times as fast as one that begins with "^".
+    page, line_start = b"\n" + page, b"\n" + start
+    escaped = re.escape(line_start)
+    usual = re.findall(rb"%b([a-zA-Z0-9_:]+) (%b)$" % (escaped, VALUE_PATTERN), page, flags=re.MULTILINE)
     parsed = ParsedPage()
     invalid = False
     for name, text in usual:
@@ -56,7 +58,7 @@ def parse_page(page: bytes, prefix: str) -> ParsedPage:
             invalid = True
             continue
         parsed.add(name, value)
-    if invalid or len(re.findall(rb"^%b" % escaped, page, flags=re.MULTILINE)) > len(usual):
+    if invalid or page.count(line_start) > len(usual):
         _parse_unusual_lines(parsed, page, start)
     for name in parsed.unreadable:
         parsed.values.pop(name, None)
@@ -68,8 +70,8 @@ def _parse_unusual_lines(parsed: ParsedPage, page: bytes, start: bytes) -> None:
     usual = re.compile(rb"%b[a-zA-Z0-9_:]+ [-+.0-9eEa-zA-Z]+\Z" % re.escape(start))
     prefix = start.decode()
     unusual_lines = UnusualLines()
-    for match in re.finditer(rb"^%b.*" % re.escape(start), page, flags=re.MULTILINE):
-        line = match[0]
+    for match in re.finditer(rb"\n%b.*" % re.escape(start), page):
+        line = match[0][1:]
         if usual.match(line) and _ends_in_number(line):
             continue
         samples = unusual_lines.parse(line)

@@ -1,4 +1,4 @@
-"""Applies the actions of a plan to a host, each written into the journal first."""
+"""Applies the actions of a plan to a host; a session is recorded in the guest's domain and in the journal first."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ from .guest_locator import GuestLocator
 from .guests import ObservedGuest
 from .host import GuestGone, GuestRefused, Host, HostUnavailable
 from .journal import Journal
+from .marks import Mark
 from .sessions import Action, Session, restore_action
 
 LOG = logging.getLogger("scroogevm.ballooning")
 
 #: A guest that its host does not list for longer is gone; a guest that moves may be listed nowhere for a moment.
 _MISSING_S = 5.0
+#: After a session in which a process was probably killed, the grace period is this many times as long.
+_GRACE_AFTER_KILL = 8.0
 
 Guests = Mapping[str, ObservedGuest]
+
+
+def report_journal(problems: ProblemLog, reason: str) -> None:
+    """Log that the journal cannot be used."""
+    effect = "sessions are recorded in the guests' domains alone, and no guest is squeezed that cannot be marked"
+    problems.report("journal", f"cannot be used: {reason}; {effect}", logging.ERROR)
 
 
 class ActionExecutor:
@@ -108,8 +117,16 @@ class ActionExecutor:
         return None
 
     def _squeeze(self, action: Action, session: Session) -> Action | None:
+        """Squeeze a guest that is recorded in its domain or in the journal, so that either one can restore it."""
         starts = session.uuid not in self._journal.sessions()
-        if not self._record(session):
+        if starts:
+            if not self._journal.owned:
+                self._report_journal(self._journal.fault or "is not open")
+                return None
+            session = replace(session, marked=self._mark(session))
+        # Without a lock it is a late call of an earlier run.
+        recorded = self._record(session) or (session.marked and self._journal.owned)
+        if not recorded:
             if starts:
                 self._end_session(session, 0.0)
                 return None
@@ -127,7 +144,7 @@ class ActionExecutor:
         recorded = self._journal.sessions().get(session.uuid)
         if recorded is None or recorded.restore_reason != session.restore_reason:
             self._counts.restores += 1
-            self._counts.gave_up += session.gave_up
+            self._count_failure(session)
             self._log(logging.WARNING if session.gave_up else logging.INFO, action)
         # A restore is safe without a journal entry: at worst it is repeated after a restart.
         self._record(session)
@@ -140,6 +157,10 @@ class ActionExecutor:
         except GuestRefused as error:
             self._counts.errors[self._name] += 1
             self._problems.report(subject, f"cannot be restored: {error}")
+
+    def _count_failure(self, session: Session) -> None:
+        self._counts.gave_up += session.gave_up
+        self._counts.killed += session.killed
 
     def _hold(self, session: Session, guests: Guests) -> None:
         if session.uuid in guests:
@@ -164,6 +185,14 @@ class ActionExecutor:
             self._end_session(session, 0.0)
 
     def _close(self, action: Action, session: Session, guests: Guests) -> None:
+        if session.marked and not self._unmark(session):
+            return  # it is tried again at the next step
+        recorded = self._journal.sessions().get(session.uuid)
+        if session.killed and recorded is not None and not recorded.killed:
+            # Its last report shows it, after the restore was counted.
+            self._counts.killed += 1
+            self._counts.gave_up += not recorded.gave_up
+            LOG.warning("%s: session failed vm=%s: %s", self._name, session.name, session.restore_reason)
         reclaimed_mb = session.rss_mb - guests[session.uuid].guest.rss_mb if session.uuid in guests else 0.0
         # False for NaN: an unknown amount does not count.
         reclaimed_mb = reclaimed_mb if reclaimed_mb > 0 else 0.0
@@ -172,7 +201,7 @@ class ActionExecutor:
             "%s: session closed vm=%s memory_mb=%.0f reclaimed_mb=%.0f: %s",
             *(self._name, session.name, action.from_mb, reclaimed_mb, session.restore_reason),
         )
-        self._end_session(session, self._grace_s)
+        self._end_session(session, self._grace_s * (_GRACE_AFTER_KILL if session.killed else 1.0))
 
     def _end_session(self, session: Session, grace_s: float) -> None:
         self._missing_since.pop(session.uuid, None)
@@ -180,20 +209,55 @@ class ActionExecutor:
         try:
             self._journal.end(session.uuid, now_s + grace_s, now_s)
         except OSError as error:
-            self._report_journal(error)
+            self._report_journal(error.strerror or type(error).__name__)
 
     def _record(self, session: Session) -> bool:
         """Write a session into the journal; whether that succeeded."""
         try:
             self._journal.put(session)
         except OSError as error:
-            self._report_journal(error)
+            self._report_journal(error.strerror or type(error).__name__)
             return False
         self._problems.resolve("journal")
         return True
 
-    def _report_journal(self, error: OSError) -> None:
-        self._problems.report("journal", f"cannot be written: {error.strerror}; no guest is squeezed", logging.ERROR)
+    def _report_journal(self, reason: str) -> None:
+        report_journal(self._problems, reason)
+
+    def _mark(self, session: Session) -> bool:
+        """Mark a guest whose session starts; whether that succeeded.
+
+        Raises
+        ------
+        HostUnavailable
+        """
+        mark = Mark(session.from_mb, self._clock.wall(), session.until_s, self._journal.owner)
+        subject = f"{self._name} marks"
+        try:
+            self._host.set_mark(session.uuid, mark)
+        except GuestGone:
+            return False
+        except GuestRefused as error:
+            self._problems.report(subject, f"cannot be written: {error}; sessions are in the journal alone")
+            return False
+        self._problems.resolve(subject)
+        return True
+
+    def _unmark(self, session: Session) -> bool:
+        """Remove the mark of a guest; False when that must be tried again.
+
+        Raises
+        ------
+        HostUnavailable
+        """
+        try:
+            self._host.set_mark(session.uuid, None)
+        except GuestGone:
+            return True
+        except GuestRefused as error:
+            self._problems.report(f"{self._name} {session.name}", f"its mark cannot be removed: {error}")
+            return False
+        return True
 
     def _log(self, level: int, action: Action) -> None:
         figures = (action.name, action.from_mb, action.to_mb, action.reason)

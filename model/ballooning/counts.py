@@ -12,8 +12,9 @@ class BallooningCounts:
 
     Attributes
     ----------
-    sessions, restores, gave_up : int
-        Sessions started; restores begun; those of them that ended a failed session.
+    sessions, restores, gave_up, killed : int
+        Sessions started; restores begun; those of them that ended a failed session; failed sessions in which the guest
+        probably killed a process.
     reclaimed_mb : float
         Decrease of resident memory over all sessions.
     errors : Counter of host
@@ -26,5 +27,6 @@ class BallooningCounts:
     reclaimed_mb: float = 0.0
     restores: int = 0
     gave_up: int = 0
+    killed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     up: dict[str, bool] = field(default_factory=dict)

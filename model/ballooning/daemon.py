@@ -1,4 +1,8 @@
-"""``vmballooning.py``: opens store, journal and hosts, and runs a controller for each host."""
+"""``vmballooning.py``: opens journal, store and hosts, and runs a controller for each host.
+
+Only settings keep the daemon from running: whatever else cannot be used at the start is tried again, because guests may
+be squeezed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import contextlib
 import logging
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -15,14 +18,13 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..cli.parser import discard_output
 from ..common.environment import SettingsError, environment
-from ..common.errors import PassingFault, UsageError
+from ..common.errors import UsageError
 from ..common.http_server import serve_metrics
 from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, ProblemLog, set_up_logging
 from ..common.threads import run_periodically, start_thread
-from ..store.base import Store, StoreRefused
-from ..store.factory import open_store, store_name
-from .actions import ActionExecutor
+from ..store.factory import store_name
+from .actions import ActionExecutor, report_journal
 from .check import run_check
 from .clock import Clock
 from .counts import BallooningCounts
@@ -30,16 +32,13 @@ from .driver import run_controllers
 from .guest_locator import GuestLocator
 from .guests import GuestUsage
 from .host_controller import Executor, HostController, Intervals
-from .journal import Journal, JournalRefused
+from .journal import Journal
 from .metrics import BallooningMetrics
 from .plan_output import PlanOutput, PlanPrinter
 from .settings import BallooningSettings, ballooning_settings
-from .usage_cache import UsageCache
+from .usage_reader import UsageReader
 
 LOG = logging.getLogger("scroogevm.ballooning")
-
-#: Time limit for a read of the store that runs when the daemon stops.
-_LAST_READ_S = 2.0
 
 UsageOfHost = Callable[[float], Mapping[str, GuestUsage] | None]
 
@@ -75,7 +74,7 @@ def run(options: BallooningOptions) -> int:
     Raises
     ------
     UsageError
-        When settings, store or journal cannot be used.
+        When the settings cannot be used.
     """
     set_up_logging(options.debug > 0)
     counts = BallooningCounts()
@@ -100,17 +99,17 @@ def _serve(
 ) -> int:
     """Balloon until a stop or a reload is requested, or once; the exit code."""
     counts.up.clear()  # a reload may have removed hosts
+    problems = ProblemLog(LOG)
     output = PlanOutput(sys.stdout, control.set, as_json=options.json) if options.dry_run else None
     with contextlib.ExitStack() as opened:
-        try:
-            journal = opened.enter_context(Journal(settings.journal_path, locked=not options.dry_run))
-            store = open_store(settings.store)
-        except StoreRefused as error:
-            raise UsageError(str(error)) from None
-        except JournalRefused as error:
-            raise PassingFault(str(error)) from None
-        cache = UsageCache(store, settings.rules.scope_s)
-        opened.enter_context(_reading(store, cache, settings))
+        journal = opened.enter_context(Journal(settings.journal_path, locked=not options.dry_run))
+        if journal.fault:
+            report_journal(problems, journal.fault)
+            opened.callback(_retrying(journal, problems, settings.sleep_s))
+        usage = UsageReader(*(settings.store, list(settings.hosts), settings.rules.scope_s, settings.sleep_s, problems))
+        opened.callback(usage.close)
+        if not usage.start() and options.once:
+            return 1
         metrics_url = "off"
         if settings.metrics_port and not options.once:
             metrics_url = _serve_metrics(settings, counts, journal, opened)
@@ -121,7 +120,7 @@ def _serve(
                 *(journal.path, metrics_url),
                 extra=EVENT,
             )
-        controllers = _build_controllers(options, settings, counts, journal, cache, output)
+        controllers = _build_controllers(options, settings, counts, journal, usage, output, problems)
         control.report_ready()
         ended = run_controllers(controllers, control.event, once=options.once, beat=control.beat)
         squeezed = [] if options.dry_run else list(journal.sessions().values())
@@ -145,21 +144,18 @@ def _serve_metrics(
     return f"http://{f'[{address}]' if ':' in address else address}:{settings.metrics_port}/metrics"
 
 
-@contextlib.contextmanager
-def _reading(store: Store, cache: UsageCache, settings: BallooningSettings) -> Iterator[None]:
-    """Refresh the cache in a thread; the store is closed at the end unless a read hangs."""
+def _retrying(journal: Journal, problems: ProblemLog, every_s: float) -> Callable[[], None]:
+    """Try again in a thread to use the journal; the function that ends it."""
     stop = threading.Event()
-    nodes = list(settings.hosts)
-    reader = start_thread(
-        "usage-reader", run_periodically, lambda: cache.refresh(nodes, time.time()), settings.sleep_s, stop
-    )
-    try:
-        yield
-    finally:
-        stop.set()
-        reader.join(_LAST_READ_S)
-        if not reader.is_alive():
-            store.close()
+
+    def retry() -> None:
+        journal.retry()
+        if not journal.fault:
+            problems.resolve("journal")
+            stop.set()
+
+    start_thread("journal", run_periodically, retry, every_s, stop)
+    return stop.set
 
 
 def _build_controllers(
@@ -167,16 +163,17 @@ def _build_controllers(
     settings: BallooningSettings,
     counts: BallooningCounts,
     journal: Journal,
-    cache: UsageCache,
+    reader: UsageReader,
     output: PlanOutput | None,
+    problems: ProblemLog,
 ) -> list[HostController]:
     """A controller for each host of the settings, and for each other host with a squeezed guest."""
     # libvirt is a compiled library that the checks of the settings do not need.
     from .hypervisor import Hypervisor
 
-    rules, clock, problems = settings.rules, Clock(), ProblemLog(LOG)
+    rules, clock = settings.rules, Clock()
     intervals = Intervals(min(settings.sleep_s, rules.stats_age_s / 3), settings.check_s, settings.sleep_s)
-    usages: dict[str, UsageOfHost] = {uri: _usage_of(cache, node) for node, uri in settings.hosts.items()}
+    usages: dict[str, UsageOfHost] = {uri: _usage_of(reader, node) for node, uri in settings.hosts.items()}
     for session in journal.sessions().values():
         usages.setdefault(session.host, lambda _now_s: {})
     locator = GuestLocator(usages)
@@ -197,8 +194,8 @@ def _build_controllers(
     return [build(uri, usage) for uri, usage in usages.items()]
 
 
-def _usage_of(cache: UsageCache, node: str) -> UsageOfHost:
-    return lambda now_s: cache.usage(node, now_s)
+def _usage_of(reader: UsageReader, node: str) -> UsageOfHost:
+    return lambda now_s: reader.usage(node, now_s)
 
 
 def _report_lost_output(error: OSError) -> int:

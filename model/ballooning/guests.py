@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+#: Size of a page; larger ones make the touched memory appear smaller.
+_PAGE_MB = 4 / 1024
+
 
 @dataclass(frozen=True, slots=True)
 class GuestUsage:
@@ -48,6 +51,11 @@ class Guest:
         Time of the guest's report in seconds of the host's clock; 0 or NaN when there was none.
     swapped_kb, faults : float
         Memory swapped in and out, and number of major page faults, since the guest was started; NaN when missing.
+    cached_mb : float
+        Part of its used memory that holds file content, as the guest reports it; NaN when missing.
+    touched_pages : float
+        Number of minor page faults since the guest was started: pages that processes used for the first time; NaN
+        when missing.
     """
 
     uuid: str
@@ -60,6 +68,8 @@ class Guest:
     reported_s: float = math.nan
     swapped_kb: float = math.nan
     faults: float = math.nan
+    cached_mb: float = math.nan
+    touched_pages: float = math.nan
 
     @property
     def reports(self) -> bool:
@@ -84,6 +94,11 @@ class ObservedGuest:
         When the guest was last observed to have swapped; -inf if never.
     faults_per_s : float
         Rate of major page faults.
+    touched_mb : float
+        Memory that processes used for the first time between the last two reports.
+    free_mb : float
+        Memory that was free for that: free memory in the earlier report, less what the balloon took since; NaN when
+        there were fewer than two reports.
     """
 
     guest: Guest
@@ -92,6 +107,8 @@ class ObservedGuest:
     period_s: float = math.inf
     swapped_at_s: float = -math.inf
     faults_per_s: float = 0.0
+    touched_mb: float = 0.0
+    free_mb: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +156,15 @@ def observe(previous: ObservedGuest | None, guest: Guest, now_s: float) -> Obser
     fresh_s = now_s if newer else previous.fresh_s
     period_s = guest.reported_s - old.reported_s if newer else previous.period_s
     swapped = guest.swapped_kb > old.swapped_kb
-    faults_per_s = previous.faults_per_s
+    faults_per_s, touched_mb, free_mb = previous.faults_per_s, previous.touched_mb, previous.free_mb
     if newer and not math.isnan(guest.faults - old.faults):
         faults_per_s = max(guest.faults - old.faults, 0.0) / period_s
-    return ObservedGuest(guest, now_s, fresh_s, period_s, now_s if swapped else previous.swapped_at_s, faults_per_s)
+    if newer:
+        touched_pages = guest.touched_pages - old.touched_pages
+        touched_mb = max(touched_pages, 0.0) * _PAGE_MB if not math.isnan(touched_pages) else 0.0
+        free_mb = old.unused_mb - max(old.available_mb - guest.available_mb, 0.0)
+    swapped_at_s = now_s if swapped else previous.swapped_at_s
+    return ObservedGuest(guest, now_s, fresh_s, period_s, swapped_at_s, faults_per_s, touched_mb, free_mb)
 
 
 def _with_last_report(guest: Guest, old: Guest) -> Guest:
@@ -155,6 +177,8 @@ def _with_last_report(guest: Guest, old: Guest) -> Guest:
         reported_s=old.reported_s,
         swapped_kb=old.swapped_kb,
         faults=old.faults,
+        cached_mb=old.cached_mb,
+        touched_pages=old.touched_pages,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from .guests import Guest
+from .marks import Mark
 
 
 class HostUnavailable(Exception):
@@ -32,6 +34,24 @@ class Host(Protocol):
 
     def set_memory(self, uuid: str, memory_mb: float) -> None:
         """Request a balloon size, given as the memory that the guest keeps.
+
+        Raises
+        ------
+        HostUnavailable, GuestGone, GuestRefused
+        """
+
+    def marks(self, uuids: Sequence[str]) -> dict[str, Mark | None]:
+        """The marks of guests, None for a guest without one.
+
+        The result may lack the last guests, when reading all takes too long for one call; at least one is read.
+
+        Raises
+        ------
+        HostUnavailable
+        """
+
+    def set_mark(self, uuid: str, mark: Mark | None) -> None:
+        """Write a mark into the running domain of a guest, or remove it.
 
         Raises
         ------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ from .guests import GuestUsage, HostSnapshot, ObservedGuest, observe_all
 from .host import Host, HostUnavailable
 from .journal import Journal
 from .plan import Situation, plan
+from .recovery import MarkRecovery
 from .rules import Rules
 from .sessions import Action, restore_action
 
@@ -110,6 +112,7 @@ class HostController:
         self._plan_at = -math.inf
         self._planned = False
         self._expired = False
+        self._recovery = MarkRecovery(name, host, journal, counts, problems, clock)
 
     def step(self) -> None:
         """Observe the host, plan, and apply the plan; failures are logged and counted."""
@@ -117,13 +120,14 @@ class HostController:
             completed = self._observe_and_apply()
         except HostUnavailable as error:
             self._snapshot, self._watched_since = None, self._clock.monotonic()
+            self._recovery.reset()
             self._locator.publish(self.name, None)
             self._counts.up[self.name] = False
             self._counts.errors[self.name] += 1
             self._problems.report(self.name, str(error))
             completed = True
         except Exception:
-            LOG.exception("%s: step failed", self.name)
+            self._report_internal_error("step failed")
             self._counts.errors[self.name] += 1
             self._restore_all("an internal error")
             completed = True
@@ -153,11 +157,11 @@ class HostController:
         while not self._dry_run and self._journal.sessions(self.name) and self._clock.monotonic() < deadline:
             self._restore_all("the daemon stops")
             try:
-                self._apply(self._observe(), None)
+                self._apply(self._observe(), None, last=True)
             except HostUnavailable as error:
                 self._problems.report(self.name, str(error))
             except Exception:
-                LOG.exception("%s: restoring failed", self.name)
+                self._report_internal_error("restoring failed")
             if self._journal.sessions(self.name):
                 time.sleep(0.2)
         self._host.close()
@@ -165,11 +169,22 @@ class HostController:
     def _observe_and_apply(self) -> bool:
         """One step; whether new sessions were considered."""
         snapshot = self._observe()
+        unavailable = None if self._dry_run else self._recover(snapshot)
         may_plan = self._is_settled() and self._clock.monotonic() >= self._plan_at
         usage = self._usage(self._clock.wall()) if may_plan else None
         if usage is not None or not self._dry_run:
             self._apply(snapshot, usage)
+        if unavailable is not None:
+            raise unavailable
         return usage is not None
+
+    def _recover(self, snapshot: HostSnapshot) -> HostUnavailable | None:
+        """Find guests that were left squeezed; a failure must not delay the guests that have a session."""
+        try:
+            self._recovery.recover(snapshot.guests)
+        except HostUnavailable as error:
+            return error
+        return None
 
     def _observe(self) -> HostSnapshot:
         requested_at = self._clock.monotonic()
@@ -186,7 +201,7 @@ class HostController:
             return False
         return self._snapshot.settled or self._clock.monotonic() - self._watched_since > self._rules.stats_age_s
 
-    def _apply(self, snapshot: HostSnapshot, usage: Mapping[str, GuestUsage] | None) -> None:
+    def _apply(self, snapshot: HostSnapshot, usage: Mapping[str, GuestUsage] | None, *, last: bool = False) -> None:
         """Continue running sessions; start new ones when usage is given."""
         situation = Situation(
             host=self.name,
@@ -196,7 +211,7 @@ class HostController:
             sessions=self._journal.sessions(self.name),
             grace=self._journal.grace(),
         )
-        self._executor.apply(plan(situation, self._rules, may_start=usage is not None), snapshot.guests)
+        self._executor.apply(plan(situation, self._rules, may_start=usage is not None, last=last), snapshot.guests)
 
     def _restore_all(self, reason: str) -> None:
         """Request the memory of all squeezed guests back, whatever fails on the way."""
@@ -211,4 +226,8 @@ class HostController:
                 self._problems.report(self.name, str(error))
             except Exception:
                 # The thread must survive: no other one restores the guests of this host.
-                LOG.exception("%s: restore failed vm=%s", self.name, session.name)
+                self._report_internal_error(f"restore failed vm={session.name}")
+
+    def _report_internal_error(self, what: str) -> None:
+        """Log the current exception with its traceback, once for each place where it is raised."""
+        self._problems.report(f"{self.name} internal error", f"{what}\n{traceback.format_exc()}", logging.ERROR)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import libvirt
@@ -18,6 +19,7 @@ from ..common.threads import call_with_timeout
 from .guests import Guest
 from .host import GuestGone, GuestRefused, HostUnavailable
 from .libvirt_connection import Connection, open_connection
+from .marks import NAMESPACE, PREFIX, Mark, mark_xml, parse_mark
 
 LOG = logging.getLogger("scroogevm.hypervisor")
 
@@ -40,7 +42,9 @@ _REFUSED = {
     libvirt.VIR_ERR_NO_SUPPORT,
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+    libvirt.VIR_ERR_ACCESS_DENIED,
 }
+_UNMARKED = _GONE | _REFUSED | {libvirt.VIR_ERR_NO_DOMAIN_METADATA}
 
 
 class Hypervisor:
@@ -79,11 +83,25 @@ class Hypervisor:
         ------
         HostUnavailable, GuestGone, GuestRefused
         """
-        with self._lock:
-            if uuid in self._busy:
-                raise GuestRefused("an earlier call to it has not returned")
-            self._busy.add(uuid)
-        self._call(lambda: self._set_memory(uuid, memory_mb), lambda: self._busy.discard(uuid))
+        self._change(uuid, lambda: self._set_memory(uuid, memory_mb))
+
+    def marks(self, uuids: Sequence[str]) -> dict[str, Mark | None]:
+        """The marks of guests, None for a guest without one; as many as can be read in half of the time limit.
+
+        Raises
+        ------
+        HostUnavailable
+        """
+        return self._call(lambda: self._marks(uuids), lambda: None)
+
+    def set_mark(self, uuid: str, mark: Mark | None) -> None:
+        """Write a mark into the running domain of a guest, or remove it.
+
+        Raises
+        ------
+        HostUnavailable, GuestGone, GuestRefused
+        """
+        self._change(uuid, lambda: self._set_mark(uuid, mark))
 
     def close(self) -> None:
         """Release the connection without waiting for a hung host."""
@@ -104,7 +122,33 @@ class Hypervisor:
                 raise GuestGone("it is shut off")
             domain.setMemoryFlags(round(memory_mb * 1024), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
+    def _marks(self, uuids: Sequence[str]) -> dict[str, Mark | None]:
+        deadline = time.monotonic() + self._timeout_s / 2
+        marks: dict[str, Mark | None] = {}
+        with self._acquire().acquired() as connection:
+            for uuid in uuids:
+                if marks and time.monotonic() > deadline:
+                    break
+                marks[uuid] = _read_mark(connection, uuid)
+        return marks
+
+    def _set_mark(self, uuid: str, mark: Mark | None) -> None:
+        with self._acquire().acquired() as connection:
+            connection.lookupByUUIDString(uuid).setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                mark_xml(mark) if mark is not None else None,
+                *(PREFIX, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+            )
+
     # --- calls --------------------------------------------------------------------------------------
+
+    def _change(self, uuid: str, job: Callable[[], None]) -> None:
+        """Run a job that changes a guest, unless an earlier one still hangs."""
+        with self._lock:
+            if uuid in self._busy:
+                raise GuestRefused("an earlier call to it has not returned")
+            self._busy.add(uuid)
+        self._call(job, lambda: self._busy.discard(uuid))
 
     def _call(self, job: Callable[[], T], release: Callable[[], object]) -> T:
         """Run a job in a thread with the time limit.
@@ -169,6 +213,17 @@ def _named(error: libvirt.libvirtError) -> Exception:
     return GuestRefused(message) if code in _REFUSED else HostUnavailable(message)
 
 
+def _read_mark(connection: Any, uuid: str) -> Mark | None:
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _UNMARKED:
+            return None
+        raise
+    return parse_mark(text)
+
+
 def _balloon_figures(domain: Any, figures: dict[str, Any]) -> dict[str, float]:
     """Memory figures of a guest in KiB and counts; queried from the guest itself where the host omits them."""
     if "balloon.current" in figures:
@@ -203,4 +258,6 @@ def _parse_guest(domain: Any, figures: dict[str, float]) -> Guest | None:
         reported_s=float(figures.get("last-update", math.nan)),
         swapped_kb=float(sum(swapped)) if swapped else math.nan,
         faults=float(figures.get("major_fault", math.nan)),
+        cached_mb=mb("disk_caches"),
+        touched_pages=float(figures.get("minor_fault", math.nan)),
     )

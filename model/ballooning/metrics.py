@@ -36,9 +36,15 @@ class BallooningMetrics(Collector):
             ),
             ("balloon_restores", "Guests restored.", counts.restores),
             ("balloon_give_ups", "Guests restored because their session failed.", counts.gave_up),
+            (
+                "balloon_probable_kills",
+                "Sessions in which the guest probably killed a process for lack of memory.",
+                counts.killed,
+            ),
         ):
             yield CounterMetricFamily(f"scroogevm_{name}", description, value=value)
-        squeezed = len(self._journal.sessions())
+        # A session whose guest has its memory again waits for the guest's last report.
+        squeezed = sum(not session.restored_s for session in self._journal.sessions().values())
         yield GaugeMetricFamily("scroogevm_balloon_squeezed_vms", "VMs squeezed now.", value=squeezed)
         errors = CounterMetricFamily("scroogevm_balloon_errors", "Failed calls to a host.", labels=["host"])
         for host, number in dict(counts.errors).items():

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from .guests import NO_USAGE, Guest, GuestUsage, ObservedGuest, match_names
 from .rules import Rules
 from .sessions import Action, Session, restore_action, session_action, skip_action
+from .shortage import kill_reason, live_usage, track_peak
 
 #: Accepted difference between requested and actual memory: guests move whole pages, and hosts round.
 TOLERANCE_MB = 4.0
@@ -57,7 +58,7 @@ class Situation:
     grace: Mapping[str, float] = field(default_factory=dict)
 
 
-def plan(situation: Situation, rules: Rules, *, may_start: bool = True) -> list[Action]:
+def plan(situation: Situation, rules: Rules, *, may_start: bool = True, last: bool = False) -> list[Action]:
     """Plan the next actions on a host.
 
     Parameters
@@ -66,9 +67,11 @@ def plan(situation: Situation, rules: Rules, *, may_start: bool = True) -> list[
     rules : Rules
     may_start : bool
         Whether new sessions may start; running ones always continue.
+    last : bool
+        Whether the daemon stops: sessions are closed without a last report of their guest.
     """
     actions = [
-        continue_session(session, situation.guests.get(uuid), situation.now_s, rules)
+        continue_session(session, situation.guests.get(uuid), situation.now_s, rules, last=last)
         for uuid, session in situation.sessions.items()
     ]
     if may_start:
@@ -124,7 +127,7 @@ def skip_reason(observed: ObservedGuest, metrics: GuestUsage, grace_until_s: flo
         (observed.faults_per_s > _MAX_FAULTS_PER_S, f"{observed.faults_per_s:.0f} major page faults per second"),
         (
             not abs(guest.memory_mb - guest.balloon_mb) <= TOLERANCE_MB,
-            f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, not set by this daemon",
+            f"its balloon is at {guest.balloon_mb:.0f} of {guest.memory_mb:.0f} MB, and it has no session",
         ),
         (
             not gain_mb > rules.threshold_gain_mb,
@@ -170,18 +173,21 @@ def _start_session(
         moved_s=now_s,
         swapped_kb=guest.swapped_kb,
         rss_mb=guest.rss_mb if not math.isnan(guest.rss_mb) else metrics.rss_mb,
+        peak_mb=0.0,
     )
     reason = (
         f"{gain_mb:.0f} MB to gain: {metrics.rss_mb:.0f} resident, {metrics.usage_mb:.0f} used; "
         f"down to {goal_mb:.0f} in steps of {rules.step(guest.memory_mb):.0f}"
     )
-    return gain_mb, session_action("squeeze", session, guest.balloon_mb, reason, to_mb)
+    return gain_mb, session_action("squeeze", track_peak(session, guest), guest.balloon_mb, reason, to_mb)
 
 
 # --- continue ---------------------------------------------------------------------------------------
 
 
-def continue_session(session: Session, observed: ObservedGuest | None, now_s: float, rules: Rules) -> Action:
+def continue_session(
+    session: Session, observed: ObservedGuest | None, now_s: float, rules: Rules, *, last: bool = False
+) -> Action:
     """Plan the next action of a session.
 
     A guest that its host does not list keeps its session: the list may be incomplete, or the guest may be moving to
@@ -194,12 +200,30 @@ def continue_session(session: Session, observed: ObservedGuest | None, now_s: fl
     if updated.restore_reason:
         if not guest.balloon_mb >= updated.from_mb - TOLERANCE_MB:
             return restore_action(updated, guest.balloon_mb, updated.restore_reason, gave_up=updated.gave_up)
-        return session_action("done", updated, guest.balloon_mb, updated.restore_reason)
-    if reason := abort_reason(updated, observed, now_s, rules):
-        return restore_action(updated, guest.balloon_mb, reason, gave_up=True)
+        return _close_session(updated, observed, now_s, rules, last=last)
+    killed = kill_reason(updated, observed, rules)
+    if reason := killed or abort_reason(updated, observed, now_s, rules):
+        return restore_action(replace(updated, killed=bool(killed)), guest.balloon_mb, reason, gave_up=True)
     if now_s >= updated.until_s:
         return restore_action(updated, guest.balloon_mb, f"session time limit reached at {guest.balloon_mb:.0f} MB")
     return _next_step(updated, observed, now_s, rules)
+
+
+def _close_session(
+    session: Session, observed: ObservedGuest, now_s: float, rules: Rules, *, last: bool = False
+) -> Action:
+    """Close the session of a guest that has its memory again, after the report that shows how the guest bore it."""
+    guest = observed.guest
+    if not session.restored_s:
+        session = replace(session, restored_s=now_s, restored_report_s=guest.reported_s)
+    reported = guest.reported_s > session.restored_report_s
+    waits = not (last or reported) and now_s - session.restored_s <= _max_silence(observed, rules)
+    # Without a peak the guest's figures before the session are unknown.
+    if guest.reports and waits and not math.isnan(session.peak_mb):
+        return session_action("hold", session, guest.balloon_mb, "waiting for its statistics after the session")
+    if not session.killed and (reason := kill_reason(session, observed, rules)):
+        session = replace(session, killed=True, gave_up=True, restore_reason=reason)
+    return session_action("done", session, guest.balloon_mb, session.restore_reason)
 
 
 def _next_step(session: Session, observed: ObservedGuest, now_s: float, rules: Rules) -> Action:
@@ -207,7 +231,7 @@ def _next_step(session: Session, observed: ObservedGuest, now_s: float, rules: R
     guest = observed.guest
     if guest.balloon_mb > session.to_mb + TOLERANCE_MB:
         return session_action("hold", session, guest.balloon_mb, "it is releasing memory")
-    goal_mb = max(session.goal_mb, rules.goal(_live_usage(session, guest)))
+    goal_mb = max(session.goal_mb, rules.goal(live_usage(session, guest)))
     if guest.balloon_mb <= goal_mb + TOLERANCE_MB:
         reason = f"it released {session.from_mb - guest.balloon_mb:.0f} MB"
         return restore_action(session, guest.balloon_mb, reason)
@@ -226,34 +250,35 @@ def _track_balloon(session: Session, observed: ObservedGuest, now_s: float) -> S
     """
     guest = observed.guest
     if math.isfinite(guest.memory_mb):
-        session = replace(session, from_mb=guest.memory_mb)
+        session = replace(session, from_mb=min(guest.memory_mb, session.most_mb))
     if guest.balloon_mb < session.least_mb - 0.5:
         return replace(session, least_mb=guest.balloon_mb, moved_s=now_s)
     if observed.fresh_s > session.moved_s:
         # The balloon has not moved since the report, so that the two can be compared.
         surplus_mb = guest.available_mb + session.overhead_mb - guest.balloon_mb
-        return replace(session, counts_balloon=surplus_mb > 2 * TOLERANCE_MB)
+        session = replace(session, counts_balloon=surplus_mb > 2 * TOLERANCE_MB)
+        # While the guest is restored its balloon moves again.
+        return session if session.restore_reason else track_peak(session, guest)
     return session
 
 
-def _live_usage(session: Session, guest: Guest) -> float:
-    """Current usage of the guest: its total less its free memory, which are of one report, unlike the balloon size."""
-    used_mb = guest.available_mb - guest.unused_mb + session.overhead_mb
-    if session.counts_balloon:
-        used_mb -= session.from_mb - guest.balloon_mb
-    return 0.0 if math.isnan(used_mb) else used_mb
+def _max_silence(observed: ObservedGuest, rules: Rules) -> float:
+    """Time in seconds in which a guest reports at least once."""
+    return min(rules.stats_age_s, max(_MISSED_REPORTS * observed.period_s, _MIN_SILENCE_S))
 
 
 def abort_reason(session: Session, observed: ObservedGuest, now_s: float, rules: Rules) -> str:
     """Why a session must be given up at once, as a reason for the operator; empty when it may continue."""
     guest = observed.guest
-    max_silence_s = min(rules.stats_age_s, max(_MISSED_REPORTS * observed.period_s, _MIN_SILENCE_S))
-    usage_mb = _live_usage(session, guest)
+    usage_mb = live_usage(session, guest)
     tight_mb = usage_mb + rules.headroom(usage_mb) / 2
     checks: tuple[tuple[bool, str], ...] = (
         (guest.swapped_kb > session.swapped_kb, f"it swapped {guest.swapped_kb - session.swapped_kb:.0f} kB"),
         (observed.faults_per_s > _MAX_FAULTS_PER_S, f"{observed.faults_per_s:.0f} major page faults per second"),
-        (not guest.reports or now_s - observed.fresh_s > max_silence_s, "its balloon statistics stopped"),
+        (
+            not guest.reports or now_s - observed.fresh_s > _max_silence(observed, rules),
+            "its balloon statistics stopped",
+        ),
         (not math.isfinite(guest.balloon_mb), "its host does not report its balloon size"),
         (
             min(guest.balloon_mb, session.to_mb) < tight_mb,

@@ -39,6 +39,18 @@ class Session(msgspec.Struct, frozen=True, rename={"restore_reason": "giving_bac
         Why the guest is restored; empty while it is squeezed. The journal names it ``giving_back``.
     gave_up : bool
         Whether the session failed.
+    most_mb : float
+        The guest is not restored to more than this.
+    marked : bool
+        Whether the domain of the guest carries a mark.
+    peak_mb : float
+        Largest memory that the guest's processes were observed to use; NaN when unknown.
+    restored_report_s : float
+        The guest's last report, in seconds of the host's clock, when it was observed to have its memory again.
+    restored_s : float
+        When that was observed; 0 before.
+    killed : bool
+        Whether a process of the guest was probably killed for lack of memory.
     """
 
     uuid: str
@@ -57,6 +69,12 @@ class Session(msgspec.Struct, frozen=True, rename={"restore_reason": "giving_bac
     counts_balloon: bool = False
     restore_reason: str = ""
     gave_up: bool = False
+    most_mb: float = math.inf
+    marked: bool = False
+    peak_mb: float = math.nan
+    restored_report_s: float = 0.0
+    restored_s: float = 0.0
+    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

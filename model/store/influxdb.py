@@ -71,9 +71,9 @@ class InfluxStore:
     def encode(self, sample: ScrapeSample) -> Encoded:
         """Encode a sample as line protocol; names that a tag cannot hold are omitted and logged."""
         invalid = [name for name in sample.domains if not is_tag(name)]
-        subject = f"names of domains of {sample.node}"
+        subject = f"{sample.node} in InfluxDB"
         if invalid:
-            cause = f"{len(invalid)} domains are not stored, an InfluxDB tag cannot hold their names: {invalid[:3]!r}"
+            cause = f"{len(invalid)} domains are not stored, a tag cannot hold their names: {invalid[:3]!r}"
             self._problems.report(subject, cause)
         else:
             self._problems.resolve(subject)

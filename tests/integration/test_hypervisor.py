@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("libvirt", reason="libvirt-python could not be built here")
 
+from model.ballooning import hypervisor as hypervisor_module
 from model.ballooning.host import GuestGone, GuestRefused, HostUnavailable
 from model.ballooning.hypervisor import Hypervisor
 from model.ballooning.libvirt_connection import uri_with_timeouts
+from model.ballooning.marks import Mark
 from tests.support.guests import Host, Sshd, children, frozen, mute
 from tests.support.servers import wait_for
 
@@ -48,6 +51,37 @@ def test_memory_is_set(driver: Hypervisor) -> None:
     (uuid,) = driver.guests()
     driver.set_memory(uuid, 1500.0)
     assert driver.guests()[uuid].balloon_mb == 1500
+
+
+def check_marks(host: Hypervisor, uuid: str) -> None:
+    unknown = "00000000-0000-0000-0000-000000000001"
+    mark = Mark(512.0, 10.0, 130.0, "ab12")
+    assert host.marks([uuid, unknown]) == {uuid: None, unknown: None}
+    host.set_mark(uuid, None)
+    host.set_mark(uuid, mark)
+    assert host.marks([uuid]) == {uuid: mark}
+    host.set_mark(uuid, replace(mark, full_mb=256.0))
+    assert host.marks([uuid]) == {uuid: replace(mark, full_mb=256.0)}
+    host.set_mark(uuid, None)
+    assert host.marks([uuid]) == {uuid: None}
+    with pytest.raises(GuestGone):
+        host.set_mark(unknown, mark)
+
+
+def test_mark_is_written_read_replaced_and_removed(driver: Hypervisor) -> None:
+    (uuid,) = driver.guests()
+    check_marks(driver, uuid)
+
+
+def test_marks_that_do_not_fit_into_the_time_limit_are_left_for_the_next_call(
+    driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_connection: object, _uuid: str) -> None:
+        time.sleep(0.3)
+
+    monkeypatch.setattr(hypervisor_module, "_read_mark", slow)
+    # Half of the time limit is 1 s.
+    assert 3 <= len(driver.marks([str(number) for number in range(20)])) <= 5
 
 
 def test_errors_of_a_guest_are_distinct_and_keep_the_connection(driver: Hypervisor) -> None:
@@ -137,6 +171,23 @@ def test_real_guest_reports_all_figures_of_the_plan(host: Host) -> None:
     assert 60 < guest.rss_mb < 400
     assert guest.unused_mb < guest.available_mb < 256
     assert guest.swapped_kb == 0
+    assert 0 < guest.cached_mb < 64
+    assert guest.touched_pages > 0
+
+
+def test_mark_of_a_real_guest_outlives_libvirtd_and_leaves_its_configuration(host: Host) -> None:
+    hypervisor = Hypervisor(host.uri, 5)
+    (uuid,) = hypervisor.guests()
+    check_marks(hypervisor, uuid)
+    mark = Mark(256.0, 10.0, 130.0, "ab12")
+    hypervisor.set_mark(uuid, mark)
+    hypervisor.close()
+    host.kill()
+    host.start()
+    assert wait_for(lambda: is_available(hypervisor))
+    assert hypervisor.marks([uuid]) == {uuid: mark}
+    hypervisor.set_mark(uuid, None)
+    hypervisor.close()
 
 
 def test_call_to_a_frozen_host_takes_the_time_limit_and_succeeds_after_thaw(host: Host) -> None:
@@ -187,11 +238,13 @@ def test_frozen_guest_does_not_hide_other_guests(host: Host) -> None:
 
     other = host.boot("b", 160, ready=False)
     hypervisor = Hypervisor(host.uri, TIMEOUT_S)
-    assert len(hypervisor.guests()) == 2
+    uuids = list(hypervisor.guests())
+    assert len(uuids) == 2
     os.kill(other.qemu_pid, signal.SIGSTOP)
     try:
         guests = wait_for(lambda: is_available(hypervisor) and hypervisor.guests())
         assert any(guest.name == "a" and guest.reports for guest in guests.values())
+        assert set(hypervisor.marks(uuids).values()) == {None}
     finally:
         os.kill(other.qemu_pid, signal.SIGCONT)
         other.destroy()

@@ -70,13 +70,18 @@ def written(store: Store, nodes: list[str] | None = None) -> Iterator[set[str]]:
     stop, silent = threading.Event(), set[str]()
 
     def write() -> None:
+        before_ms = int(time.time() * 1000)
         while not stop.wait(0.1):
             now_ms = int(time.time() * 1000)
+            # A rate covers the time since the sample before, also when this thread was late.
+            fields = {"cpu": 16.0, "mem": 32768.0, "elapsed_time": now_ms - before_ms}
+            fields |= {"oc_cpu": 8.0 / 16.0, "oc_mem": 4096.0 / 32768.0}
+            before_ms = now_ms
             scraped = [
                 ScrapeSample(
                     node,
                     now_ms,
-                    {"cpu": 16.0, "mem": 32768.0, "cpu_usage": draw.uniform(1, 9), "mem_usage": draw.uniform(9e3, 2e4)},
+                    fields | {"cpu_usage": draw.uniform(1, 9), "mem_usage": draw.uniform(9e3, 2e4)},
                     {
                         f"vm-{i}": {"cpu": 2.0, "mem": 1024.0, "cpu_usage": draw.uniform(0, 2), "mem_usage": 700.0}
                         for i in range(4)
@@ -128,11 +133,12 @@ def end(process: subprocess.Popen[str], sent: signal.Signals = signal.SIGTERM) -
 
 
 def wait_for_samples(store: SqliteStore) -> None:
-    """Wait until the last whole slice holds samples of all nodes."""
+    """Wait until the last whole slice is covered by samples of all nodes."""
 
     def stored() -> bool:
         end_ms = int(time.time() - 0.3) * 1000
-        return all(store.read(node, end_ms - 1000, end_ms, ("cpu",), domains=False).node.time_ms.size for node in NODES)
+        times = (store.read(node, end_ms - 1000, end_ms, ("cpu",), domains=False).node.time_ms for node in NODES)
+        return all(time_ms.size >= 8 for time_ms in times)
 
     wait_for(stored)
 
@@ -146,7 +152,8 @@ def states(env: Environment) -> list[str]:
 
 
 def all_ok(env: Environment) -> Callable[[], bool]:
-    return lambda: states(env) == ["ok"] * len(NODES)
+    """Both resources of all nodes: a slice that is covered in part may suffice for one of them."""
+    return lambda: all(node[resource]["state"] == "ok" for node in status(env).values() for resource in ("cpu", "mem"))
 
 
 # --- the status file ---------------------------------------------------------------------------------
@@ -191,7 +198,10 @@ def test_silent_node_is_stale_and_recovers_and_the_others_stay_ok(env: Environme
         silent.clear()
         wait_for(all_ok(env))
         log = end(daemon)
-    assert log.count(f"samples of {NODES[1]}: none in the slice that ended at ") == 1
+    # The slice in which it became silent may hold some samples; each cause is logged once.
+    problems = [line for line in log.splitlines() if f"samples of {NODES[1]}: " in line and "recovered" not in line]
+    assert 1 <= len(problems) <= 2
+    assert all("in the slice that ended at " in line and "published free is 0" in line for line in problems)
     assert log.count(f"samples of {NODES[1]}: recovered") == 1
     assert daemon.returncode == 0
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -192,19 +193,80 @@ def test_full_disk_below_stdout_ends_a_dry_run_with_one_line(env: Environment) -
 # --- daemon -----------------------------------------------------------------------------------------
 
 
-def test_damaged_journal_is_refused_and_not_changed(env: Environment, tmp_path: Path) -> None:
+def test_journal_that_was_cut_off_is_set_aside_in_one_line(env: Environment, tmp_path: Path) -> None:
     path = tmp_path / "ballooning.json"
     path.write_text('{"format": 1, "sess')
-    done = run(env)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "not a journal" in done.stderr
-    assert path.read_text() == '{"format": 1, "sess'
+    with running(env, tmp_path) as daemon:
+        wait_for(daemon.starts)
+        assert daemon.end() == 0
+    lines = daemon.log().splitlines()
+    assert (len(lines), lines[0].count("not a journal")) == (2, 1), lines
+    assert (tmp_path / "ballooning.json.aside").read_text() == '{"format": 1, "sess'
 
 
-def test_journal_in_a_folder_that_cannot_be_created_is_refused(env: Environment) -> None:
-    done = run({**env, "BALLOONING_JOURNAL_PATH": "/proc/no/journal"})
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("vmballooning.py: /proc/no: ")
+def test_journal_that_can_never_be_used_is_one_line_and_keeps_no_daemon_from_starting(
+    env: Environment, tmp_path: Path
+) -> None:
+    with running({**env, "BALLOONING_JOURNAL_PATH": "/proc/no/journal"}, tmp_path) as daemon:
+        wait_for(daemon.starts)
+        time.sleep(1)  # several attempts
+        assert daemon.end() == 0
+    assert daemon.log().count("journal: cannot be used: /proc/no/journal: ") == 1
+
+
+def test_daemon_waits_for_the_end_of_an_earlier_instance(env: Environment, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with running(env, tmp_path) as first, running({**env}, tmp_path / "second") as second:
+        wait_for(lambda: bool(first.starts()) != bool(second.starts()))
+        ending, waiting = (first, second) if first.starts() else (second, first)
+        wait_for(lambda: "in use by another vmballooning.py; trying again until it is possible" in waiting.log())
+        once = run(env, "--once")
+        assert (once.returncode, once.stderr.count("\n")) == (1, 1)
+        time.sleep(1.2)  # several attempts
+        assert ending.end() == 0
+        wait_for(waiting.starts)
+        assert waiting.end() == 0
+    assert [line.count("in use by another") for line in waiting.log().splitlines()][:3] == [1, 0, 0]
+    assert "start: recovered" in waiting.log()
+
+
+def test_daemon_that_waits_for_its_journal_can_be_stopped(env: Environment, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with running(env, tmp_path) as first:
+        wait_for(first.starts)
+        with running(env, tmp_path / "second") as second:
+            wait_for(lambda: "trying again until it is possible" in second.log())
+            assert second.end() == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--once"]])
+def test_store_that_cannot_be_opened_is_one_line_and_keeps_no_daemon_from_starting(
+    env: Environment, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "store.sqlite").write_text("not a database" * 100)
+    if arguments:
+        done = run(env, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        return
+    with running(env, tmp_path) as daemon:
+        wait_for(daemon.starts)
+        time.sleep(1)  # several attempts
+        (tmp_path / "store.sqlite").unlink()
+        wait_for(lambda: "store: recovered" in daemon.log())
+        assert daemon.end() == 0
+    assert daemon.log().count("ERROR") == 1, daemon.log()
+
+
+def test_metrics_port_of_an_earlier_instance_is_taken_over_when_it_is_free(env: Environment, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running({**env, "BALLOONING_METRICS_PORT": str(port)}, tmp_path) as daemon:
+            wait_for(daemon.starts)
+            wait_for(lambda: "cannot listen on port" in daemon.log())
+            taken.close()
+            wait_for(lambda: fetch(f"http://127.0.0.1:{port}/metrics")[0] == 200)
+            assert daemon.end() == 0
+    assert daemon.log().count("cannot listen on port") == 2  # and its end
 
 
 def test_start_line_names_version_store_hosts_journal_and_metrics(env: Environment, tmp_path: Path) -> None:

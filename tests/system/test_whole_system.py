@@ -244,7 +244,8 @@ def test_figures_equal_those_of_a_replay_despite_killed_daemons_and_a_failing_st
 
             def all_ok() -> bool:
                 nodes = strict_json(Path(env["STATE_ENDPOINT"]).read_bytes()).values()
-                return all(node["state"] == "ok" and node["slice_end"] >= called_s for node in nodes)
+                resources = [node[name]["state"] for node in nodes for name in ("cpu", "mem")]
+                return set(resources) == {"ok"} and all(node["slice_end"] >= called_s for node in nodes)
 
             wait_for(all_ok, 60)
 

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from model.ballooning.guests import Guest, GuestUsage
 from model.ballooning.host import GuestGone, GuestRefused, HostUnavailable
 from model.ballooning.host_controller import HostController, Intervals
 from model.ballooning.journal import Journal
+from model.ballooning.marks import Mark
 from model.ballooning.plan_output import PlanPrinter
 from model.ballooning.rules import Rules
 from model.ballooning.sessions import Action, Session
@@ -42,7 +43,11 @@ class FakeHost:
         self.running = {guest.uuid: guest for guest in guests}
         self.fault: Exception | None = None
         self.set_fault: Exception | None = None
+        self.mark_fault: Exception | None = None
+        self.read_fault: Exception | None = None
         self.requests: list[tuple[str, float]] = []
+        self.marked: dict[str, Mark] = {}
+        self.marks_read: list[str] = []
         self.closed = False
 
     def guests(self) -> dict[str, Guest]:
@@ -58,7 +63,30 @@ class FakeHost:
             raise self.set_fault
         if uuid not in self.running:
             raise GuestGone("no domain")
-        self.running[uuid] = replace(self.running[uuid], balloon_mb=memory_mb)
+        guest = self.running[uuid]
+        taken_mb = guest.balloon_mb - memory_mb
+        self.running[uuid] = replace(
+            guest,
+            balloon_mb=memory_mb,
+            available_mb=guest.available_mb - taken_mb,
+            unused_mb=guest.unused_mb - taken_mb,
+        )
+
+    def marks(self, uuids: Sequence[str]) -> dict[str, Mark | None]:
+        self.marks_read += uuids
+        if self.read_fault is not None:
+            raise self.read_fault
+        return {uuid: self.marked.get(uuid) for uuid in uuids}
+
+    def set_mark(self, uuid: str, mark: Mark | None) -> None:
+        if self.mark_fault is not None:
+            raise self.mark_fault
+        if uuid not in self.running:
+            raise GuestGone("no domain")
+        if mark is None:
+            self.marked.pop(uuid, None)
+        else:
+            self.marked[uuid] = mark
 
     def close(self) -> None:
         self.closed = True
@@ -178,6 +206,20 @@ def test_end_restores_all_guests_and_releases_the_host(site: Site) -> None:
     assert host.closed
 
 
+def test_end_does_not_wait_for_a_last_report(site: Site, now: ManualTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeHost):
+        def guests(self) -> dict[str, Guest]:
+            return dict(self.running)
+
+    monkeypatch.setattr(time, "sleep", now.advance)
+    site.journal.put(replace_session(SESSION, peak_mb=900.0))
+    started_at = now.seconds
+    host = Silent(SQUEEZED)
+    site.controller("h1", host).end()
+    assert (host.running["u1"].balloon_mb, site.journal.sessions()) == (4096.0, {})
+    assert now.seconds - started_at < 1
+
+
 def test_hung_guest_does_not_keep_other_guests_squeezed(site: Site) -> None:
     class HungGuest(FakeHost):
         def set_memory(self, uuid: str, memory_mb: float) -> None:
@@ -221,6 +263,17 @@ def squeezing(site: Site, host: FakeHost) -> HostController:
     return controller
 
 
+def finish(site: Site, controller: HostController) -> None:
+    """Two steps: the guest has its memory, and has reported since."""
+    controller.step()
+    controller.step()
+    assert site.journal.sessions() == {}
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_squeeze_is_in_the_journal_before_the_host_is_asked(site: Site) -> None:
     recorded: list[float] = []
 
@@ -247,43 +300,90 @@ def test_refused_squeeze_is_followed_by_a_restore(site: Site, event_log: pytest.
     assert site.journal.sessions()["u2"].gave_up
     assert "h1: give up vm=b from_mb=4096 to_mb=4096: it cannot be squeezed: monitor is locked" in event_log.messages
     host.set_fault = None
-    controller.step()
-    assert site.journal.sessions() == {}
+    finish(site, controller)
 
 
-def test_no_guest_is_squeezed_while_the_journal_cannot_be_written(
+NO_MARKS = GuestRefused("metadata is not supported")
+
+
+def test_no_guest_is_squeezed_while_neither_journal_nor_domain_can_be_written(
     site: Site, monkeypatch: pytest.MonkeyPatch, event_log: pytest.LogCaptureFixture
 ) -> None:
     host = FakeHost(FULL)
     controller = squeezing(site, host)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    host.mark_fault = NO_MARKS
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module, "write_atomically", full)
+        patch.setattr(journal_module, "write_atomically", full_disk)
+        controller.step()
+        controller._plan_at = 0.0
         controller.step()
     assert (host.requests, site.journal.sessions(), site.counts.sessions) == ([], {}, 0)
-    assert "journal: cannot be written: No space left on device; no guest is squeezed" in event_log.messages
+    effect = "sessions are recorded in the guests' domains alone, and no guest is squeezed that cannot be marked"
+    assert [line for line in event_log.messages if "vm=" not in line] == [
+        "h1 marks: cannot be written: metadata is not supported; sessions are in the journal alone",
+        f"journal: cannot be used: No space left on device; {effect}",
+    ]
 
 
-def test_running_session_ends_when_the_journal_cannot_be_written(
+def test_guest_that_cannot_be_marked_is_squeezed_with_the_journal_alone(site: Site) -> None:
+    host = FakeHost(FULL)
+    controller = squeezing(site, host)
+    host.mark_fault = NO_MARKS
+    controller.step()
+    assert (host.requests, host.marked) == ([("u2", 3892.0)], {})
+    assert not site.journal.sessions()["u2"].marked
+    controller._restore_all("test")
+    finish(site, controller)  # without a mark to remove
+
+
+def test_guest_is_squeezed_with_its_mark_alone_while_the_journal_cannot_be_written(
     site: Site, monkeypatch: pytest.MonkeyPatch, now: ManualTime
 ) -> None:
     host = FakeHost(FULL)
     controller = squeezing(site, host)
-    controller.step()
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module, "write_atomically", full)
+        patch.setattr(journal_module, "write_atomically", full_disk)
         for _ in range(3):
+            now.advance(2)
+            controller.step()
+        assert host.requests == [("u2", 3892.0), ("u2", 3688.0)]
+        assert host.marked["u2"].full_mb == 4096.0
+        now.advance(200)
+        for _ in range(3):
+            controller.step()
+    assert (host.running["u2"].balloon_mb, host.marked, site.journal.sessions()) == (4096.0, {}, {})
+
+
+def test_running_session_ends_when_the_journal_cannot_be_written_and_the_guest_is_not_marked(
+    site: Site, monkeypatch: pytest.MonkeyPatch, now: ManualTime
+) -> None:
+    host = FakeHost(FULL)
+    controller = squeezing(site, host)
+    host.mark_fault = NO_MARKS
+    controller.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "write_atomically", full_disk)
+        for _ in range(4):
             now.advance(2)
             controller.step()
     assert host.requests == [("u2", 3892.0), ("u2", 4096.0)]
     assert site.journal.sessions() == {}
+
+
+def test_no_session_starts_without_a_lock_of_the_journal(now: ManualTime, tmp_path: Path) -> None:
+    (tmp_path / "j.lock").mkdir()
+    host = FakeHost(FULL)
+    with Journal(tmp_path / "j") as journal:
+        site = Site(journal, now.clock())
+        controller = site.controller("h1", host, lambda _now_s: USAGE)
+        controller.step()
+        controller.step()
+        assert (host.requests, host.marked) == ([], {})
+        (tmp_path / "j.lock").rmdir()
+        journal.retry()
+        controller._plan_at = 0.0
+        controller.step()
+        assert (host.requests, list(host.marked)) == ([("u2", 3892.0)], ["u2"])
 
 
 def test_unavailable_host_is_not_squeezed_further_in_the_same_step(site: Site) -> None:
@@ -302,6 +402,263 @@ def test_unavailable_host_is_not_squeezed_further_in_the_same_step(site: Site) -
     with pytest.raises(HostUnavailable):
         executor.apply(actions, {})
     assert [uuid for uuid, _ in host.requests] == ["u2", "u1"]
+
+
+# --- marks ------------------------------------------------------------------------------------------
+
+#: A guest that a killed daemon has left squeezed; the journal does not know it.
+LOST = replace(SQUEEZED, uuid="u3", name="c")
+
+
+def own_mark(site: Site, full_mb: float = 4096.0) -> Mark:
+    return Mark(full_mb, site.clock.wall() - 10, site.clock.wall() + 110, site.journal.owner)
+
+
+@pytest.fixture
+def lost(site: Site) -> FakeHost:
+    site.journal.end("u1", 0.0, 1.0)
+    return FakeHost(LOST)
+
+
+def test_mark_is_written_before_the_squeeze_and_removed_after_the_restore_was_confirmed(site: Site) -> None:
+    marked_at_request: list[bool] = []
+
+    class Watched(FakeHost):
+        def set_memory(self, uuid: str, memory_mb: float) -> None:
+            marked_at_request.append(uuid in self.marked)
+            super().set_memory(uuid, memory_mb)
+
+    host = Watched(FULL)
+    controller = squeezing(site, host)
+    controller.step()
+    now_s = site.clock.wall()
+    assert host.marked == {"u2": Mark(4096.0, now_s, now_s + 120.0, site.journal.owner)}
+    controller._restore_all("test")
+    assert host.marked  # not confirmed yet
+    finish(site, controller)
+    assert (marked_at_request, host.marked) == ([True, True], {})
+
+
+def test_marked_guest_without_a_session_is_restored_and_its_mark_removed(
+    site: Site, lost: FakeHost, event_log: pytest.LogCaptureFixture
+) -> None:
+    lost.marked["u3"] = own_mark(site)
+    controller = site.controller("h1", lost)
+    controller.step()
+    assert lost.requests == [("u3", 4096.0)]
+    assert site.journal.sessions()["u3"].marked
+    finish(site, controller)
+    assert (lost.running["u3"].balloon_mb, lost.marked, site.counts.restores) == (4096.0, {}, 1)
+    assert event_log.messages[0] == (
+        "h1: an earlier run left it squeezed, it is restored: vm=c balloon_mb=2000 memory_mb=4096"
+    )
+
+
+@pytest.mark.parametrize(("recorded", "restored"), [(3000.0, 3000.0), (8192.0, 4096.0), (math.inf, 4096.0)])
+def test_marked_guest_is_restored_to_the_recorded_size_but_not_above_its_maximum(
+    site: Site, lost: FakeHost, recorded: float, restored: float
+) -> None:
+    lost.marked["u3"] = own_mark(site, recorded)
+    controller = site.controller("h1", lost)
+    controller.step()
+    finish(site, controller)
+    assert (lost.running["u3"].balloon_mb, lost.marked) == (restored, {})
+
+
+def test_balloon_that_the_operator_set_is_left_alone_and_its_domain_is_read_once(site: Site, lost: FakeHost) -> None:
+    controller = site.controller("h1", lost)
+    for _ in range(3):
+        controller.step()
+    assert (lost.requests, lost.marks_read) == ([], ["u3"])
+    lost.fault = HostUnavailable("no answer")
+    controller.step()
+    lost.fault = None
+    controller.step()
+    assert (lost.requests, lost.marks_read) == ([], ["u3", "u3"])
+
+
+def test_mark_of_a_guest_that_shrinks_later_is_read_then(site: Site) -> None:
+    site.journal.end("u1", 0.0, 1.0)
+    host = FakeHost(FULL)
+    controller = site.controller("h1", host)
+    controller.step()
+    host.running["u2"] = replace(host.running["u2"], balloon_mb=2000.0)
+    host.marked["u2"] = own_mark(site)
+    controller.step()
+    assert host.requests == [("u2", 4096.0)]
+
+
+def test_mark_that_outlived_its_session_is_removed_so_that_it_explains_no_later_balloon(site: Site) -> None:
+    site.journal.end("u1", 0.0, 1.0)
+    host = FakeHost(FULL)
+    host.marked["u2"] = own_mark(site)
+    controller = site.controller("h1", host)
+    controller.step()
+    assert host.marked == {}
+    host.running["u2"] = replace(host.running["u2"], balloon_mb=2000.0)
+    controller.step()
+    assert host.requests == []
+
+
+def test_session_of_another_daemon_is_respected_until_it_must_have_ended(
+    site: Site, lost: FakeHost, now: ManualTime
+) -> None:
+    lost.marked["u3"] = replace(own_mark(site), owner="another")
+    controller = site.controller("h1", lost)
+    for _ in range(3):  # 110 s of its session and 30 s for its restore
+        controller.step()
+        now.advance(45)
+    assert lost.requests == []
+    now.advance(6)
+    controller.step()
+    assert lost.requests == [("u3", 4096.0)]
+
+
+def test_further_session_of_another_daemon_is_respected_too(site: Site, lost: FakeHost, now: ManualTime) -> None:
+    lost.marked["u3"] = replace(own_mark(site), owner="another")
+    controller = site.controller("h1", lost)
+    controller.step()
+    now.advance(141)
+    lost.marked["u3"] = replace(own_mark(site), owner="another")
+    controller.step()
+    now.advance(139)
+    controller.step()
+    assert lost.requests == []
+    now.advance(2)
+    controller.step()
+    assert lost.requests == [("u3", 4096.0)]
+
+
+def test_clock_of_another_master_that_is_ahead_does_not_keep_a_guest_squeezed(
+    site: Site, lost: FakeHost, now: ManualTime
+) -> None:
+    later = site.clock.wall() + 1e6
+    lost.marked["u3"] = Mark(4096.0, later, later + 120, "another")
+    controller = site.controller("h1", lost)
+    controller.step()
+    now.advance(151)
+    controller.step()
+    assert lost.requests == [("u3", 4096.0)]
+
+
+def test_mark_of_this_journal_is_respected_while_the_journal_is_not_locked(now: ManualTime, tmp_path: Path) -> None:
+    """Another daemon may have locked it."""
+    (tmp_path / "j.lock").mkdir()
+    host = FakeHost(LOST)
+    with Journal(tmp_path / "j") as journal:
+        site = Site(journal, now.clock())
+        host.marked["u3"] = own_mark(site)
+        controller = site.controller("h1", host)
+        controller.step()
+        assert host.requests == []
+        now.advance(141)
+        controller.step()
+        assert host.requests == [("u3", 4096.0)]
+
+
+def test_guest_with_a_session_on_another_host_is_not_restored_by_its_mark(site: Site) -> None:
+    """It moves: its session follows it."""
+    host = FakeHost(SQUEEZED)
+    host.marked["u1"] = own_mark(site)
+    site.controller("h2", host).step()
+    assert host.requests == []
+
+
+def test_marks_that_cannot_be_read_delay_no_restore(site: Site) -> None:
+    host = FakeHost(SQUEEZED, LOST)
+    host.read_fault = HostUnavailable("no response within 5 s")
+    host.marked["u3"] = own_mark(site)
+    controller = site.controller("h1", host)
+    controller.step()
+    assert host.requests == [("u1", 4096.0)]
+    assert (site.counts.up, site.counts.errors) == ({"h1": False}, {"h1": 1})
+    host.read_fault = None
+    controller.step()
+    assert host.requests[1:] == [("u3", 4096.0)]
+
+
+def test_guest_that_hangs_when_its_old_mark_is_removed_does_not_make_its_host_unavailable(
+    site: Site, event_log: pytest.LogCaptureFixture
+) -> None:
+    host = FakeHost(FULL)
+    host.marked["u2"] = own_mark(site)
+    host.mark_fault = HostUnavailable("no response within 5 s")
+    controller = site.controller("h1", host)
+    for _ in range(3):
+        controller.step()
+    assert site.counts.up == {"h1": True}
+    assert event_log.messages.count("h1 b: its mark cannot be removed: no response within 5 s") == 1
+
+
+def test_session_stays_open_until_its_mark_is_removed(site: Site, event_log: pytest.LogCaptureFixture) -> None:
+    host = FakeHost(FULL)
+    controller = squeezing(site, host)
+    controller.step()
+    controller._restore_all("test")
+    host.mark_fault = GuestRefused("locked")
+    for _ in range(4):
+        controller.step()
+    assert list(site.journal.sessions()) == ["u2"]
+    host.mark_fault = None
+    controller.step()
+    assert (site.journal.sessions(), host.marked) == ({}, {})
+    assert [line for line in event_log.messages if "mark" in line] == ["h1 b: its mark cannot be removed: locked"]
+
+
+# --- killed processes -------------------------------------------------------------------------------
+
+
+def test_session_in_which_a_process_was_killed_fails_and_the_guest_rests_longer(
+    site: Site, now: ManualTime, event_log: pytest.LogCaptureFixture
+) -> None:
+    host = FakeHost(FULL)
+    controller = squeezing(site, host)
+    controller.step()
+    now.advance(2)
+    host.running["u2"] = replace(host.running["u2"], unused_mb=host.running["u2"].unused_mb + 500)
+    controller.step()
+    assert host.requests[-1] == ("u2", 4096.0)
+    finish(site, controller)
+    assert (site.counts.gave_up, site.counts.killed, site.counts.restores) == (1, 1, 1)
+    assert site.journal.grace()["u2"] == now.clock().wall() + 8 * 3600
+    (line,) = [line for line in event_log.messages if "killed" in line and "give up" in line]
+    assert line.endswith(": a process may have been killed: its usage fell from 1000 to 500 MB")
+
+
+def test_process_that_was_killed_at_the_end_of_a_session_is_seen_in_the_next_report(
+    site: Site, now: ManualTime, event_log: pytest.LogCaptureFixture
+) -> None:
+    host = FakeHost(FULL)
+    controller = squeezing(site, host)
+    controller.step()
+    now.advance(200)
+    controller.step()  # the time limit
+    controller.step()
+    host.running["u2"] = replace(host.running["u2"], unused_mb=host.running["u2"].unused_mb + 500)
+    controller.step()
+    assert site.journal.sessions() == {}
+    assert (site.counts.gave_up, site.counts.killed, site.counts.restores) == (1, 1, 1)
+    assert site.journal.grace()["u2"] == now.clock().wall() + 8 * 3600
+    assert "h1: session failed vm=b: a process may have been killed: its usage fell from 1000 to 500 MB" in (
+        event_log.messages
+    )
+
+
+def test_internal_error_of_each_step_is_logged_once_with_its_traceback(
+    site: Site, event_log: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(FakeHost):
+        def set_memory(self, uuid: str, memory_mb: float) -> None:
+            raise ZeroDivisionError("bug")
+
+    controller = site.controller("h1", Faulty(SQUEEZED))
+    for _ in range(3):
+        controller.step()
+    lines = [line for line in event_log.messages if "Traceback" in line]
+    assert [line.splitlines()[0] for line in lines] == [
+        "h1 internal error: step failed",
+        "h1 internal error: restore failed vm=a",
+    ]
 
 
 # --- missing guests ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from model.ballooning import journal as module
-from model.ballooning.journal import Journal, JournalRefused
+from model.ballooning.journal import Journal, JournalBusy
 from model.ballooning.sessions import Session
 from tests.conftest import ROOT, strict_json
 
@@ -179,7 +179,7 @@ def test_killed_writer_leaves_a_readable_journal_and_no_lock(path: Path) -> None
             time.sleep(0.02 + 0.013 * k)
             # A reader without the lock finds a complete journal meanwhile.
             written += len(reread(path).sessions())
-            with pytest.raises(JournalRefused, match=r"in use by another vmballooning\.py$"):
+            with pytest.raises(JournalBusy, match=r"in use by another vmballooning\.py$"):
                 Journal(path).open()
         finally:
             kill(writer)
@@ -190,7 +190,7 @@ def test_killed_writer_leaves_a_readable_journal_and_no_lock(path: Path) -> None
 
 def test_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: Path) -> None:
     first = Journal(path).open()
-    with pytest.raises(JournalRefused) as refused:
+    with pytest.raises(JournalBusy) as refused:
         Journal(path).open()
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
@@ -199,7 +199,9 @@ def test_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: P
     Journal(path).open().close()
 
 
-# --- invalid journals -------------------------------------------------------------------------------
+# --- unusable journals ------------------------------------------------------------------------------
+
+CUT_OFF = b'{\n "format": 1,\n "sessions": {\n  "u1": {\n   "uuid": "u1",'
 
 
 @pytest.mark.parametrize(
@@ -209,38 +211,108 @@ def test_second_daemon_is_refused_in_one_line_until_the_first_one_closes(path: P
         b"\xff\xfe\x00",
         b"[]",
         b"null",
-        b'{"format": 2, "sessions": {}, "grace": {}}',
-        b'{"format": 1, "sessions": {"u": {"uuid": "u"}}, "grace": {}}',
-        b'{"format": 1, "sessions": {}, "grace": {"u": "soon"}}',
-        b'{"format": 1, "sessions": {}, "grace": {}',
         b'{"name": "package.json", "version": "1"}',
         b"[" * 100_000,
     ],
     ids=lambda text: repr(text[:20]),
 )
 @pytest.mark.parametrize("locked", [True, False])
-def test_invalid_journal_is_refused_in_one_line_and_not_changed(path: Path, text: bytes, locked: bool) -> None:
+def test_file_that_is_no_journal_is_neither_changed_nor_an_error(path: Path, text: bytes, locked: bool) -> None:
     path.write_bytes(text)
-    with pytest.raises(JournalRefused) as refused:
-        Journal(path, locked=locked).open()
-    assert "\n" not in str(refused.value)
-    assert str(path) in str(refused.value)
+    with Journal(path, locked=locked) as journal:
+        assert (journal.owned, "\n" in journal.fault, str(path) in journal.fault) == (locked, False, True)
+        with pytest.raises(OSError, match="not a journal"):
+            journal.put(SESSION)
+        assert journal.sessions() == {"u1": SESSION}
     assert path.read_bytes() == text
-    # The lock was released.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"format": 2, "sessions": {}, "grace": {}}',
+        b'{"format": 1, "sessions": {"u": {"uuid": "u"}}, "grace": {}}',
+        b'{"format": 1, "sessions": {}, "grace": {"u": "soon"}}',
+        CUT_OFF,
+    ],
+    ids=lambda text: repr(text[:20]),
+)
+def test_damaged_journal_is_set_aside_and_replaced(
+    path: Path, text: bytes, event_log: pytest.LogCaptureFixture
+) -> None:
+    path.write_bytes(text)
+    assert reread(path).fault  # a dry run leaves it
+    assert path.read_bytes() == text
+    with Journal(path) as journal:
+        assert (journal.fault, journal.sessions()) == ("", {})
+        journal.put(SESSION)
+    assert reread(path).sessions() == {"u1": SESSION}
+    assert path.with_name("ballooning.json.aside").read_bytes() == text
+    assert len(event_log.messages) == 1
+
+
+def test_journal_that_could_not_be_read_is_read_later_and_keeps_what_happened_meanwhile(path: Path) -> None:
+    with Journal(path) as earlier:
+        earlier.put(replace(SESSION, uuid="u0"))
+        earlier.put(SESSION)
+    text = path.read_bytes()
     path.unlink()
+    path.mkdir()
+    with Journal(path) as journal:
+        assert "Is a directory" in journal.fault
+        journal.adopt(replace(SESSION, to_mb=1.0))
+        journal.retry()
+        assert journal.fault
+        path.rmdir()
+        path.write_bytes(text)
+        journal.retry()
+        assert (journal.fault, sorted(journal.sessions())) == ("", ["u0", "u1"])
+        journal.put(journal.sessions()["u0"])
+    assert reread(path).sessions()["u1"].to_mb == 1.0
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("existing", [True, False])
+def test_journal_in_a_folder_that_cannot_be_written_is_locked_and_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, existing: bool
+) -> None:
+    path.write_text(json.dumps({"format": 1, "sessions": {}, "grace": {"u1": 9.0}}))
+    if existing:
+        Path(f"{path}.lock").touch()
+    real = os.open
+
+    def refuse(name: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code), str(name))
+        return real(name, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with Journal(path) as journal:
+        assert (journal.owned, journal.fault, journal.grace()) == (True, "", {"u1": 9.0})
+        with pytest.raises(JournalBusy):
+            Journal(path).open()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            journal.put(SESSION)
     Journal(path).open().close()
+
+
+def test_journal_that_cannot_be_locked_is_used_without_a_lock_until_it_can_be(path: Path) -> None:
+    lock = Path(f"{path}.lock")
+    lock.mkdir()
+    with Journal(path) as journal:
+        assert (journal.owned, journal.fault) == (False, f"{lock}: Is a directory")
+        lock.rmdir()
+        with Journal(path):
+            journal.retry()
+            assert (journal.owned, "in use" in journal.fault) == (False, True)
+        journal.retry()
+        assert (journal.owned, journal.fault) == (True, "")
 
 
 def test_missing_file_and_empty_file_are_an_empty_journal(path: Path) -> None:
     assert reread(path).sessions() == {}
     path.touch()
     assert reread(path).sessions() == {}
-
-
-def test_folder_in_place_of_the_journal_is_refused(path: Path) -> None:
-    path.mkdir()
-    with pytest.raises(JournalRefused, match="Is a directory"):
-        Journal(path).open()
 
 
 def test_reading_without_a_lock_creates_no_files(path: Path) -> None:
@@ -296,9 +368,10 @@ except OSError as error:
     assert sorted(file.name for file in path.parent.iterdir()) == ["ballooning.json", "ballooning.json.lock"]
 
 
-def test_folder_that_cannot_be_created_is_refused_in_one_line() -> None:
-    with pytest.raises(JournalRefused, match=r"^/proc/scroogevm/ballooning.json: "):
-        Journal(Path("/proc/scroogevm/ballooning.json")).open()
+def test_folder_that_cannot_be_created_is_a_fault_of_one_line() -> None:
+    with Journal(Path("/proc/scroogevm/ballooning.json")) as journal:
+        assert journal.fault.startswith("/proc/scroogevm/ballooning.json: ")
+        assert not journal.owned
 
 
 def test_constructor_does_no_io(path: Path) -> None:
@@ -330,4 +403,5 @@ def test_journal_of_the_first_release_is_read(path: Path) -> None:
     with Journal(path) as journal:
         assert journal.sessions()["u1"].restore_reason == "enough"
         journal.put(journal.sessions()["u1"])
-    assert strict_json(path.read_text())["sessions"]["u1"] == session
+    written = strict_json(path.read_text())["sessions"]["u1"]
+    assert {name: written[name] for name in session} == session

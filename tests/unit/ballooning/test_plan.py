@@ -239,7 +239,7 @@ def test_guest_with_major_faults_is_skipped() -> None:
 
 
 def test_guest_whose_balloon_was_set_by_others_is_skipped() -> None:
-    reason = "its balloon is at 4091 of 4096 MB, not set by this daemon"
+    reason = "its balloon is at 4091 of 4096 MB, and it has no session"
     assert reason_to_skip(observed_guest(make_guest(balloon_mb=4091.0))) == reason
     assert start(observed_guest(make_guest(balloon_mb=4092.0))).kind == "squeeze"
     assert "4101 of 4096 MB" in reason_to_skip(observed_guest(make_guest(balloon_mb=4101.0)))
@@ -529,6 +529,32 @@ def kinds(done: Sequence[tuple[int, Action]]) -> list[str]:
     return [action.kind for _, action in done if action.kind != "hold"]
 
 
+def test_guest_whose_process_is_killed_unseen_is_restored_and_its_session_has_failed() -> None:
+    """A process of 300 MB is gone 20 s after the start; nothing else happens."""
+    done = simulate(Simulated(used=lambda now_s: 958.0 if now_s < NOW + 20 else 658.0))
+    assert kinds(done)[-2:] == ["give up", "done"]
+    _, action = done[-1]
+    assert action.session is not None
+    assert (action.session.killed, action.session.gave_up) == (True, True)
+    assert min(second for second, action in done if action.kind == "give up") <= 20 + 3
+
+
+def test_session_is_closed_after_a_report_of_the_guest_with_its_whole_memory() -> None:
+    guest = make_guest(reported_s=500.0)
+    ending = make_session(restore_reason="enough", peak_mb=958.0)
+    first = continued(guest, ending)
+    assert (first.kind, first.reason) == ("hold", "waiting for its statistics after the session")
+    assert first.session is not None
+    assert continued(guest, first.session).kind == "hold"
+    assert continued(replace(guest, reported_s=502.0), first.session).kind == "done"
+    # A guest that reports no more is not waited for: three reports are due every 10 s.
+    late = replace_session(first.session, restored_s=NOW - 10.5)
+    assert continued(guest, late).kind == "done"
+    # Nor is any when the daemon stops.
+    here = situation(observed_guest(guest), sessions=[ending])
+    assert only(plan(here, RULES, may_start=False, last=True)).kind == "done"
+
+
 def test_responsive_guest_is_squeezed_to_its_goal_and_restored() -> None:
     guest = Simulated()
     done = simulate(guest)
@@ -548,7 +574,7 @@ def test_slow_guest_is_restored_at_the_time_limit() -> None:
 def test_guest_that_does_not_move_is_given_up_after_a_few_seconds() -> None:
     done = simulate(Simulated(rate_mb_s=0.0))
     assert kinds(done) == ["squeeze", "give up", "done"]
-    assert done[-1][0] - done[0][0] <= RULES.stuck_s + 3
+    assert done[-2][0] - done[0][0] <= RULES.stuck_s + 3
 
 
 def test_guest_whose_usage_grows_is_restored_before_it_swaps() -> None:
