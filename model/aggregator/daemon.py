@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,9 +26,6 @@ from .store_writer import StoreWriter, open_writer, writer_settings
 from .write_queue import WriteQueue
 
 LOG = logging.getLogger("scroogevm.aggregator")
-
-#: How long a thread waits for the interpreter before another one has to release it.
-_SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +59,6 @@ def run(options: AggregatorOptions) -> int:
         When settings or store are not usable.
     """
     set_up_logging(options.debug > 0)
-    # The default of 5 ms, for each of the many waits of a scrape, would delay it while a backlog is written.
-    sys.setswitchinterval(_SWITCH_S)
     try:
         if options.check:
             return check(_read_settings(), as_json=options.json)

@@ -122,9 +122,10 @@ class ScrapeLoop:
             flooded = error.flooded
             self.metrics.failures.labels(self.node, error.reason).inc()
             self.problems.report(self.node, str(error))
-        except Exception:
+        except Exception as error:
             # A defect must not affect the other nodes.
-            LOG.exception("%s: the scrape failed", self.node)
+            cause = f"the scrape failed: {type(error).__name__}"
+            self.problems.report(self.node, cause, logging.ERROR, error=error)
             self.metrics.failures.labels(self.node, "internal").inc()
         self.metrics.scrapes.labels(self.node).inc()
         self.metrics.duration.labels(self.node).observe(self.clock() - start_s)

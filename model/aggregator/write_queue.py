@@ -33,8 +33,8 @@ _MOST_UNPACKED = 4 * 2**20
 #: What has waited for so long, or fills so much of the queue, is moved to the spool.
 _SPOOL_AFTER_S = 30.0
 _SPOOL_AT = 0.75
-#: Size of a file of the spool, bytes of the queue.
-_SPOOL_FILE = 4 * 2**20
+#: Size of a file of the spool, bytes of the queue: it is read as one batch, and many small ones would take longer.
+_SPOOL_FILE = 16 * 2**20
 #: A problem with single samples is over when it has not occurred for so long.
 _QUIET_S = 600.0
 _TICK_S = 1.0
