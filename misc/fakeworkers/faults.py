@@ -14,8 +14,9 @@ from misc.fakeworkers.responses import EXPOSITION, PageRequest, page_response
 
 async def _lie(request: PageRequest) -> web.StreamResponse:
     assert request.fault.liar is not None  # noqa: S101  # the server has set it
-    page, delay_s = request.fault.liar.answer(request.endpoint, request.page)
-    await asyncio.sleep(delay_s)
+    if not request.fault.liar.lie.late:
+        await asyncio.sleep(request.fault.liar.delay_s(request.endpoint))
+    page = request.fault.liar.answer(request.endpoint, request.page)
     return web.Response(status=500) if page is None else page_response(page)
 
 

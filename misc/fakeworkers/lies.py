@@ -47,13 +47,16 @@ class Lie:
     description : str
     change : callable
         Returns the page in place of the right one; None responds with an HTTP error.
-    delay_s : tuple of float
-        Delays of the responses, one after the other, s; the page is of the time of the request.
+    delays_s : tuple of float
+        Delays of the responses, one after the other, s.
+    late : bool
+        Whether the page is of the time of the response, not of the request.
     """
 
     description: str
     change: Callable[[bytes, Past], bytes | None] = lambda page, _: page
-    delay_s: tuple[float, ...] = (0.0,)
+    delays_s: tuple[float, ...] = (0.0,)
+    late: bool = False
 
 
 @dataclass(slots=True)
@@ -63,13 +66,17 @@ class Liar:
     lie: Lie
     _past: dict[str, Past] = field(default_factory=dict)
 
-    def answer(self, endpoint: str, page: bytes) -> tuple[bytes | None, float]:
-        """The page and the delay of the next response."""
+    def delay_s(self, endpoint: str) -> float:
+        """The delay of the next response."""
+        number = self._past[endpoint].number if endpoint in self._past else 0
+        return self.lie.delays_s[number % len(self.lie.delays_s)]
+
+    def answer(self, endpoint: str, page: bytes) -> bytes | None:
+        """The page of the next response."""
         past = self._past.setdefault(endpoint, Past(page))
-        delay_s = self.lie.delay_s[past.number % len(self.lie.delay_s)]
         changed = self.lie.change(page, past)
         past.number += 1
-        return changed, delay_s
+        return changed
 
 
 def _hold(names: bytes) -> Callable[[bytes, Past], bytes]:
@@ -79,6 +86,22 @@ def _hold(names: bytes) -> Callable[[bytes, Past], bytes]:
     def change(page: bytes, past: Past) -> bytes:
         held: dict[bytes, bytes] = dict(pattern.findall(past.first))
         return pattern.sub(lambda match: b"%b %b" % (match[1], held.get(match[1], match[2])), page)
+
+    return change
+
+
+def _slow_down(names: bytes, factor: float) -> Callable[[bytes, Past], bytes]:
+    """Let counters grow by a part of what they grow by."""
+    pattern = re.compile(rb"^(%b) (\S+)$" % names, re.MULTILINE)
+
+    def change(page: bytes, past: Past) -> bytes:
+        first = {name: float(value) for name, value in pattern.findall(past.first)}
+
+        def slower(match: re.Match[bytes]) -> bytes:
+            start = first.get(match[1], float(match[2]))
+            return b"%b %r" % (match[1], start + (float(match[2]) - start) / factor)
+
+        return pattern.sub(slower, page)
 
     return change
 
@@ -143,10 +166,15 @@ LIES: dict[str, Lie] = {
     "cpu-still": Lie("CPU counters stand still, the time goes on", _hold(rb"(?:%b|%b)" % (_NODE_CPU, _VM_CPU))),
     "node-cpu-still": Lie("CPU counters of the node stand still", _hold(_NODE_CPU)),
     "busy-still": Lie("busy CPU counters of the node stand still, idle ones go on", _hold(_BUSY)),
+    "cpu-slow": Lie(
+        "CPU counters of node and VMs grow at a tenth of their pace",
+        _slow_down(rb"(?:%b|%b)" % (_NODE_CPU, _VM_CPU), 10),
+    ),
     "vms-cpu-still": Lie("CPU counters of the VMs stand still", _hold(_VM_CPU)),
     "cached": Lie("a cache renews the page at every third request", _cache),
     "cached-no-time": Lie("as cached, without the time of the page", _cache_without_time),
-    "uneven": Lie("responses are late by 0 and 4 s in turn, without the time of the page", _without_time, (0.0, 4.0)),
+    "uneven": Lie("responses take 0 and 4 s in turn, without the time of the page", _without_time, (0.0, 4.0)),
+    "uneven-late": Lie("as uneven, and the page is of the end of that time", _without_time, (0.0, 4.0), late=True),
     "mode-missing": Lie(
         "one CPU mode is missing", _omit(rb'\w+_global_cpu_user|node_cpu_seconds_total\{[^}]*"user"\}')
     ),

@@ -217,7 +217,10 @@ class FakeWorkers:
         if index >= self.plan.workers or endpoint not in self.plan.endpoints:
             raise web.HTTPNotFound
         self.requests += 1
-        fault, page = self._current_fault(index), self.page(index, endpoint)
+        fault = self._current_fault(index)
+        if fault is not None and fault.liar is not None and fault.liar.lie.late:
+            await asyncio.sleep(fault.liar.delay_s(endpoint))
+        page = self.page(index, endpoint)
         if fault is None:
             return page_response(page)
         if fault.left is not None:

@@ -84,11 +84,10 @@ class Chain:
     def scrape(self, at_s: float, liar: Liar | None) -> ScrapeSample | None:
         pages: list[tuple[bytes | None, float]] = []
         for endpoint in self.worker.plan.endpoints:
-            page, delay_s = RENDERERS[endpoint](self.worker, int(at_s * 1000)), 0.0
-            answer: bytes | None = page
-            if liar is not None:
-                answer, delay_s = liar.answer(endpoint, page)
-            pages.append((answer, (at_s + delay_s / 2) * 1000))
+            delay_s = 0.0 if liar is None else liar.delay_s(endpoint)
+            read_s = at_s + delay_s if liar is not None and liar.lie.late else at_s
+            page = RENDERERS[endpoint](self.worker, int(read_s * 1000))
+            pages.append((page if liar is None else liar.answer(endpoint, page), (at_s + delay_s / 2) * 1000))
         try:
             if self.worker.plan.format == "vmprobe":
                 ((page_, received_ms),) = pages
@@ -245,8 +244,7 @@ def test_lie_changes_the_page_or_its_delay(name: str, format_: str) -> None:
     for k in range(4):
         for endpoint in worker.plan.endpoints:
             page = RENDERERS[endpoint](worker, (FIRST * SLICE_S + 5 * k) * 1000)
-            answer, delay_s = liar.answer(endpoint, page)
-            changed = changed or answer != page or delay_s > 0
+            changed = changed or liar.delay_s(endpoint) > 0 or liar.answer(endpoint, page) != page
     only_labels = {"libvirt-500", "libvirt-empty", "libvirt-down"}
     only_vmprobe = {"cores-absurd"}
     assert changed == (name not in (only_labels if format_ == "vmprobe" else only_vmprobe))

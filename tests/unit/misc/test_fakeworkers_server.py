@@ -138,7 +138,7 @@ def test_lie_is_served_until_it_ends(name: str) -> None:
         answers = [[get(fakes, f"/worker-00000/{end}")[0] for end in fakes.plan.endpoints] for _ in range(2)]
         control(fakes, worker=0, fault="none")
         assert answers == [[200, 500 if name == "libvirt-500" else 200]] * 2
-        assert (time.monotonic() - start_s > 4) == (name == "uneven")
+        assert (time.monotonic() - start_s > 4) == name.startswith("uneven")
         assert all(get(fakes, f"/worker-00000/{end}")[0] == 200 for end in fakes.plan.endpoints)
 
 
