@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import misc.fakeworkers.server  # noqa: F401  # a missing library is noticed before a process starts
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ _DELETED_AT_ONCE = 2000
 
 #: How long a transaction waits for another one.
 _LOCK_TIMEOUT_S = 10.0
+
+#: How long the end waits for the operation of another thread.
+_CLOSE_TIMEOUT_S = 5.0
 
 #: SQLite's message for a file of another kind.
 _NOT_A_DATABASE = "file is not a database"
@@ -61,6 +65,15 @@ _DELETE = "DELETE FROM tick WHERE id IN (SELECT id FROM tick WHERE time_ms < ? L
 _DELETE_NODES = "DELETE FROM node WHERE NOT EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id)"
 
 
+@dataclass(slots=True, eq=False)
+class _Opened:
+    """A connection of one thread, and the file that it has opened."""
+
+    connection: sqlite3.Connection
+    file: object
+    in_use: threading.Lock = field(default_factory=threading.Lock)
+
+
 class SqliteStore:
     """The embedded store.
 
@@ -78,7 +91,7 @@ class SqliteStore:
         self.retention_s = retention_s
         # A connection per thread: with WAL, a reader and a writer do not block each other.
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._opened: list[_Opened] = []
         self._lock = threading.Lock()
         self._nodes: dict[str, int] = {}
         self._layouts = LayoutNumbers()
@@ -148,10 +161,10 @@ class SqliteStore:
                 if number not in layouts:
                     continue  # one that expires at the same time
                 layout = layouts[number]
-                for name, field, value in decode_configs(layout, block):
-                    if (name, field) in missing:
-                        configs.setdefault(name, {})[field] = value
-                        missing.discard((name, field))
+                for name, config, value in decode_configs(layout, block):
+                    if (name, config) in missing:
+                        configs.setdefault(name, {})[config] = value
+                        missing.discard((name, config))
             if len(rows) < limit:
                 break
             before, limit = rows[-1][0], min(4 * limit, _LARGEST_SEARCH)
@@ -201,29 +214,43 @@ class SqliteStore:
         return f"SQLite {sqlite3.sqlite_version}, {samples} samples of {len(self.nodes())} nodes"
 
     def close(self) -> None:
-        """Close the connections of all threads."""
-        with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-        self._local = threading.local()
+        """Close the connections of all threads.
 
-    def _connection(self) -> sqlite3.Connection:
-        """The connection of this thread; a new one when the file was replaced."""
-        connection, file = getattr(self._local, "opened", (None, None))
-        if connection is not None and file == identity(self.path):
-            return connection
-        self._clear_ids()
-        if connection is not None:
-            self._local.opened = (None, None)
-            with self._lock:
-                self._connections.remove(connection)
-            connection.close()
-        connection = self._connect()
+        A connection that another thread uses is waited for: to close it meanwhile would crash the process.
+        """
         with self._lock:
-            self._connections.append(connection)
-        self._local.opened = (connection, identity(self.path))
-        return connection
+            opened, self._opened = self._opened, []
+        self._local = threading.local()
+        for one in opened:
+            if one.in_use.acquire(timeout=_CLOSE_TIMEOUT_S):
+                one.connection.close()
+                one.in_use.release()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The connection of this thread, in use until the end of the block; a new one when the file was replaced."""
+        while True:
+            before: _Opened | None = getattr(self._local, "opened", None)
+            usable = before is not None and before.file == identity(self.path)
+            one = before if before is not None and usable else self._open_again(before)
+            with one.in_use:
+                # The store may have been closed meanwhile.
+                if one is getattr(self._local, "opened", None):
+                    yield one.connection
+                    return
+
+    def _open_again(self, before: _Opened | None) -> _Opened:
+        self._clear_ids()
+        if before is not None:
+            self._local.opened = None
+            with self._lock, contextlib.suppress(ValueError):
+                self._opened.remove(before)
+            before.connection.close()
+        one = _Opened(self._connect(), identity(self.path))
+        with self._lock:
+            self._opened.append(one)
+        self._local.opened = one
+        return one
 
     def _connect(self) -> sqlite3.Connection:
         make_folder_of(self.path)
@@ -243,23 +270,24 @@ class SqliteStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                # Numbers assigned in a transaction that is rolled back do not exist.
-                self._clear_ids()
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+            with self._connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    # Numbers assigned in a transaction that is rolled back do not exist.
+                    self._clear_ids()
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
+                    raise
         except (sqlite3.Error, sqlite3.Warning, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
     def _query(self, statement: str, values: Sequence[Any]) -> list[Any]:
         try:
-            return self._connection().execute(statement, values).fetchall()
+            with self._connection() as connection:
+                return connection.execute(statement, values).fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
@@ -289,7 +317,8 @@ class SqliteStore:
 
     def _read_layouts(self, numbers: set[int]) -> dict[int, Layout]:
         try:
-            return read_layouts(self._connection(), numbers)
+            with self._connection() as connection:
+                return read_layouts(connection, numbers)
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
 
