@@ -147,7 +147,7 @@ class AggregatorDaemon:
         registry = CollectorRegistry()
         metrics = AggregatorMetrics(registry)
         metrics.watch(run.writer.queue, registry)
-        manager = ScrapeManager(run.settings, run.writer.queue.put, metrics)
+        manager = ScrapeManager(run.settings, run.writer.queue.put, metrics, recall=run.writer.recall)
         server = _open_metrics(run.settings, registry)
         try:
             control.report_ready()

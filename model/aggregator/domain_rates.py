@@ -21,6 +21,16 @@ _RESERVE_TOLERANCE = 0.01
 #: Allocations beyond this multiple of the node's own size are errors of the exporter.
 _LARGEST_ALLOCATION = 4.0
 
+#: By which factor an allocation may fall at once: memory with its balloon, vCPUs not at all.
+_VCPUS_FALL = 1.0
+_MEMORY_FALLS = 4.0
+
+#: A VM has at least this share of the vCPUs that it used.
+_USED = 0.8
+
+#: No VM uses more than this multiple of the node.
+_MOST_USAGE = 1.5
+
 #: A VM that used more was busy, cores.
 _BUSY_CORES = 0.05
 
@@ -97,8 +107,8 @@ class _Domain:
     before: Metrics | None = None
     before_ms: float = 0.0
     usage: float = 0.0
-    vcpus: AcceptedAllocation = field(default_factory=AcceptedAllocation)
-    memory: AcceptedAllocation = field(default_factory=AcceptedAllocation)
+    vcpus: AcceptedAllocation = field(default_factory=lambda: AcceptedAllocation(_VCPUS_FALL))
+    memory: AcceptedAllocation = field(default_factory=lambda: AcceptedAllocation(_MEMORY_FALLS))
     balloon: _Balloon | None = None
 
 
@@ -158,13 +168,15 @@ class DomainRates:
         for name, now in metrics.items():
             domain = self._domains[name]
             fields[name] = _levels(now)
-            wrong_size += not _add_sizes(fields[name], domain, now, cores, memory_kib)
+            wrong_size += not _add_sizes(fields[name], domain, now, epoch_ms, cores, memory_kib)
             wrong_memory += not self._add_memory_usage(fields[name], domain, now, epoch_ms)
             if still:
                 continue
             if rated and domain.before is not None and epoch_ms > domain.before_ms:
                 counters = (("cpu_cputime",), (*DELTAS, *FAULTS))
                 add_rates(fields[name], now, domain.before, epoch_ms - domain.before_ms, *counters)
+                if cores is not None and fields[name].get("cpu_usage", 0.0) > _MOST_USAGE * cores:
+                    del fields[name]["cpu_usage"], fields[name]["elapsed_cpu_time"]
                 domain.usage = fields[name].get("cpu_usage", 0.0)
                 if domain.before_ms == self._last_ms:
                     cpu_ns += fields[name].get("elapsed_cpu_time", 0.0)
@@ -176,17 +188,6 @@ class DomainRates:
         if wrong_memory:
             problems.append(Unconfirmed("vm_memory", f"memory statistics of {wrong_memory} VMs are impossible"))
         return DomainUpdate(fields, problems, cpu_ns)
-
-    def vanish(self, node_usage: float | None) -> bool:
-        """Whether an empty page hides domains: the node is busy with them still, or its usage is unknown.
-
-        Parameters
-        ----------
-        node_usage : float or None
-            Cores.
-        """
-        usage = sum(domain.usage for domain in self._domains.values())
-        return usage > _BUSY_CORES and (node_usage is None or node_usage > usage / 2)
 
     def _stand_still(self, metrics: Mapping[str, Metrics]) -> int:
         """Number of domains that stopped at once: all of them, or all that were busy.
@@ -210,7 +211,9 @@ class DomainRates:
             return True
         if domain.balloon is None:
             domain.balloon = _Balloon(alloc)
-        usage = domain.balloon.usage(now, epoch_ms, self._last_ms if self._last_ms is not None else epoch_ms)
+        # The clock of the node may have been far ahead at the scrape before.
+        last_ms = epoch_ms if self._last_ms is None else min(self._last_ms, epoch_ms)
+        usage = domain.balloon.usage(now, epoch_ms, last_ms)
         if usage is not None:
             fields["mem_usage"] = usage / KIB_PER_MB
         return unused is None or unused >= 0
@@ -227,17 +230,22 @@ def _levels(now: Metrics) -> dict[str, float]:
 
 
 def _add_sizes(
-    fields: dict[str, float], domain: _Domain, now: Metrics, cores: float | None, memory_kib: float | None
+    fields: dict[str, float],
+    domain: _Domain,
+    now: Metrics,
+    epoch_ms: float,
+    cores: float | None,
+    memory_kib: float | None,
 ) -> bool:
     """Add the allocation of a VM as far as it is believed; whether the page's own was believed."""
     believed = True
-    for name, metric, accepted, size, unit in (
-        ("cpu", "cpu_alloc", domain.vcpus, cores, 1.0),
-        ("mem", "memory_alloc", domain.memory, memory_kib, KIB_PER_MB),
+    for name, metric, accepted, size, unit, least in (
+        ("cpu", "cpu_alloc", domain.vcpus, cores, 1.0, _USED * domain.usage),
+        ("mem", "memory_alloc", domain.memory, memory_kib, KIB_PER_MB, 0.0),
     ):
         largest = float("inf") if size is None else _LARGEST_ALLOCATION * size
         value = now.get(metric)
-        accepts = value is not None and accepted.update(value, largest)
+        accepts = value is not None and accepted.update(value, largest, epoch_ms, least)
         believed = believed and accepts
         # A change that is not believed yet leaves the size before; a missing or impossible one is unknown.
         if value is not None and accepted.value is not None and (accepts or 0 < value <= largest):

@@ -11,6 +11,7 @@ _AHEAD_MS = 1000.0
 #: A page may be older than this, or than some delays of its probe, only if the clock of the node is wrong, ms.
 _BEHIND_MS = 60_000.0
 _BEHIND_DELAYS = 3
+_LONGEST_DELAY_MS = 3_600_000.0
 
 
 class ClockBehind(ValueError):
@@ -33,7 +34,8 @@ def sample_time_ms(scrape: Scrape) -> tuple[int, Unconfirmed | None]:
         When the page is too old to be used.
     """
     skew = skew_ms(scrape)
-    if -skew > max(_BEHIND_MS, _BEHIND_DELAYS * scrape.node.get("probe_delay", 0.0)):
+    delay_ms = min(scrape.node.get("probe_delay", 0.0), _LONGEST_DELAY_MS)
+    if -skew > max(_BEHIND_MS, _BEHIND_DELAYS * delay_ms):
         raise ClockBehind(f"the page is {-skew / 1000:.0f} s old, or the clock of the node is behind by that time")
     if skew > _AHEAD_MS and scrape.received_ms is not None:
         message = f"{skew / 1000:.0f} s ahead of this host, samples get the time of this host"

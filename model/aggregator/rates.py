@@ -6,11 +6,13 @@ has passed, for a VM that was not on the page before, and when other figures of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..samples import Metrics, Scrape, ScrapeSample
-from .confirmation import TOLERANCE, confirm_cpu
+from .attribution import Attribution
+from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
 from .domain_rates import DomainRates, DomainUpdate
 from .exposition import NS_PER_MS, NS_PER_S
 from .fields import DELTAS, FREQUENCIES, add_performance, add_rates, add_sums, copy_fields
@@ -21,6 +23,10 @@ from .unconfirmed import Unconfirmed
 #: By how much the CPU time of the VMs may exceed the busy time of their node: they are not read at the same time.
 _VMS_TOLERANCE = 0.1
 _VMS_READ_S = 0.1
+
+#: Usage of VMs that is too small to be missed, cores and MB.
+_CPU_NOISE = 0.1
+_MEMORY_NOISE_MB = 256.0
 
 
 class RatesUpdate(NamedTuple):
@@ -38,6 +44,13 @@ class RatesUpdate(NamedTuple):
     problems: list[Unconfirmed]
 
 
+class _Page(NamedTuple):
+    """Metrics of a node, and their time."""
+
+    metrics: Metrics
+    epoch_ms: float
+
+
 @dataclass(slots=True)
 class NodeRates:
     """Converts successive scrapes of one node to samples.
@@ -46,14 +59,19 @@ class NodeRates:
     ----------
     node : str
         URL of the node.
+    recall : callable
+        The last stored sample of the node, if there is one. Called when the first page has no VMs.
     """
 
     node: str
+    recall: Callable[[], ScrapeSample | None] = lambda: None
     _epoch_ms: float | None = None
-    _before: Metrics | None = None
-    _before_ms: float = 0.0
+    _confirmed: _Page | None = None
+    _latest: _Page | None = None
     _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
+    _cpu: Attribution = field(default_factory=lambda: Attribution(_CPU_NOISE))
+    _memory: Attribution = field(default_factory=lambda: Attribution(_MEMORY_NOISE_MB))
 
     def update(self, scrape: Scrape) -> RatesUpdate:
         """The sample of a scrape.
@@ -67,61 +85,108 @@ class NodeRates:
             return RatesUpdate(None, [])
         time_ms, clock_problem = sample_time_ms(scrape)
         problems = [] if clock_problem is None else [clock_problem]
-        follows = self._before_ms == self._epoch_ms
-        fields, elapsed_ms = self._node(scrape, problems)
+        if self._epoch_ms is None and not scrape.domains:
+            self._start_from(self.recall())
+        last_ms = self._epoch_ms
+        fields, before_ms = self._node(scrape, problems)
         domains: dict[str, dict[str, float]] = {}
         if scrape.domains is None:
             problems.append(Unconfirmed("vms", scrape.problem or "unknown"))
-        elif not scrape.domains and self._domains.vanish(fields.get("cpu_usage")):
-            problems.append(Unconfirmed("vms", "unknown: all vanished from the page, the node is as busy as before"))
         else:
             at_ms = scrape.epoch_ms if scrape.domains_ms is None else scrape.domains_ms
             # The counters of the node contradict the time of the page, which is also the time of its VMs.
             rated = scrape.domains_ms is not None or all(problem.reason != "cpu_time" for problem in problems)
             sizes = (self._sizes.cores, self._sizes.memory_kib)
             updated = self._domains.update(scrape.domains, at_ms, *sizes, rated=rated)
-            domains = updated.fields
             problems += updated.problems
-            if follows and "cpu_usage" in fields:
-                self._compare_with_vms(fields, updated, elapsed_ms, problems)
-            add_sums(fields, domains)
+            if before_ms == last_ms and "cpu_usage" in fields:
+                self._compare_with_vms(fields, updated, problems)
+            if self._attribute(fields, updated.fields, problems):
+                domains = updated.fields
+                add_sums(fields, domains)
         self._epoch_ms = scrape.epoch_ms
         return RatesUpdate(ScrapeSample(self.node, time_ms, fields, domains), problems)
 
-    def _node(self, scrape: Scrape, problems: list[Unconfirmed]) -> tuple[dict[str, float], float]:
-        """Fields of the node without sums, and the time since the scrape that rates are computed from, ms."""
-        now, before = scrape.node, self._before
-        elapsed_ms = scrape.epoch_ms - self._before_ms if before is not None else 0.0
+    def _node(self, scrape: Scrape, problems: list[Unconfirmed]) -> tuple[dict[str, float], float | None]:
+        """Fields of the node without sums, and the time of the page from which its rates are computed, ms."""
+        now = scrape.node
         fields: dict[str, float] = {}
         copy_fields(fields, now, FREQUENCIES)
         add_performance(fields, now)
         if "cpu_user" in now and "cpu_kernel" in now:
             fields["cpu_time"] = now["cpu_user"] + now["cpu_kernel"]
-        booted = still = False
-        if before is not None and elapsed_ms > 0:
-            growth = confirm_cpu(now, before, elapsed_ms)
-            still = growth.still
-            if growth.problem is not None:
-                problems.append(growth.problem)
-                booted = growth.problem.reason == "cpu_reset"
-            if growth.busy_ns is not None:
-                add_rates(fields, now, before, elapsed_ms, ("cpu_user", "cpu_kernel"), DELTAS)
+        before, growth = self._grow(scrape)
+        if growth.problem is not None:
+            problems.append(growth.problem)
+        if before is not None and growth.busy_ns is not None:
+            elapsed_ms = scrape.epoch_ms - before.epoch_ms
+            add_rates(fields, now, before.metrics, elapsed_ms, ("cpu_user", "cpu_kernel"), DELTAS)
             if "cpu_usage" in fields:
                 fields["elapsed_time"] = elapsed_ms
+        booted = growth.problem is not None and growth.problem.reason == "cpu_reset"
         at_ms = scrape.epoch_ms if scrape.received_ms is None else scrape.received_ms
         sizes, size_problems = self._sizes.update(now, at_ms, booted=booted)
-        fields |= sizes
         problems += size_problems
-        if not still:
-            # Counters that a cache repeats continue from the scrape at which they last changed.
-            self._before, self._before_ms = now, scrape.epoch_ms
-        return fields, elapsed_ms
+        return fields | sizes, before.epoch_ms if before is not None else None
 
-    def _compare_with_vms(
-        self, fields: dict[str, float], updated: DomainUpdate, elapsed_ms: float, problems: list[Unconfirmed]
-    ) -> None:
+    def _grow(self, scrape: Scrape) -> tuple[_Page | None, CpuGrowth]:
+        """The growth of the counters since the last page that was confirmed, else since the latest page.
+
+        After pages that are not confirmed, the rate covers the time since the page before them.
+        """
+        page = _Page(scrape.node, scrape.epoch_ms)
+        latest, self._latest = self._latest, page
+        growth = CpuGrowth(None)
+        for before in (self._confirmed, latest):
+            if before is None or before.epoch_ms >= page.epoch_ms:
+                continue
+            growth = confirm_cpu(page.metrics, before.metrics, page.epoch_ms - before.epoch_ms)
+            if growth.still:
+                # Counters that a cache repeats continue from the scrape at which they last changed.
+                self._latest = latest
+                return before, growth
+            if growth.busy_ns is not None:
+                self._confirmed = page
+                return before, growth
+            if growth.problem is not None and growth.problem.reason == "cpu_reset":
+                break
+        if growth.problem is None or growth.problem.reason == "cpu_reset":
+            # The first page, or the first one after a boot.
+            self._confirmed = page
+        return None, growth
+
+    def _start_from(self, sample: ScrapeSample | None) -> None:
+        """Continue from the last stored sample: VMs may have vanished while nothing was scraped."""
+        if sample is not None:
+            vms = sample.domains.items()
+            self._cpu.start(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
+            self._memory.start(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
+
+    def _attribute(
+        self, fields: dict[str, float], vms: dict[str, dict[str, float]], problems: list[Unconfirmed]
+    ) -> bool:
+        """Compare the usage of the VMs with that of the node; False when the VMs are unknown.
+
+        The usage of VMs that stopped while the node did not is removed.
+        """
+        cpu = {name: vm.get("cpu_usage") for name, vm in vms.items()}
+        memory = {name: vm.get("mem_rss") for name, vm in vms.items()}
+        vanished = self._cpu.vanished(cpu) or self._memory.vanished(memory)
+        cpu_agrees = self._cpu.agrees(fields.get("cpu_usage"), cpu, fields.get("cpu", 0.0))
+        memory_agrees = self._memory.agrees(fields.get("mem_usage"), memory, fields.get("mem", 0.0))
+        if vanished and not (cpu_agrees and memory_agrees):
+            problems.append(Unconfirmed("vms", "unknown: some vanished from the page, the node uses as much as before"))
+            return False
+        if not cpu_agrees:
+            for vm in vms.values():
+                vm.pop("cpu_usage", None)
+                vm.pop("elapsed_cpu_time", None)
+            problems.append(Unconfirmed("vms_cpu", "unknown: it fell, the node is as busy as before"))
+        return True
+
+    def _compare_with_vms(self, fields: dict[str, float], updated: DomainUpdate, problems: list[Unconfirmed]) -> None:
         """Remove the CPU usage of the node when its VMs alone used more: then it is too low."""
-        busy_ns = fields["elapsed_cpu_time"]
+        busy_ns, elapsed_ms = fields["elapsed_cpu_time"], fields["elapsed_time"]
         cores = self._sizes.cores or 0.0
         margin_ns = cores * (TOLERANCE * elapsed_ms * NS_PER_MS + _VMS_READ_S * NS_PER_S)
         if updated.cpu_ns > (1 + _VMS_TOLERANCE) * busy_ns + margin_ns:

@@ -52,6 +52,8 @@ class ScrapeLoop:
         0 uses the delay of the probe.
     clock : callable
         Monotonic seconds.
+    recall : callable
+        The last stored sample of a node, if there is one; called in a thread of the pool.
     """
 
     scraper: Scraper
@@ -61,6 +63,7 @@ class ScrapeLoop:
     problems: ProblemLog
     interval_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
+    recall: Callable[[str], ScrapeSample | None] = lambda _: None
     _rates: NodeRates = field(init=False)
     _unconfirmed: UnconfirmedReport = field(init=False)
     _probe_delay_s: float = field(init=False, default=_FIRST_INTERVAL_S)
@@ -71,7 +74,7 @@ class ScrapeLoop:
     _cpu_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._rates = NodeRates(self.node)
+        self._rates = NodeRates(self.node, lambda: self.recall(self.node))
         self._unconfirmed = UnconfirmedReport(self.node, self.metrics, self.problems)
         self._throttle = Throttle(self.clock)
 

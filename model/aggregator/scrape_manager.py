@@ -59,6 +59,8 @@ class ScrapeManager:
         Monotonic seconds.
     wall_clock : callable
         Unix seconds.
+    recall : callable
+        The last stored sample of a node, if there is one.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class ScrapeManager:
         metrics: AggregatorMetrics,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        recall: Callable[[str], ScrapeSample | None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._put = put
         self._metrics = metrics
         self._clock = clock
+        self._recall = recall
         self._wall_clock = wall_clock
         self._pool = WorkerPool(_READERS)
 
@@ -113,6 +117,7 @@ class ScrapeManager:
                 problems,
                 settings.fetch_delay_s,
                 self._clock,
+                self._recall,
             )
             for stub in settings.stubs
         ]

@@ -19,8 +19,41 @@ MOST_MEMORY_PER_CORE_KIB = 2.0**29
 _SCRAPES = 3
 _PERSISTS_MS = 60_000.0
 
-#: A machine does not grow by more than this factor unless it was booted meanwhile.
-_GROWTH = 8.0
+#: More memory than ever before without a boot is believed after this time.
+_GROWS_MS = 3_600_000.0
+
+#: A pause between two scrapes counts as this time at most: a clock may step.
+_LONGEST_STEP_MS = 60_000.0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A size that is not believed yet.
+
+    Attributes
+    ----------
+    size : float or None
+    count : int
+        Scrapes with this size.
+    held_ms : float
+        For how long it has been reported.
+    """
+
+    size: float | None = None
+    count: int = 0
+    held_ms: float = 0.0
+    _last_ms: float = 0.0
+
+    def note(self, size: float, now_ms: float) -> None:
+        if self.size != size:
+            self.size, self.count, self.held_ms = size, 0, 0.0
+        else:
+            self.held_ms += min(max(now_ms - self._last_ms, 0.0), _LONGEST_STEP_MS)
+        self.count += 1
+        self._last_ms = now_ms
+
+    def persists(self, for_ms: float) -> bool:
+        return self.count >= _SCRAPES and self.held_ms >= for_ms
 
 
 @dataclass(slots=True)
@@ -30,17 +63,22 @@ class AcceptedSize:
     A smaller size is believed at once: it lowers what is free. A larger one is believed when it persists, so that one
     bad page does not raise a figure.
 
+    Parameters
+    ----------
+    grows_ms : float
+        For how long a size must be reported that is larger than any before, unless the machine was booted.
+
     Attributes
     ----------
     value : float or None
         The size that is believed; None before the first possible one.
     """
 
+    grows_ms: float = _PERSISTS_MS
     value: float | None = None
-    _pending: float | None = None
-    _count: int = 0
-    _since_ms: float = 0.0
+    _largest: float = 0.0
     _booted: bool = False
+    _pending: _Pending = field(default_factory=_Pending)
 
     def update(self, size: float, largest: float, now_ms: float, *, booted: bool = False) -> bool:
         """Note the size on a page; whether it is the one that is believed.
@@ -50,23 +88,21 @@ class AcceptedSize:
         size, largest : float
             Larger sizes are impossible.
         now_ms : float
-            Any clock that does not jump.
+            Any clock.
         booted : bool
             Whether the machine was booted since the page before.
         """
         self._booted |= booted
         if not 0 < size <= largest:
             return False
-        if self.value is None or size <= self.value:
-            self.value, self._pending = size, None
-            return True
-        if self._pending != size:
-            self._pending, self._count, self._since_ms = size, 0, now_ms
-        self._count += 1
-        persists = self._count >= _SCRAPES and now_ms - self._since_ms >= _PERSISTS_MS
-        if persists and (self._booted or size <= _GROWTH * self.value):
-            self.value, self._pending, self._booted = size, None, False
-        return self._pending is None
+        if self.value is not None and size > self.value:
+            self._pending.note(size, now_ms)
+            quick = self._booted or size <= self._largest
+            if not self._pending.persists(_PERSISTS_MS if quick else self.grows_ms):
+                return False
+            self._booted = False
+        self.value, self._largest, self._pending = size, max(size, self._largest), _Pending()
+        return True
 
 
 @dataclass(slots=True)
@@ -74,7 +110,7 @@ class NodeSizes:
     """The sizes of one node as they are believed."""
 
     _cores: AcceptedSize = field(default_factory=AcceptedSize)
-    _memory: AcceptedSize = field(default_factory=AcceptedSize)
+    _memory: AcceptedSize = field(default_factory=lambda: AcceptedSize(_GROWS_MS))
 
     @property
     def cores(self) -> float | None:
@@ -130,9 +166,14 @@ class NodeSizes:
 
 @dataclass(slots=True)
 class AcceptedAllocation:
-    """The allocation of a VM as it is believed: a large change, in either direction, only after it persists.
+    """The allocation of a VM as it is believed: a larger one at once, a much smaller one only after it persists.
 
-    A balloon moves in ordinary steps; a change by more than a factor of 4 may be an error of the exporter.
+    A smaller allocation lowers what is booked. A balloon moves memory in ordinary steps.
+
+    Parameters
+    ----------
+    falls : float
+        By which factor it may fall at once.
 
     Attributes
     ----------
@@ -140,26 +181,27 @@ class AcceptedAllocation:
         None before the first possible one.
     """
 
+    falls: float
     value: float | None = None
-    _pending: float | None = None
-    _count: int = 0
+    _pending: _Pending = field(default_factory=_Pending)
 
-    def update(self, size: float, largest: float) -> bool:
+    def update(self, size: float, largest: float, now_ms: float, least: float) -> bool:
         """Note the allocation on a page; whether it is believed.
 
         Parameters
         ----------
         size, largest : float
             ``largest`` is the largest possible allocation.
+        now_ms : float
+            Any clock.
+        least : float
+            What the VM is known to use.
         """
-        if not 0 < size <= largest:
+        if not max(0.0, least) < size <= largest:
             return False
-        if self.value is None or self.value / 4 <= size <= self.value * 4:
-            self.value, self._pending = size, None
-            return True
-        if self._pending != size:
-            self._pending, self._count = size, 0
-        self._count += 1
-        if self._count >= _SCRAPES:
-            self.value, self._pending = size, None
-        return self._pending is None
+        if self.value is not None and size < self.value / self.falls:
+            self._pending.note(size, now_ms)
+            if not self._pending.persists(_PERSISTS_MS):
+                return False
+        self.value, self._pending = size, _Pending()
+        return True

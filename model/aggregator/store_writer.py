@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ..common.logs import ProblemLog
 from ..common.threads import run_periodically, start_thread
-from ..store.base import Store, StoreUnavailable
+from ..samples import ScrapeSample
+from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import open_store
 from ..store.settings import StoreSettings
 from ..store.sqlite import SqliteStore
@@ -60,6 +61,13 @@ class StoreWriter:
         store = self._store
         if expire and isinstance(store, SqliteStore):
             start_thread("expire", run_periodically, lambda: self._expire(store), _EXPIRE_EVERY_S, self._stopped)
+
+    def recall(self, node: str) -> ScrapeSample | None:
+        """The last stored sample of a node; None when there is none, or when the store is unavailable."""
+        try:
+            return self._store.last(node)
+        except (StoreUnavailable, StoreRefused):
+            return None
 
     def close(self) -> bool:
         """Write the backlog to the store or the spool, and close the store; whether nothing is lost."""

@@ -14,6 +14,7 @@ REASONS = {
     "memory": "memory",
     "size": "size",
     "clock": "clock",
+    "vms_cpu": "CPU usage of VMs",
     "vms_still": "CPU counters of VMs that stand still",
     "vm_size": "size of VMs",
     "vm_memory": "memory of VMs",

@@ -7,6 +7,7 @@ too little is covered has no figures.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,15 @@ from ..numerics import FloatArray
 from ..samples import Samples
 from ..slices import CPU, LARGEST, RESOURCES, Resource
 
-#: Share of a slice that must be covered, beside one interval at its end, which the next slice covers.
-_COVERED = 0.9
+#: Share of a slice that must be covered, beside one interval at its end, which the next slice covers. What is not
+#: covered may be the time in which the node was busy.
+_COVERED = 0.98
+
+#: Share of the usual number of samples that is needed: a rate over a gap hides the peaks within.
+_NUMBER = 0.5
+
+#: The usual interval of a node grows by this factor from slice to slice at most.
+_SLOWER = 1.5
 
 #: A level is valid for at most this number of intervals.
 _LEVEL_INTERVALS = 3
@@ -58,17 +66,29 @@ class SliceCoverage:
         Bounds of the slice.
     min_samples : int
         Fewer samples do not suffice for a percentile.
+    usual_ms : float
+        The usual time between two samples, from earlier slices; 0 when it is not known.
+
+    Attributes
+    ----------
+    interval_ms : float
+        The usual time, with this slice; 0 when it is not known.
     """
 
-    def __init__(self, node: Samples, start_ms: int, end_ms: int, min_samples: int) -> None:
+    def __init__(self, node: Samples, start_ms: int, end_ms: int, min_samples: int, usual_ms: float = 0.0) -> None:
         self._times = node.time_ms
         self._start_ms, self._slice_ms = start_ms, end_ms - start_ms
         (known,) = np.nonzero(~np.isnan(node.fields["oc_cpu"]))
         self._vms_known_ms = int(node.time_ms[known[-1]]) if known.size else start_ms
-        self._min_samples = min_samples
         gaps = np.diff(node.time_ms, prepend=start_ms).astype(np.float64)
-        self._interval_ms = float(np.median(gaps[1:])) if gaps.size > 1 else float(self._slice_ms)
-        level = np.minimum(gaps, _LEVEL_INTERVALS * self._interval_ms)
+        measured_ms = float(np.median(gaps[1:])) if gaps.size > 1 else float(self._slice_ms)
+        expected_ms = min(measured_ms, usual_ms) if usual_ms else measured_ms
+        self.interval_ms = usual_ms
+        if gaps.size > 1:
+            self.interval_ms = min(measured_ms, _SLOWER * usual_ms) if usual_ms else measured_ms
+        self._min_samples = min_samples
+        self._expected_ms = expected_ms
+        level = np.minimum(gaps, _LEVEL_INTERVALS * expected_ms)
         elapsed = node.fields["elapsed_time"]
         # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
         rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
@@ -120,10 +140,11 @@ class SliceCoverage:
         required_ms: float,
     ) -> Counted:
         number = int(np.count_nonzero(valid))
-        if number < self._min_samples:
-            return Counted(_NO_SAMPLES, f"{number} valid samples, at least {self._min_samples} are needed")
+        needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
+        if number < needed:
+            return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
         covered_ms = float(covers[valid].sum())
-        if covered_ms < _COVERED * required_ms - self._interval_ms:
+        if covered_ms < _COVERED * required_ms - self._expected_ms:
             return Counted(_NO_SAMPLES, f"valid samples cover {100 * covered_ms / self._slice_ms:.0f} % of it")
         repeats = np.maximum(1, np.rint(covers[valid] / self._base_ms[resource]).astype(np.intp))
         chosen = values[valid]

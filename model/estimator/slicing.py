@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,9 @@ _SUM_TOLERANCE = 1e-3
 _LONGEST_GRACE_S = 120.0
 
 _NO_SAMPLES: FloatArray = np.empty(0)
+
+#: vCPUs and memory of each VM.
+_Configs = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +132,18 @@ class LastConfigs:
         Only of the VMs of the last slice in which they were known: a VM that returns later may be a different one.
     booked_s : tuple of two floats
         When the allocations of all VMs were known last, Unix seconds.
+    interval_s : float
+        The usual time between two samples of the node; 0 when it is not known yet.
     """
 
     node: tuple[float, float] = (math.nan, math.nan)
     vms: dict[str, tuple[float, float]] = field(default_factory=dict)
     booked_s: tuple[float, float] = (0.0, 0.0)
+    interval_s: float = 0.0
 
     def copy(self) -> LastConfigs:
         """An independent copy."""
-        return LastConfigs(self.node, dict(self.vms), self.booked_s)
+        return LastConfigs(self.node, dict(self.vms), self.booked_s, self.interval_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +259,8 @@ def build_slice(
     problems = _unknown_bookings(known, node, names, end_s, rules.vm_hold_s)
     if all(end_s - booked_s > rules.vm_hold_s for booked_s in known.booked_s):
         known.vms = {}
-    coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples)
+    coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples, known.interval_s * 1000.0)
+    known.interval_s = coverage.interval_ms / 1000.0
     usages = []
     for i, resource in enumerate(RESOURCES):
         counted = coverage.count_node(resource, valid_samples(node.fields[f"{resource.name}_usage"]), known.node[i])
@@ -267,10 +274,12 @@ def build_slice(
     return Slice(end_s, calendar.position(number), tuple(names), *usages)
 
 
-def _present_vms(
-    known: LastConfigs, node: Samples, vms: Mapping[str, Mapping[str, float]]
-) -> dict[str, tuple[float, float]]:
-    """The configurations of the VMs of a slice; those of the slice before when the VMs are unknown."""
+def _present_vms(known: LastConfigs, node: Samples, vms: Mapping[str, Mapping[str, float]]) -> _Configs:
+    """The configurations of the VMs of a slice.
+
+    The sum of all allocations is stored with the node; it is missing while the VMs or one allocation are unknown.
+    Unless the VMs of the slice add up to it, those of the slice before are counted as well.
+    """
     reported = {
         name: [_valid_vm_config(values.get(field, math.nan)) for field in CONFIG_FIELDS]
         for name, values in sorted(vms.items())
@@ -280,28 +289,23 @@ def _present_vms(
         for name, values in reported.items()
         if not all(math.isnan(value) for value in values)
     }
-    if not present and np.isnan(node.fields["oc_cpu"]).all() and np.isnan(node.fields["oc_mem"]).all():
-        return dict(known.vms) if node.time_ms.size else {}
-    known.vms = present
-    return dict(present)
+    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
+    if any(total is not None and _add_up(present, i, total) for i, total in enumerate(totals)):
+        known.vms = present
+        return dict(present)
+    return dict(sorted({**known.vms, **present}.items())) if node.time_ms.size else {}
 
 
-def _unknown_bookings(
-    known: LastConfigs, node: Samples, vms: Mapping[str, tuple[float, float]], end_s: float, hold_s: float
-) -> list[str]:
-    """Why the allocations of the VMs do not count, by resource; empty where they do.
-
-    Their sum at each scrape is missing when the VMs or one allocation were unknown. It also shows whether all VMs are
-    in the store.
-    """
+def _unknown_bookings(known: LastConfigs, node: Samples, vms: _Configs, end_s: float, hold_s: float) -> list[str]:
+    """Why the allocations of the VMs do not count, by resource; empty where they do."""
     problems, booked_s = [], list(known.booked_s)
-    for i, field_ in enumerate(CONFIG_FIELDS):
-        shares = node.fields[f"oc_{field_}"]
-        (at,) = np.nonzero(~np.isnan(shares))
-        if at.size:
-            total = float(shares[at[-1]] * node.fields[field_][at[-1]])
-            if total <= sum(config[i] for config in vms.values() if not math.isnan(config[i])) + _SUM_TOLERANCE * total:
-                booked_s[i] = end_s if at[-1] == shares.size - 1 else float(node.time_ms[at[-1]]) / 1000
+    for i in range(len(CONFIG_FIELDS)):
+        total = _last_total(node, i)
+        if total is not None and not _add_up(vms, i, total):
+            problems.append("the store lacks the allocations of some of its VMs")
+            continue
+        if total is not None:
+            booked_s[i] = end_s if total.is_latest else total.at_s
         age_s = end_s - booked_s[i]
         if age_s <= hold_s:
             problems.append("")
@@ -310,6 +314,29 @@ def _unknown_bookings(
             problems.append(f"the allocations of its VMs are unknown{since}")
     known.booked_s = (booked_s[0], booked_s[1])
     return problems
+
+
+class _Total(NamedTuple):
+    """The sum of the allocations of all VMs, cores or MB, when it was known last."""
+
+    amount: float
+    at_s: float
+    is_latest: bool
+
+
+def _last_total(node: Samples, i: int) -> _Total | None:
+    name = CONFIG_FIELDS[i]
+    totals = node.fields[f"oc_{name}"] * node.fields[name]
+    (at,) = np.nonzero(~np.isnan(totals))
+    if not at.size:
+        return None
+    return _Total(float(totals[at[-1]]), float(node.time_ms[at[-1]]) / 1000, int(at[-1]) == totals.size - 1)
+
+
+def _add_up(vms: _Configs, i: int, total: _Total) -> bool:
+    """Whether the VMs have at least the sum of all allocations."""
+    known = sum(config[i] for config in vms.values() if not math.isnan(config[i]))
+    return total.amount <= known + _SUM_TOLERANCE * total.amount
 
 
 def valid_samples(values: FloatArray) -> FloatArray:

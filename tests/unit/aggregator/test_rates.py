@@ -327,22 +327,31 @@ def sized(at_ms: float, **sizes: float) -> Scrape:
     return Scrape(at_ms, node(at_ms, **sizes), {}, received_ms=at_ms)
 
 
-def test_larger_memory_is_believed_after_a_minute_and_three_scrapes() -> None:
-    twice = {"memory_total": 16384 * 1024.0, "memory_available": 14336 * 1024.0}
-    pages = [sized(5000), *(sized(5000.0 * k, **twice) for k in range(2, 16))]
-    assert [sample.fields["mem"] for sample in samples_of(*pages) if sample] == [8192.0] * 13 + [16384.0] * 2
+TWICE = {"memory_total": 16384 * 1024.0, "memory_available": 14336 * 1024.0}
+
+
+def sizes_of(*pages: Scrape) -> list[float]:
+    return [sample.fields["mem"] for sample in samples_of(*pages) if sample]
+
+
+def test_more_memory_than_ever_is_believed_after_an_hour() -> None:
+    pages = [sized(0), *(sized(30_000.0 * k, **TWICE) for k in range(1, 124))]
+    assert sizes_of(*pages) == [8192.0] * 121 + [16384.0] * 3
     assert problems_of(*pages[:4]) == ["size"]
     assert problems_of(*pages) == []
-    # Few scrapes in a long time are no confirmation.
-    assert last(sized(5000), sized(10_000, **twice), sized(900_000, **twice)).fields["mem"] == 8192.0
+    # Few scrapes in a long time are no confirmation, and a clock may step.
+    assert sizes_of(sized(0), *(sized(k * 7_200_000.0, **TWICE) for k in range(1, 60)))[-1] == 8192.0
 
 
-def test_memory_sixteen_times_larger_is_believed_after_a_boot_only() -> None:
+def test_size_that_the_node_had_before_is_believed_after_a_minute() -> None:
+    """One page with a tiny size, or CPUs that were offline for a while, do not cost the node."""
+    tiny = {"memory_total": 64 * 1024.0, "memory_available": 1024.0}
+    pages = [sized(0), sized(5000, **tiny), *(sized(5000.0 * k) for k in range(2, 18))]
+    assert sizes_of(*pages) == [8192.0] + [64.0] * 13 + [8192.0] * 4
+
+
+def test_size_after_a_boot_is_believed_after_a_minute() -> None:
     wrong = {"memory_total": 8192 * 2.0**14, "memory_available": 6144 * 2.0**14}
-    pages = [sized(5000), *(sized(5000.0 * k, **wrong) for k in range(2, 40))]
-    sample = last(*pages)
-    assert sample.fields["mem"] == 8192.0
-    assert "mem_usage" not in sample.fields
     booted = [sized(5000), *(sized(5000.0 * k, **wrong, cpu_user=1.0, cpu_kernel=1.0) for k in range(2, 40))]
     assert last(*booted).fields["mem"] == 8192.0 * 16
 
@@ -416,10 +425,69 @@ def test_usage_of_vms_that_stop_together_is_missing_until_they_go_on() -> None:
     assert resumed.domains["b"]["cpu_usage"] == pytest.approx(0.6)
 
 
-def test_vm_that_stops_alone_is_idle() -> None:
-    pages = [vms_of(5000, a=5, b=5), vms_of(10_000, a=10, b=8), vms_of(15_000, a=10, b=9)]
-    assert last(*pages).domains["a"]["cpu_usage"] == 0.0
-    assert problems_of(*pages) == []
+def node_with(at_ms: float, used_s: float, resident: int | None = None, **cpu_s: float) -> Scrape:
+    """A node that has used some CPU time since time 0, its VMs, and the number of those that are in its memory."""
+    domains = {name: vm(cpu_cputime=seconds * NS, memory_rss=512 * 1024.0) for name, seconds in cpu_s.items()}
+    available = 7168 - 512 * (len(cpu_s) if resident is None else resident)
+    return Scrape(at_ms, node(at_ms, cpu_user=(100 + used_s) * NS, memory_available=available * 1024.0), domains)
+
+
+def test_vm_that_stops_alone_is_idle_when_the_node_uses_less_as_well() -> None:
+    pages = [node_with(5000, 5, a=5, b=1), node_with(10_000, 12, a=10, b=2)]
+    idle, busy_ = node_with(15_000, 14, a=10, b=3), node_with(15_000, 21, a=10, b=3)
+    assert last(*pages, idle).domains["a"]["cpu_usage"] == 0.0
+    assert problems_of(*pages, idle) == []
+    # Its counter stands still: the usage of VMs is unknown until they agree with the node again.
+    assert "cpu_usage" not in last(*pages, busy_).domains["a"]
+    assert problems_of(*pages, busy_) == ["vms_cpu"]
+    later = node_with(20_000, 23, a=10, b=4)
+    assert last(*pages, busy_, later).domains["a"]["cpu_usage"] == 0.0
+
+
+@pytest.mark.parametrize("left", [{}, {"b": 3.0}], ids=["all", "one of two"])
+def test_vms_that_vanish_while_the_node_stays_busy_are_unknown(left: dict[str, float]) -> None:
+    pages = [node_with(5000, 5, a=5, b=1), node_with(10_000, 12, a=10, b=2)]
+    hidden, gone = node_with(15_000, 19, 2, **left), node_with(15_000, 14 - (not left), **left)
+    assert last(*pages, hidden).domains == {}
+    assert "oc_cpu" not in last(*pages, hidden).fields
+    assert problems_of(*pages, hidden) == ["vms"]
+    assert set(last(*pages, gone).domains) == set(left)
+    # Idle VMs are noticed by their memory.
+    assert problems_of(*pages, node_with(15_000, 14 - (not left), 2, **left)) == ["vms"]
+    # They are back on the next page.
+    back = node_with(20_000, 26, a=20, b=4)
+    assert set(last(*pages, hidden, back).domains) == {"a", "b"}
+
+
+def test_last_vm_of_a_node_with_load_of_its_own_may_leave() -> None:
+    pages = [node_with(5000, 10, a=5), node_with(10_000, 20, a=7)]  # 1.6 cores of its own
+    assert last(*pages, node_with(15_000, 28)).fields["oc_cpu"] == 0.0
+    assert problems_of(*pages, node_with(15_000, 28)) == []
+
+
+def test_vms_that_vanished_while_nothing_was_scraped_are_unknown() -> None:
+    pages = [node_with(5000, 5, a=5, b=1), node_with(10_000, 12, a=10, b=2)]
+    stored = last(*pages)
+    restarted = NodeRates("http://w1/metrics", lambda: stored)
+    for at_ms, used_s in ((20_000, 26), (25_000, 33)):
+        sample, problems = restarted.update(node_with(at_ms, used_s, 2))
+    assert sample is not None
+    assert "oc_cpu" not in sample.fields
+    assert [problem.reason for problem in problems] == ["vms"]
+    idle = NodeRates("http://w1/metrics", lambda: stored)
+    for at_ms, used_s in ((20_000, 26), (25_000, 27)):
+        sample, problems = idle.update(node_with(at_ms, used_s))
+    assert sample is not None
+    assert problems == []
+
+
+def test_rate_after_unconfirmed_pages_covers_the_time_since_the_last_confirmed_one() -> None:
+    bad = {name: value for name, value in busy(15_000, 3.5).items() if name != "cpu_idle"}
+    pages = scrapes((5000, busy(5000, 0.5)), (10_000, busy(10_000, 0.5)), (15_000, bad), (20_000, busy(20_000, 2.0)))
+    fields = last(*pages).fields
+    # 35 s of CPU time in the last 10 s.
+    assert fields["cpu_usage"] == pytest.approx(3.5)
+    assert fields["elapsed_time"] == 10_000
 
 
 @pytest.mark.parametrize("alloc", [0.0, -2.0, 17.0, 1e9])
@@ -432,14 +500,29 @@ def test_vm_with_an_impossible_number_of_vcpus_has_an_unknown_allocation(alloc: 
     assert problems_of(page) == ["vm_size"]
 
 
-def test_large_change_of_an_allocation_is_believed_when_it_persists() -> None:
+def allocations(metric: str, *sizes: float) -> list[float]:
+    """What is stored of a VM whose pages, every 20 s, have these allocations."""
+    pages = [Scrape(20_000.0 * k, node(20_000.0 * k), {"a": vm(**{metric: size})}) for k, size in enumerate(sizes, 1)]
+    name = "cpu" if metric == "cpu_alloc" else "mem"
+    return [sample.domains["a"][name] for sample in samples_of(*pages) if sample]
+
+
+def test_smaller_allocation_is_believed_when_it_persists_and_a_larger_one_at_once() -> None:
+    assert allocations("cpu_alloc", 8, 2, 8, 2, 2, 2, 2) == [8, 8, 8, 8, 8, 8, 2]
+    assert allocations("cpu_alloc", 2, 8, 2) == [2, 8, 8]
+    mib = 1024.0
+    assert allocations("memory_alloc", 4096 * mib, 16 * mib, 16 * mib, 16 * mib, 16 * mib) == [4096.0] * 4 + [16.0]
+    # A balloon.
+    assert allocations("memory_alloc", 4096 * mib, 1024 * mib, 4096 * mib) == [4096.0, 1024.0, 4096.0]
+
+
+def test_vm_does_not_have_fewer_vcpus_than_it_uses() -> None:
     pages = [
-        Scrape(1000.0 * k, node(1000.0 * k), {"a": vm(memory_alloc=size * 1024)})
-        for k, size in enumerate([1024, 16, 16, 16])
+        Scrape(60_000.0 * k, busy(60_000.0 * k, 3.9), {"a": vm(cpu_alloc=alloc, cpu_cputime=180 * NS * k)})
+        for k, alloc in enumerate([4.0, 4.0, 1.0, 1.0, 1.0, 1.0], 1)
     ]
-    samples = [sample.domains["a"]["mem"] for sample in samples_of(*pages) if sample]
-    assert samples == [1024.0, 1024.0, 1024.0, 16.0]
-    assert problems_of(*pages[:2]) == ["vm_size"]
+    assert last(*pages).domains["a"]["cpu"] == 4.0
+    assert problems_of(*pages) == ["vm_size"]
 
 
 # --- memory while a balloon moves -------------------------------------------------------------------

@@ -54,7 +54,7 @@ def scrapes(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8
     for number in numbers:
         silent = draw.random() < 0.1
         names = [f"vm-{i}" for i in range(6) if draw.random() < 0.9]
-        level = draw.uniform(2, 20)
+        level, elapsed_ms = draw.uniform(2, 20), 0.0
         for i in range(per_slice):
             time_ms = int((number * SLICE_S + (i + 0.25) * SLICE_S / per_slice) * 1000)
             fields = {
@@ -63,9 +63,12 @@ def scrapes(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8
                 "cpu_usage": level * draw.uniform(0.5, 1.5),
                 "mem_usage": draw.uniform(2e4, 4e4),
             }
-            fields["elapsed_time"] = SLICE_S * 1000 / per_slice
+            elapsed_ms += SLICE_S * 1000 / per_slice
             if draw.random() < 0.1:
-                del fields["cpu_usage"], fields["elapsed_time"]
+                del fields["cpu_usage"]
+            else:
+                # A rate covers the time since the one before it.
+                fields["elapsed_time"], elapsed_ms = elapsed_ms, 0.0
             domains = {
                 name: {
                     "cpu": float(1 + j),
@@ -78,7 +81,7 @@ def scrapes(node: str, numbers: Sequence[int], seed: int = 1, per_slice: int = 8
                 if i or j
             }
             for domain in domains.values():
-                if draw.random() < 0.1:
+                if draw.random() < 0.05:
                     del domain["cpu_usage"]
             for name in ("cpu", "mem"):
                 fields[f"oc_{name}"] = sum(domain[name] for domain in domains.values()) / fields[name]

@@ -170,7 +170,38 @@ def test_missing_allocation_of_a_known_vm_is_the_one_before(store: SqliteStore) 
 def test_vms_that_the_store_lacks_are_noticed(store: SqliteStore) -> None:
     """InfluxDB rejects points, for example because of a name; the sum of the allocations is with the node."""
     write_slice(store, FIRST, NODE | {"oc_cpu": 10 / 32, "oc_mem": 2048 / 65536}, {"a": VM})
-    assert missing(read(store, vm_hold_s=0.0)) == ("the allocations of its VMs are unknown", "")
+    assert missing(read(store)) == ("the store lacks the allocations of some of its VMs", "")
+
+
+def test_vm_whose_allocation_becomes_unknown_counts_as_before(store: SqliteStore) -> None:
+    """A new VM may get the name of an old one, as the probe deletes "-": then neither has an allocation."""
+    write_slice(store, FIRST, NODE, {"a": VM, "b": VM})
+    write_slice(store, FIRST + 1, NODE | UNKNOWN, {"a": VM, "b": {"cpu_usage": 1.0}})
+    write_slice(store, FIRST + 2, NODE | UNKNOWN, {"a": VM})
+    known = LastConfigs()
+    slices = [read(store, FIRST + k, known) for k in range(3)]
+    assert [one.vms for one in slices] == [("a", "b")] * 3
+    assert [one.cpu.booked for one in slices] == [4.0] * 3
+
+
+def test_vms_that_the_store_lacks_for_a_while_count_as_before(store: SqliteStore) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM, "b": VM})
+    write_slice(store, FIRST + 1, NODE | {"oc_cpu": 4 / 32, "oc_mem": 4096 / 65536}, {"a": VM})
+    write_slice(store, FIRST + 2, NODE, {"a": VM})
+    known = LastConfigs()
+    assert [read(store, FIRST + k, known).cpu.booked for k in range(3)] == [4.0, 4.0, 2.0]
+
+
+def test_slice_with_less_than_half_of_the_usual_samples_has_no_figures(store: SqliteStore) -> None:
+    """Rates over long gaps hide the peaks within."""
+    write_slice(store, FIRST, NODE, {})
+    for number in range(FIRST + 1, FIRST + 4):
+        write_slice(store, number, NODE | {"elapsed_time": 20_000.0}, {}, at=[2, 5, 7])
+    known = LastConfigs()
+    slices = [read(store, FIRST + k, known, min_samples=1) for k in range(4)]
+    assert slices[1].cpu.missing == "3 valid samples, at least 4 are needed"
+    # An interval that stays longer becomes the usual one.
+    assert [bool(one.cpu.node.size) for one in slices] == [True, False, True, True]
 
 
 def test_vm_counts_with_its_allocation_when_its_samples_are_few(store: SqliteStore) -> None:
