@@ -153,6 +153,26 @@ def _merge_names(page: bytes, _: Past) -> bytes:
     return re.sub(rb'domain="instance-[0-9a-f]+"', b'domain="instance"', page)
 
 
+_DOMAIN = re.compile(rb'^\w+_domain_(instance[0-9a-f]+)_|domain="(instance-[0-9a-f]+)"', re.MULTILINE)
+
+
+def _of_some_vms(change: Callable[[bytes, Past], bytes]) -> Callable[[bytes, Past], bytes]:
+    """Apply a change to the lines of all VMs but the first one, or of the only one."""
+
+    def change_some(page: bytes, past: Past) -> bytes:
+        names = sorted({plain or label for plain, label in _DOMAIN.findall(past.first)})
+        if not names:
+            return page
+        mark = b"|".join(map(re.escape, names[1:] or names))
+        lines = page.splitlines(keepends=True)
+        chosen = [bool(re.search(mark, line)) for line in lines]
+        changed = change(b"".join(line for line, one in zip(lines, chosen, strict=True) if one), past)
+        rest = b"".join(line for line, one in zip(lines, chosen, strict=True) if not one)
+        return changed + rest
+
+    return change_some
+
+
 def _error_of_libvirt(page: bytes, _: Past) -> bytes | None:
     return None if b"libvirt_up" in page else page
 
@@ -193,6 +213,13 @@ LIES: dict[str, Lie] = {
         "the VMs vanish from the page, the node stays busy",
         _omit(rb"\w+_domain_\w+|libvirt_domain_\w+|libvirt_domains_number"),
     ),
+    "some-vms-missing": Lie(
+        "all VMs but one vanish from the page, the node stays busy",
+        _of_some_vms(_omit(rb"\w+_domain_\w+|libvirt_domain_\w+")),
+    ),
+    "some-vms-still": Lie("CPU counters of all VMs but one stand still", _of_some_vms(_hold(_VM_CPU))),
+    "some-merged": Lie("all VMs but one have one name", _of_some_vms(_merge_names)),
+    "alloc-small": Lie("the vCPUs of VMs are 1", _set(_VCPUS, lambda _: 1.0)),
     "alloc-missing": Lie("the vCPUs of VMs are missing", _omit(rb"\w+_domain_\w+_cpu_alloc|\w+_virtual_cpus")),
     "alloc-zero": Lie("the vCPUs of VMs are 0", _set(_VCPUS, lambda _: 0.0)),
     "alloc-negative": Lie("the vCPUs of VMs are negative", _set(_VCPUS, lambda n: -n)),

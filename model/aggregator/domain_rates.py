@@ -135,6 +135,13 @@ class DomainRates:
     _domains: dict[str, _Domain] = field(default_factory=dict)
     _last_ms: float | None = None
 
+    def start(self, stored: Mapping[str, Metrics]) -> None:
+        """Start with the allocations that were stored last, cores and MB."""
+        for name, fields in stored.items():
+            domain = self._domains[name] = _Domain()
+            domain.vcpus.value = fields.get("cpu")
+            domain.memory.value = fields["mem"] * KIB_PER_MB if "mem" in fields else None
+
     def update(
         self,
         metrics: Mapping[str, Metrics],

@@ -60,7 +60,7 @@ class NodeRates:
     node : str
         URL of the node.
     recall : callable
-        The last stored sample of the node, if there is one. Called when the first page has no VMs.
+        The last stored sample of the node in which its VMs are known, if there is one. Called with the first page.
     """
 
     node: str
@@ -85,7 +85,7 @@ class NodeRates:
             return RatesUpdate(None, [])
         time_ms, clock_problem = sample_time_ms(scrape)
         problems = [] if clock_problem is None else [clock_problem]
-        if self._epoch_ms is None and not scrape.domains:
+        if self._epoch_ms is None:
             self._start_from(self.recall())
         last_ms = self._epoch_ms
         fields, before_ms = self._node(scrape, problems)
@@ -156,9 +156,10 @@ class NodeRates:
         return None, growth
 
     def _start_from(self, sample: ScrapeSample | None) -> None:
-        """Continue from the last stored sample: VMs may have vanished while nothing was scraped."""
+        """Continue from the last stored sample: a page may have become wrong while nothing was scraped."""
         if sample is not None:
             vms = sample.domains.items()
+            self._domains.start(sample.domains)
             self._cpu.start(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
             self._memory.start(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ..common.logs import ProblemLog
 from ..common.threads import run_periodically, start_thread
-from ..samples import ScrapeSample
-from ..store.base import Store, StoreRefused, StoreUnavailable
+from ..store.base import Store, StoreUnavailable
 from ..store.factory import open_store
 from ..store.settings import StoreSettings
 from ..store.sqlite import SqliteStore
+from .recall import Recall
 from .settings import AggregatorSettings, SpoolSettings
 from .spool import Spool
 from .write_queue import WriteQueue
@@ -45,6 +45,11 @@ class StoreWriter:
     settings : WriterSettings
     store : Store
         Closed together with the writer.
+
+    Attributes
+    ----------
+    recall : Recall
+        Reads what was stored last of a node.
     """
 
     def __init__(self, settings: WriterSettings, store: Store) -> None:
@@ -54,6 +59,7 @@ class StoreWriter:
         self._store = store
         self._problems = ProblemLog(LOG)
         self._stopped = threading.Event()
+        self.recall = Recall(store)
 
     def start(self, *, expire: bool) -> None:
         """Start writing and, with ``expire``, delete old samples of the embedded store."""
@@ -61,13 +67,6 @@ class StoreWriter:
         store = self._store
         if expire and isinstance(store, SqliteStore):
             start_thread("expire", run_periodically, lambda: self._expire(store), _EXPIRE_EVERY_S, self._stopped)
-
-    def recall(self, node: str) -> ScrapeSample | None:
-        """The last stored sample of a node; None when there is none, or when the store is unavailable."""
-        try:
-            return self._store.last(node)
-        except (StoreUnavailable, StoreRefused):
-            return None
 
     def close(self) -> bool:
         """Write the backlog to the store or the spool, and close the store; whether nothing is lost."""
