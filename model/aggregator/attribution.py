@@ -25,18 +25,21 @@ class Attribution:
     ----------
     noise : float
         Smaller losses are not looked at, in the unit of the usage.
+    share : float
+        The own part may grow by this share of what VMs lost.
     """
 
     noise: float
+    share: float
     _own: float | None = None
     _usage: dict[str, float] = field(default_factory=dict)
 
-    def vanished(self, usage: Mapping[str, float | None]) -> bool:
+    def lacks(self, usage: Mapping[str, float | None]) -> bool:
         """Whether a VM is missing that used something when both agreed last."""
         return any(name not in usage and used > self.noise for name, used in self._usage.items())
 
     def agrees(self, node: float | None, usage: Mapping[str, float | None], capacity: float) -> bool:
-        """Whether the usage of the node explains what its VMs no longer use.
+        """Whether the node uses less by what its VMs no longer use.
 
         Parameters
         ----------
@@ -47,20 +50,21 @@ class Attribution:
         capacity : float
             Of the node.
         """
-        # The usage of a VM that is on the page and unknown is taken to be as before.
-        now = {name: self._usage.get(name, 0.0) if used is None else used for name, used in usage.items()}
+        now = self._now(usage)
         lost = sum(max(0.0, before - now.get(name, 0.0)) for name, before in self._usage.items())
+        if lost <= self.noise:
+            return True
         if node is None or node > _SATURATED * capacity:
-            return lost <= self.noise or not self.vanished(usage)
+            return not self.lacks(usage)
         own = node - sum(now.values())
-        allowed = max(lost / 2, _MARGIN * capacity + self.noise)
-        if self._own is not None and lost > self.noise and own - self._own > allowed:
-            return False
-        self._own, self._usage = own, now
-        return True
+        return self._own is None or own - self._own <= max(self.share * lost, _MARGIN * capacity + self.noise)
 
-    def start(self, node: float | None, usage: Mapping[str, float | None]) -> None:
-        """Start from an earlier state, unless there is one."""
-        if self._own is None and node is not None:
-            self._usage = {name: used or 0.0 for name, used in usage.items()}
+    def accept(self, node: float | None, usage: Mapping[str, float | None]) -> None:
+        """Compare with this state from now on; nothing happens while the usage of the node is unknown."""
+        if node is not None:
+            self._usage = self._now(usage)
             self._own = node - sum(self._usage.values())
+
+    def _now(self, usage: Mapping[str, float | None]) -> dict[str, float]:
+        """The usage of the VMs on the page; one that is unknown is taken to be as before."""
+        return {name: self._usage.get(name, 0.0) if used is None else used for name, used in usage.items()}

@@ -24,9 +24,10 @@ from .unconfirmed import Unconfirmed
 _VMS_TOLERANCE = 0.1
 _VMS_READ_S = 0.1
 
-#: Usage of VMs that is too small to be missed, cores and MB.
-_CPU_NOISE = 0.1
-_MEMORY_NOISE_MB = 256.0
+#: Usage of VMs that is too small to be missed, cores and MB, and the share of it by which the node's own part may grow:
+#: a VM leaves the memory that it shares with others.
+_CPU = (0.1, 0.5)
+_MEMORY = (256.0, 0.9)
 
 
 class RatesUpdate(NamedTuple):
@@ -70,8 +71,8 @@ class NodeRates:
     _latest: _Page | None = None
     _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
-    _cpu: Attribution = field(default_factory=lambda: Attribution(_CPU_NOISE))
-    _memory: Attribution = field(default_factory=lambda: Attribution(_MEMORY_NOISE_MB))
+    _cpu: Attribution = field(default_factory=lambda: Attribution(*_CPU))
+    _memory: Attribution = field(default_factory=lambda: Attribution(*_MEMORY))
 
     def update(self, scrape: Scrape) -> RatesUpdate:
         """The sample of a scrape.
@@ -160,8 +161,8 @@ class NodeRates:
         if sample is not None:
             vms = sample.domains.items()
             self._domains.start(sample.domains)
-            self._cpu.start(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
-            self._memory.start(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
+            self._cpu.accept(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
+            self._memory.accept(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
 
     def _attribute(
         self, fields: dict[str, float], vms: dict[str, dict[str, float]], problems: list[Unconfirmed]
@@ -172,17 +173,25 @@ class NodeRates:
         """
         cpu = {name: vm.get("cpu_usage") for name, vm in vms.items()}
         memory = {name: vm.get("mem_rss") for name, vm in vms.items()}
-        vanished = self._cpu.vanished(cpu) or self._memory.vanished(memory)
-        cpu_agrees = self._cpu.agrees(fields.get("cpu_usage"), cpu, fields.get("cpu", 0.0))
-        memory_agrees = self._memory.agrees(fields.get("mem_usage"), memory, fields.get("mem", 0.0))
-        if vanished and not (cpu_agrees and memory_agrees):
+        agrees = self._cpu.agrees(fields.get("cpu_usage"), cpu, fields.get("cpu", 0.0))
+        # A VM that used CPU time is missed by that. The memory of an idle one is missed, too.
+        if self._cpu.lacks(cpu):
+            gone = agrees
+        elif self._memory.lacks(memory):
+            gone = self._memory.agrees(fields.get("mem_usage"), memory, fields.get("mem", 0.0))
+        else:
+            gone = True
+        if not gone:
             problems.append(Unconfirmed("vms", "unknown: some vanished from the page, the node uses as much as before"))
             return False
-        if not cpu_agrees:
+        if agrees:
+            self._cpu.accept(fields.get("cpu_usage"), cpu)
+        else:
             for vm in vms.values():
                 vm.pop("cpu_usage", None)
                 vm.pop("elapsed_cpu_time", None)
             problems.append(Unconfirmed("vms_cpu", "unknown: it fell, the node is as busy as before"))
+        self._memory.accept(fields.get("mem_usage"), memory)
         return True
 
     def _compare_with_vms(self, fields: dict[str, float], updated: DomainUpdate, problems: list[Unconfirmed]) -> None:

@@ -28,11 +28,19 @@ class Recall:
     store : Store
     clock : callable
         Monotonic seconds.
+    wall_clock : callable
+        Unix seconds.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._paused_until_s = -np.inf
 
@@ -42,7 +50,9 @@ class Recall:
             if self._clock() < self._paused_until_s:
                 return None
         try:
-            return last_complete(self._store, node)
+            sample = last_complete(self._store, node)
+            is_old = sample is not None and sample.time_ms < self._wall_clock() * 1000 - _OLDEST_MS
+            return None if is_old else sample
         except (StoreUnavailable, StoreRefused):
             with self._lock:
                 self._paused_until_s = self._clock() + _PAUSE_S

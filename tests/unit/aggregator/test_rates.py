@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -452,11 +453,23 @@ def test_vms_that_vanish_while_the_node_stays_busy_are_unknown(left: dict[str, f
     assert "oc_cpu" not in last(*pages, hidden).fields
     assert problems_of(*pages, hidden) == ["vms"]
     assert set(last(*pages, gone).domains) == set(left)
-    # Idle VMs are noticed by their memory.
-    assert problems_of(*pages, node_with(15_000, 14 - (not left), 2, **left)) == ["vms"]
     # They are back on the next page.
     back = node_with(20_000, 26, a=20, b=4)
     assert set(last(*pages, hidden, back).domains) == {"a", "b"}
+
+
+def test_idle_vm_that_vanishes_is_noticed_by_its_memory() -> None:
+    pages = [node_with(5000, 5, a=5, b=0), node_with(10_000, 10, a=10, b=0)]
+    assert problems_of(*pages, node_with(15_000, 15, 2, a=15)) == ["vms"]
+    assert problems_of(*pages, node_with(15_000, 15, 1, a=15)) == []
+
+
+def test_idle_vm_that_leaves_shared_memory_behind_is_gone() -> None:
+    """With kernel same-page merging a VM may leave most of its memory to others."""
+    pages = [node_with(5000, 5, a=5, b=0), node_with(10_000, 10, a=10, b=0)]
+    left = node_with(15_000, 15, a=15)
+    shared = replace(left, node={**left.node, "memory_available": left.node["memory_available"] - 400 * 1024.0})
+    assert set(last(*pages, shared).domains) == {"a"}
 
 
 def test_last_vm_of_a_node_with_load_of_its_own_may_leave() -> None:

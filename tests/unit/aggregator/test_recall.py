@@ -69,6 +69,12 @@ def test_samples_of_more_than_a_quarter_of_an_hour_before_are_not_recalled(store
     assert last_complete(store, NODE) is None
 
 
+def test_sample_of_long_ago_is_not_recalled(store: SqliteStore) -> None:
+    newest = write(store, 0, FIELDS, a=VM)
+    assert Recall(store, wall_clock=lambda: T0 / 1000 + 899)(NODE) == newest
+    assert Recall(store, wall_clock=lambda: T0 / 1000 + 901)(NODE) is None
+
+
 def test_store_that_is_unavailable_is_asked_again_after_a_while() -> None:
     class Unavailable:
         asked = 0
