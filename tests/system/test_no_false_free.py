@@ -126,9 +126,6 @@ def test_real_daemons_publish_nothing_that_is_not_free(fleet: Fleet, tmp_path: P
     assert len(honest) >= WATCHED * len(STRATEGIES)
     stale = {fleet.names[index] for (_, index, _), node in published.items() if node["cpu"]["state"] == "stale"}
     assert stale >= {"cpu-still", "mode-missing", "mode-nan", "idle-missing", "merged-names", "alloc-absurd"}
-    lines = collections.Counter(
-        re.sub(r"\d+(\.\d+)?", "#", re.sub(r"^\S+ \S+ (.*worker-)0*(\d+)", r"\1[\2]", line))
-        for line in log.read_text().splitlines()
-        if " WARNING " in line
-    )
+    warnings = re.findall(r" WARNING scroogevm\.\w+: (\S+): (.*)", log.read_text())
+    lines = collections.Counter((node, re.sub(r"\d+(\.\d+)?", "#", cause)) for node, cause in warnings)
     assert max(lines.values()) <= MOST_BEGINNINGS + 1, "a problem that comes and goes is one problem after a few times"
