@@ -28,7 +28,7 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser, whole_number
 
 with require_libraries("live"):
-    from misc.benchmarks.processes import cpu_s, daemon, fake_workers, free_port, process, rss_mb
+    from misc.benchmarks.processes import cpu_s, daemon, fake_workers, free_port, influxd_command, process, rss_mb
     from model.samples import ScrapeSample
     from model.store.base import Store
     from model.store.settings import InfluxSettings
@@ -194,18 +194,7 @@ def _influx(folder: Path) -> Iterator[Any]:
     from model.store.influxdb import InfluxStore
 
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [
-        *("influxd", "run", "--reporting-disabled", "--log-level", "error"),
-        *("--http-bind-address", f"127.0.0.1:{port}"),
-        *(
-            "--bolt-path",
-            folder / "bolt",
-            "--engine-path",
-            folder / "engine",
-            "--sqlite-path",
-            folder / "influx.sqlite",
-        ),
-    ]
+    command = influxd_command(folder, port)
     with process(command, stdout=subprocess.DEVNULL):
         setup = {"username": "u", "password": "p" * 12, "org": "o", "bucket": "b", "token": "t" * 20}
         request = urllib.request.Request(f"{url}/api/v2/setup", json.dumps(setup).encode())  # noqa: S310

@@ -29,7 +29,7 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
 with require_libraries("live"):
-    from misc.benchmarks.processes import cpu_s, fake_workers, free_port, process, rss_mb
+    from misc.benchmarks.processes import cpu_s, fake_workers, free_port, influxd_command, process, rss_mb
 
 _TOKEN = "t" * 20
 
@@ -151,17 +151,7 @@ def _sqlite(folder: Path) -> Iterator[Store]:
 def _influxdb(folder: Path) -> Iterator[Store]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [
-        *("influxd", "run", "--reporting-disabled", "--log-level", "error", "--http-bind-address", f"127.0.0.1:{port}"),
-        *(
-            "--bolt-path",
-            folder / "bolt",
-            "--engine-path",
-            folder / "engine",
-            "--sqlite-path",
-            folder / "influx.sqlite",
-        ),
-    ]
+    command = influxd_command(folder, port)
     with contextlib.ExitStack() as stack:
         running: list[contextlib.ExitStack] = []
 

@@ -62,6 +62,15 @@ def daemon(program: str, settings: Mapping[str, str], root: Path = ROOT, **optio
         yield running.pid
 
 
+def influxd_command(folder: Path, port: int) -> list[Any]:
+    """Command line of an InfluxDB server on the loopback, with all of its files in a folder."""
+    paths = {"bolt": "bolt", "engine": "engine", "sqlite": "influx.sqlite"}
+    return [
+        *("influxd", "run", "--reporting-disabled", "--log-level=error", f"--http-bind-address=127.0.0.1:{port}"),
+        *(f"--{name}-path={folder / file}" for name, file in paths.items()),
+    ]
+
+
 def cpu_s(pid: int) -> float:
     """CPU time of a process, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Each lie of an exporter, told to the real aggregator and estimator: nothing is published that is not free."""
+"""Each lie of an exporter, served to the real aggregator and estimator: nothing is published that is not free."""
 
 from __future__ import annotations
 
