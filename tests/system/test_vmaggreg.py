@@ -376,7 +376,8 @@ def test_reload_changes_the_store(env: Environment, fakes: FakeWorkers, folder: 
     wait_for(lambda: number_of_samples(after, fakes.url(0)) >= 2)
     daemon.stop()
     assert daemon.process.returncode == 0
-    assert max(times_of(before, fakes.url(0))) < min(times_of(after, fakes.url(0)))
+    # The page that was read last may be read once more.
+    assert max(times_of(before, fakes.url(0))) <= min(times_of(after, fakes.url(0)))
 
 
 def test_reload_with_a_port_in_use_continues_without_metrics(
