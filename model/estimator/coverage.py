@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,29 @@ class Counted:
     missing: str = ""
 
 
+class _Covers(NamedTuple):
+    """The time that each sample covers.
+
+    Attributes
+    ----------
+    each_ms : (n,) float64
+    repeats : (n,) int
+        How often each counts.
+    total_ms : float
+    any_repeated : bool
+    """
+
+    each_ms: FloatArray
+    repeats: NDArray[np.intp]
+    total_ms: float
+    any_repeated: bool
+
+    def of(self, chosen: NDArray[Any]) -> _Covers:
+        """Those of some samples, by a mask or by indices."""
+        each_ms, repeats = self.each_ms[chosen], self.repeats[chosen]
+        return _Covers(each_ms, repeats, float(each_ms.sum()), bool((repeats > 1).any()))
+
+
 class SliceCoverage:
     """The times at which a node was scraped in a slice, and the time that each sample covers.
 
@@ -92,14 +116,13 @@ class SliceCoverage:
         elapsed = node.fields["elapsed_time"]
         # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
         rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
-        self._covers = {resource: rate if resource is CPU else level for resource in RESOURCES}
-        self._base_ms = {
-            resource: max(
-                float(np.median(covers)) if covers.size else 0.0,
-                self._slice_ms / max(_MOST_REPEATED, 2 * covers.size),
-            )
-            for resource, covers in self._covers.items()
-        }
+        self._covers = {resource: self._repeat(rate if resource is CPU else level) for resource in RESOURCES}
+
+    def _repeat(self, covers: FloatArray) -> _Covers:
+        usual_ms = float(np.median(covers)) if covers.size else 0.0
+        base_ms = max(usual_ms, self._slice_ms / max(_MOST_REPEATED, 2 * covers.size))
+        repeats = np.maximum(1, np.rint(covers / base_ms).astype(np.intp))
+        return _Covers(covers, repeats, float(covers.sum()), bool((repeats > 1).any()))
 
     def count_node(self, resource: Resource, values: FloatArray, capacity: float) -> Counted:
         """The samples of the node that count.
@@ -114,7 +137,7 @@ class SliceCoverage:
         """
         largest = np.inf if np.isnan(capacity) else capacity * (_MOST_CPU if resource is CPU else 1.0) + 1.0
         valid = (values >= 0) & (values <= largest)
-        return self._count(resource, values, valid, self._covers[resource], self._slice_ms)
+        return self._count(values, valid, self._covers[resource], self._slice_ms)
 
     def count_vm(self, resource: Resource, samples: Samples) -> FloatArray:
         """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
@@ -128,24 +151,16 @@ class SliceCoverage:
         if not np.array_equal(samples.time_ms, self._times):
             place = np.minimum(np.searchsorted(self._times, samples.time_ms), max(self._times.size - 1, 0))
             at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
-            values, covers = values[at_same_time], covers[place[at_same_time]]
-        return self._count(resource, values, (values >= 0) & (values <= LARGEST), covers, required_ms).values
+            values, covers = values[at_same_time], covers.of(place[at_same_time])
+        return self._count(values, (values >= 0) & (values <= LARGEST), covers, required_ms).values
 
-    def _count(
-        self,
-        resource: Resource,
-        values: FloatArray,
-        valid: NDArray[np.bool_],
-        covers: FloatArray,
-        required_ms: float,
-    ) -> Counted:
+    def _count(self, values: FloatArray, valid: NDArray[np.bool_], covers: _Covers, required_ms: float) -> Counted:
         number = int(np.count_nonzero(valid))
         needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
         if number < needed:
             return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
-        covered_ms = float(covers[valid].sum())
-        if covered_ms < _COVERED * required_ms - self._expected_ms:
-            return Counted(_NO_SAMPLES, f"valid samples cover {100 * covered_ms / self._slice_ms:.0f} % of it")
-        repeats = np.maximum(1, np.rint(covers[valid] / self._base_ms[resource]).astype(np.intp))
-        chosen = values[valid]
-        return Counted(np.repeat(chosen, repeats) if repeats.max() > 1 else chosen)
+        if number < valid.size:
+            values, covers = values[valid], covers.of(valid)
+        if covers.total_ms < _COVERED * required_ms - self._expected_ms:
+            return Counted(_NO_SAMPLES, f"valid samples cover {100 * covers.total_ms / self._slice_ms:.0f} % of it")
+        return Counted(np.repeat(values, covers.repeats) if covers.any_repeated else values)
