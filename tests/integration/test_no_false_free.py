@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from misc.fakeworkers.lies import LIES, Liar
+from misc.fakeworkers.lies import LIES, Liar, Lie, Past
 from misc.fakeworkers.machines import Plan, Shapes, Worker, build_worker
 from misc.fakeworkers.pages import RENDERERS
 from model.aggregator.confirmation import TOLERANCE
@@ -269,6 +269,39 @@ def test_lost_scrapes_raise_no_figure(
     samples_of(tmp_path, worker_of(format_, load), lambda _: None, loses)
     figures, _ = published(tmp_path)
     assert list(excesses(figures, truth)) == []
+
+
+def _cut(page: bytes, past: Past, *, in_line: bool) -> bytes:
+    """The beginning of a page, another one at each request."""
+    lines = page.splitlines(keepends=True)
+    kept = 1 + past.number * 7919 % (len(lines) - 1)
+    return b"".join(lines[:kept]) + (lines[kept][: len(lines[kept]) // 2] if in_line else b"")
+
+
+#: Faults of the simulated workers that replace a page; those without a page are lost scrapes.
+PAGES = {
+    "empty": Lie("", lambda *_: b""),
+    "partial": Lie("", functools.partial(_cut, in_line=False)),
+    "cut": Lie("", functools.partial(_cut, in_line=True)),
+    "stale": Lie("", lambda _, past: past.first),
+    "html": Lie("", lambda *_: b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>\n"),
+    "garbage": Lie("", lambda _, past: np.random.default_rng(past.number).bytes(65536)),
+    "every second one is partial": Lie(
+        "", lambda page, past: _cut(page, past, in_line=False) if past.number % 2 else page
+    ),
+}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_that_is_cut_or_replaced_raises_no_figure(
+    name: str, format_: str, truth_of: Callable[[str, str], Truth], tmp_path: Path
+) -> None:
+    truth = truth_of(format_, "busy")
+    samples_of(tmp_path, worker_of(format_, "busy"), in_period(Liar(PAGES[name])))
+    figures, statuses = published(tmp_path)
+    assert list(excesses(figures, truth)) == []
+    assert (statuses[0].state, statuses[-1].state) == ("ok", "ok"), "the node recovers"
 
 
 @pytest.mark.parametrize("format_", FORMATS)
