@@ -255,8 +255,9 @@ def build_slice(
     end_s = calendar.end_s(number)
     # The smallest size counts: a larger one is believed once it lasts for a slice.
     known.node = _merge(known.node, [_smallest(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
-    names = _present_vms(known, node, vms)
-    problems = _unknown_bookings(known, node, names, end_s, rules.vm_hold_s)
+    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
+    names = _present_vms(known, totals, vms) if node.time_ms.size else {}
+    problems = _unknown_bookings(known, totals, names, end_s, rules.vm_hold_s)
     if all(end_s - booked_s > rules.vm_hold_s for booked_s in known.booked_s):
         known.vms = {}
     coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples, known.interval_s * 1000.0)
@@ -274,7 +275,9 @@ def build_slice(
     return Slice(end_s, calendar.position(number), tuple(names), *usages)
 
 
-def _present_vms(known: LastConfigs, node: Samples, vms: Mapping[str, Mapping[str, float]]) -> _Configs:
+def _present_vms(
+    known: LastConfigs, totals: Sequence[_Total | None], vms: Mapping[str, Mapping[str, float]]
+) -> _Configs:
     """The configurations of the VMs of a slice.
 
     The sum of all allocations is stored with the node; it is missing while the VMs or one allocation are unknown.
@@ -289,18 +292,18 @@ def _present_vms(known: LastConfigs, node: Samples, vms: Mapping[str, Mapping[st
         for name, values in reported.items()
         if not all(math.isnan(value) for value in values)
     }
-    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
     if any(total is not None and _add_up(present, i, total) for i, total in enumerate(totals)):
         known.vms = present
         return dict(present)
-    return dict(sorted({**known.vms, **present}.items())) if node.time_ms.size else {}
+    return dict(sorted({**known.vms, **present}.items()))
 
 
-def _unknown_bookings(known: LastConfigs, node: Samples, vms: _Configs, end_s: float, hold_s: float) -> list[str]:
+def _unknown_bookings(
+    known: LastConfigs, totals: Sequence[_Total | None], vms: _Configs, end_s: float, hold_s: float
+) -> list[str]:
     """Why the allocations of the VMs do not count, by resource; empty where they do."""
     problems, booked_s = [], list(known.booked_s)
-    for i in range(len(CONFIG_FIELDS)):
-        total = _last_total(node, i)
+    for i, total in enumerate(totals):
         if total is not None and not _add_up(vms, i, total):
             problems.append("the store lacks the allocations of some of its VMs")
             continue
