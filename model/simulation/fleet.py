@@ -1,0 +1,127 @@
+"""Equal nodes, the VMs on them, and what these want and get in a slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..numerics import FloatArray
+from ..slices import CPU, MEMORY, Resource
+from .workload import IntArray, Workload
+
+#: What the host itself uses: cores, a share of what its VMs use, MB, and MB per VM.
+HOST_CORES, HOST_CPU_SHARE = 0.5, 0.01
+HOST_MB, HOST_MB_PER_VM = 4096.0, 128.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSize:
+    """Number and size of the nodes."""
+
+    nodes: int = 20
+    cores: float = 64.0
+    memory_mb: float = 4.0e6
+
+    def capacity(self, resource: Resource) -> float:
+        """Cores or MB of one node."""
+        return self.cores if resource is CPU else self.memory_mb
+
+
+@dataclass(frozen=True, slots=True)
+class FleetUsage:
+    """One resource of all nodes in a slice, cores or MB.
+
+    Attributes
+    ----------
+    demand : (n, m) float64
+        What the VMs and the host want, by node and step.
+    node : (n, m) float64
+        What is measured: at most what the node has.
+    vm : (v, m) float64
+        What is measured of each VM; NaN in steps without it. The VMs of a full node are slowed alike.
+    """
+
+    demand: FloatArray
+    node: FloatArray
+    vm: FloatArray
+
+
+class Fleet:
+    """The VMs on the nodes of a fleet, and what is booked there.
+
+    Parameters
+    ----------
+    size : FleetSize
+    workload : Workload
+    """
+
+    def __init__(self, size: FleetSize, workload: Workload) -> None:
+        self.size = size
+        self.workload = workload
+        self.booked_cpu = np.zeros(size.nodes)
+        self.booked_mem = np.zeros(size.nodes)
+        self.hosted = np.zeros(size.nodes, np.intp)
+        self.node_of: IntArray = np.full(len(workload), -1, np.intp)
+        #: VMs that ran in the present slice, by node, then by arrival; row bounds of each node, (n + 1,).
+        self.vms: IntArray = np.empty(0, np.intp)
+        self.bounds: IntArray = np.zeros(size.nodes + 1, np.intp)
+        self._placed: list[int] = []
+        self._ends: dict[int, list[int]] = {}
+
+    def booked(self, resource: Resource) -> FloatArray:
+        """(n,) float64: the allocations of the VMs that exist now."""
+        return self.booked_cpu if resource is CPU else self.booked_mem
+
+    def place(self, vm: int, node: int) -> None:
+        """Start a VM on a node."""
+        workload = self.workload
+        self.node_of[vm] = node
+        self.booked_cpu[node] += workload.vcpu[vm]
+        self.booked_mem[node] += workload.memory_mb[vm]
+        self.hosted[node] += 1
+        self._placed.append(vm)
+        self._ends.setdefault(int(workload.end_step[vm]), []).append(vm)
+
+    def remove_ended(self, step: int) -> None:
+        """Remove the VMs whose last step was the one before."""
+        for vm in self._ends.pop(step, ()):
+            node = self.node_of[vm]
+            self.booked_cpu[node] -= self.workload.vcpu[vm]
+            self.booked_mem[node] -= self.workload.memory_mb[vm]
+            self.hosted[node] -= 1
+
+    def run_slice(self, first: int, steps: int) -> dict[str, FleetUsage]:
+        """Usage in a slice, by resource name, once its VMs are placed; afterwards the ended VMs are still listed."""
+        vms = np.concatenate([self.vms[self.workload.end_step[self.vms] > first], np.array(self._placed, np.intp)])
+        self._placed.clear()
+        # Arrivals have ascending numbers, so a stable sort by node keeps them in order.
+        vms = np.sort(vms)
+        self.vms = vms[np.argsort(self.node_of[vms], kind="stable")]
+        self.bounds = np.searchsorted(self.node_of[self.vms], np.arange(self.size.nodes + 1))
+        return {CPU.name: self._cpu(first, steps), MEMORY.name: self._memory(first, steps)}
+
+    def alive(self, step: int) -> NDArray[np.bool_]:
+        """(v,) bool: which of ``vms`` exist at the begin of a step."""
+        return self.workload.end_step[self.vms] > step
+
+    def _cpu(self, first: int, steps: int) -> FleetUsage:
+        cores = self.size.cores
+        wanted = self.workload.usage(CPU, self.vms, first, steps)
+        vm_demand = (1.0 + HOST_CPU_SHARE) * self.by_node(np.nan_to_num(wanted))
+        demand = HOST_CORES + vm_demand
+        served = np.minimum(1.0, (cores - HOST_CORES) / np.maximum(vm_demand, 1e-9))
+        return FleetUsage(demand, np.minimum(demand, cores), wanted * served[self.node_of[self.vms]])
+
+    def _memory(self, first: int, steps: int) -> FleetUsage:
+        wanted = self.workload.usage(MEMORY, self.vms, first, steps)
+        running = self.by_node((~np.isnan(wanted)).astype(np.float64))
+        demand = HOST_MB + HOST_MB_PER_VM * running + self.by_node(np.nan_to_num(wanted))
+        return FleetUsage(demand, np.minimum(demand, self.size.memory_mb), wanted)
+
+    def by_node(self, rows: FloatArray) -> FloatArray:
+        """Sums of the rows of ``vms`` of each node, (n, ...) float64."""
+        total = np.zeros((rows.shape[0] + 1, *rows.shape[1:]))
+        np.cumsum(rows, axis=0, out=total[1:])
+        return total[self.bounds[1:]] - total[self.bounds[:-1]]
