@@ -31,6 +31,8 @@ SUMMARY_KEYS = {f"{r}_{figure}" for r in ("cpu", "mem") for figure in ("config",
 NODE_KEYS = SUMMARY_KEYS | {
     "booked_cpu",
     "booked_mem",
+    "booked_now_cpu",
+    "booked_now_mem",
     "number_of_values",
     "cpu_stable_state",
     "mem_stable_state",
