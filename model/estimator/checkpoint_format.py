@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ..numerics import BoolArray, FloatArray
-from ..slices import Slice, Usage
+from ..slices import RESOURCES, Slice, Usage
 from ..status import NodeStatus
 from .bookings import LastConfigs
 
@@ -137,4 +137,25 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(data, type=kind, strict=False)
     except (msgspec.DecodeError, ValueError) as error:
+        raise CheckpointCorrupt(str(error)) from None
+
+
+def decode_node(data: bytes) -> NodeCheckpoint:
+    """Decode the checkpoint of a node, also one of a version that did not distinguish booked and booked now.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    try:
+        return decode(data, NodeCheckpoint)
+    except CheckpointCorrupt:
+        fields = decode(data, dict[str, Any])
+    try:
+        for resource in RESOURCES:
+            if (last := fields["status"][resource.name]["last"]) is not None:
+                # What that version published, until the next slice is computed.
+                last.setdefault("booked_now", last["booked"])
+        return msgspec.convert(fields, NodeCheckpoint, strict=False)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointCorrupt(str(error)) from None

@@ -362,7 +362,7 @@ def test_server_error_is_retried(server: PlacementServer, name: str) -> None:
             NODE,
         )
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
-    assert len(requests) == 8
+    assert len(requests) == 10
 
 
 # --- provider names --------------------------------------------------------------------------------------------

@@ -181,7 +181,15 @@ def test_published_figures_are_those_of_the_last_slice(env: Environment, store: 
         wait_for(all_ok(env))
         node = status(env)[NODES[1]]
     assert node["strategy"] == "borg"
-    assert node["cpu"] == {"state": "ok", "config": 16.0, "booked": 8.0, "tier0": 7.3, "tier1": 0.0, "tier2": 8.7}
+    assert node["cpu"] == {
+        "state": "ok",
+        "config": 16.0,
+        "booked": 8.0,
+        "booked_now": 8.0,
+        "tier0": 7.3,
+        "tier1": 0.0,
+        "tier2": 8.7,
+    }
     assert (node["free_cpu"], node["free_mem"]) == (8.7, 32768 - 3723)
     assert time.time() - node["slice_end"] < 60
     assert node["slice_end"] + 1 <= node["valid_until"] <= node["slice_end"] + 3
