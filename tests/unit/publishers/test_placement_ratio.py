@@ -70,6 +70,14 @@ def test_missing_ratio_has_a_reason(amount: float, record: Any, message: str) ->
         limited_ratio(amount, record, LIMITS)
 
 
+@pytest.mark.parametrize(("allocated", "ratio"), [({"VCPU": 3.0}, 1.5), ({"VCPU": 9.0}, 2.0), ({}, 0.75)])
+def test_booked_now_counts_up_to_what_is_allocated(allocated: dict[str, float], ratio: float) -> None:
+    inventories = {"VCPU": {"total": 4, "reserved": 0, "allocation_ratio": 1.0}}
+    capacity = NodeCapacity("a", 3.0, None, 5.0, 1024.0)
+    update = update_inventories(inventories, allocated, capacity, RatioLimits(0.0001, 16.0))
+    assert update.inventories["VCPU"]["allocation_ratio"] == ratio
+
+
 def test_ratio_that_differs_by_single_precision_is_not_written() -> None:
     inventories = {"VCPU": {"total": 3, "reserved": 0, "allocation_ratio": 2.666699886322}, "DISK_GB": {"total": 1}}
     update = update_inventories(inventories, {}, NodeCapacity("a", 8.0, None), LIMITS)
