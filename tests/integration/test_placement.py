@@ -372,6 +372,24 @@ def test_vm_placed_between_the_reads_is_a_conflict(server: PlacementServer, name
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
 
 
+def test_ratio_written_between_the_reads_is_not_taken_for_the_one_that_was_read(
+    server: PlacementServer, name: str
+) -> None:
+    provider = server.provider(name, VCPU={"total": 8, "allocation_ratio": 1.5})
+    changed = []
+
+    def hook(method: str, path: str, token: str) -> None:
+        if path.endswith("/usages") and not changed:
+            body = server.call("GET", f"/resource_providers/{provider}/inventories")
+            body["inventories"]["VCPU"]["allocation_ratio"] = 3.0
+            changed.append(server.call("PUT", f"/resource_providers/{provider}/inventories", body))
+
+    with between(server, hook) as url:
+        placement = PlacementReconciler(settings(url, {NODE: provider}))
+        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
+    assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
+
+
 # --- concurrent writers --------------------------------------------------------------------------------
 
 

@@ -10,10 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from model.estimator.checkpoint_format import CheckpointCorrupt, decode_node, encode, pack_slice, unpack_slice
 from model.publishers.placement.ratio import NodeCapacity, capacities_of
-from model.replay.dump import read_dumps
+from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
+from model.publishers.status_file import StatusFile, read_status
+from model.publishers.status_table import status_objects
+from model.replay.dump import DumpRecorder, read_dumps
 from model.slices import Slice, usage_of
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
@@ -93,6 +97,36 @@ def test_stale_node_offers_what_was_booked_now_in_its_last_slice_with_figures(
     assert stale.cpu.ratio == 4.0 / CORES
 
 
+def test_metrics_and_status_file_have_booked_now_beside_booked(store: SqliteStore, tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    settings = settings_for(tmp_path, nodes=NODES[:1])
+    publishers = {"metrics": EstimatorMetrics(registry, EstimatorCounts()), "file": StatusFile(settings.status, 90)}
+    Churn(store).run_slice(FIRST, CORES)
+    LiveRun(settings, store, ["percentile"], **publishers).play([FIRST])  # type: ignore[arg-type]
+    exported = {sample.name: sample.value for metric in registry.collect() for sample in metric.samples}
+    assert exported["scroogevm_node_booked_cpu_cores"] == CORES + 4.0
+    assert exported["scroogevm_node_booked_now_cpu_cores"] == CORES
+    assert exported["scroogevm_node_booked_now_memory_bytes"] == MEMORY_MB * 2**20
+    assert exported["scroogevm_node_cpu_oversubscription_ratio"] == 1.0
+    assert exported["scroogevm_node_memory_oversubscription_ratio"] == 1.0
+    published = read_status(settings.status.path)[NODES[0]]
+    assert (published.cpu.booked, published.cpu.booked_now) == (CORES + 4.0, CORES)
+    assert (published.mem.booked, published.mem.booked_now) == (MEMORY_MB + 4096.0, MEMORY_MB)
+
+
+def test_status_file_of_an_earlier_version_has_no_ratio(store: SqliteStore, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, nodes=NODES[:1])
+    Churn(store).run_slice(FIRST, CORES)
+    LiveRun(settings, store, ["percentile"], file=StatusFile(settings.status, 90)).play([FIRST])
+    fields = msgspec.json.decode(settings.status.path.read_bytes())
+    assert status_objects(read_status(settings.status.path), 0.0)[0]["cpu"]["ratio"] == 1.0
+    for resource in ("cpu", "mem"):
+        del fields[NODES[0]][resource]["booked_now"]
+    settings.status.path.write_bytes(msgspec.json.encode(fields))
+    (node,) = status_objects(read_status(settings.status.path), 0.0)
+    assert (node["cpu"]["booked_now"], node["cpu"]["ratio"]) == (None, None)
+
+
 # --- what earlier versions wrote --------------------------------------------------------------------
 
 
@@ -150,8 +184,6 @@ def test_checkpoint_of_an_earlier_version_goes_on_with_what_it_published(
 
 
 def test_dump_has_no_booked_now_where_the_checkpoint_lacks_it(store: SqliteStore, tmp_path: Path) -> None:
-    from model.replay.dump import DumpRecorder
-
     live = LiveRun(settings_for(tmp_path, nodes=NODES[:1]), store, ["percentile"], recorded=True)
     churn = Churn(store)
     for number in range(FIRST, FIRST + 3):
