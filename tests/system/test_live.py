@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -606,6 +607,10 @@ def test_export_needs_one_node(env: Environment, tmp_path: Path) -> None:
 def test_placement_receives_the_published_ratios(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
     with placement_server(tmp_path) as server:
         provider = server.provider("host-1", VCPU={"total": 16, "reserved": 2}, MEMORY_MB={"total": 32768})
+        # What is booked on the node counts up to what Placement has allocated.
+        about = {"project_id": "p", "user_id": "u", "consumer_generation": None, "consumer_type": "INSTANCE"}
+        vms = {"allocations": {provider: {"resources": {"VCPU": 8, "MEMORY_MB": 4096}}}, **about}
+        server.call("PUT", f"/allocations/{uuid.uuid4()}", vms)
         env |= {
             "PLACEMENT_PROVIDERS": json.dumps({NODES[0]: "host-1", NODES[1]: "nobody"}),
             "PLACEMENT_ENDPOINT": server.url,
