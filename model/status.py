@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .nodemodel import Estimate, NodeEstimate
-from .slices import CPU, MEMORY, Resource, Slice
+from .slices import CPU, MEMORY, Resource, Slice, Usage
 
 State = Literal["ok", "stale", "unknown"]
 
@@ -20,7 +20,10 @@ class Figures:
     Attributes
     ----------
     config, booked : float
-        The capacity of the node, and the sum of the allocations of its VMs.
+        The capacity of the node, and the sum of the allocations of the VMs of the slice.
+    booked_now : float
+        The sum of the allocations of the VMs that are alive at the end of the slice. What a scheduler may place in
+        total is this and what is free: of a VM that left and the VM that replaced it, only one is there.
     tier0, tier1, tier2 : float
         Used, between, free, at the position of the slice.
     free : float
@@ -34,6 +37,7 @@ class Figures:
 
     config: float
     booked: float
+    booked_now: float
     tier0: float
     tier1: float
     tier2: float
@@ -71,10 +75,10 @@ class ResourceStatus:
 
     @property
     def ratio(self) -> float:
-        """(booked + free) / config; NaN if the configuration is unknown."""
+        """(booked now + free) / config; NaN if the configuration is unknown."""
         if self.last is None or not self.last.config > 0:
             return math.nan
-        return (self.last.booked + self.free) / self.last.config
+        return (self.last.booked_now + self.free) / self.last.config
 
     def aged(self, reason: str = "") -> ResourceStatus:
         """The status after a later slice without samples, or with samples that do not count for a reason."""
@@ -127,18 +131,19 @@ class NodeStatus:
         usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
             return self.of(resource).aged(usage.missing)
-        last = _figures(estimates[self.strategy], usage.config, usage.booked, finished.end_s)
+        last = _figures(estimates[self.strategy], usage, finished.end_s)
         return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
 
-def _figures(estimate: Estimate, config: float, booked: float, slice_end_s: float) -> Figures:
+def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
     return Figures(
-        config=config,
-        booked=booked,
+        config=usage.config,
+        booked=usage.booked,
+        booked_now=usage.booked_now,
         # A threshold below 0 is that of a strategy which would sell more than there is.
         tier0=max(0.0, estimate.tier0),
         tier1=estimate.tier1,
-        tier2=min(estimate.tier2, config),
+        tier2=min(estimate.tier2, usage.config),
         free=estimate.published,
         slice_end_s=slice_end_s,
         risk=_none_if_nan(estimate.risk),
