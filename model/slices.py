@@ -15,6 +15,8 @@ import numpy as np
 
 from .numerics import BoolArray, FloatArray, aggregate, row_percentiles
 
+#: A node is full when the 99th percentile of its samples reaches this share of its capacity.
+FULL_SHARE = 0.999
 #: Larger than any machine, and small enough that sums of squares do not overflow.
 LARGEST = 1e15
 
@@ -89,6 +91,17 @@ class Usage:
     def measured(self) -> bool:
         """Whether free resources can be computed: there are samples and a capacity."""
         return self.node.size > 0 and not math.isnan(self.config)
+
+
+def is_full(peak: float, config: float) -> bool:
+    """Whether a node is full: its usage is cut at the capacity, so the demand may be larger.
+
+    Parameters
+    ----------
+    peak, config : float
+        99th percentile of the samples, and capacity; cores or MB.
+    """
+    return peak >= FULL_SHARE * config
 
 
 def usage_of(

@@ -30,9 +30,14 @@ class Figures:
         The published free: the minimum over all positions.
     slice_end_s : float
         Unix seconds.
-    risk, violation_rate : float or None
-        The target risk of the strategy, and the share of recent slices that were violated. None if there is no such
-        figure: unlike NaN, None equals itself after it was written and read.
+    risk, violation_rate, forecast_violation_rate : float or None
+        The target risk of the strategy; the share of recent slices in which the node was full, or more was used than
+        was left; the share in which the strategy's own figure was violated. None if there is no such figure: unlike
+        NaN, None equals itself after it was written and read.
+    unguarded : float or None
+        What would be published without guards.
+    limits : mapping of guard to float
+        What was left by each guard that lowered the figure, in the order of the guards.
     """
 
     config: float
@@ -45,6 +50,9 @@ class Figures:
     slice_end_s: float
     risk: float | None = None
     violation_rate: float | None = None
+    forecast_violation_rate: float | None = None
+    unguarded: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,9 @@ def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
         slice_end_s=slice_end_s,
         risk=_none_if_nan(estimate.risk),
         violation_rate=_none_if_nan(estimate.violation_rate),
+        forecast_violation_rate=_none_if_nan(estimate.forecast_violation_rate),
+        unguarded=estimate.unguarded,
+        limits=dict(estimate.limits),
     )
 
 
