@@ -155,7 +155,9 @@ class StrategyPolicy(Policy):
             estimate = model.update(self._slice(ended, node), self._feedback)
             counts.append(estimate.counts)
             cpu, mem = (one.by_strategy[self._strategy] for one in (estimate.cpu, estimate.mem))
-            free_cpu[node], free_mem[node], violated[node] = cpu.published, mem.published, cpu.violated
+            free_cpu[node] = cpu.published if not cpu.closed else self._size.cores - ended.fleet.booked_cpu[node]
+            free_mem[node] = mem.published if not mem.closed else self._size.memory_mb - ended.fleet.booked_mem[node]
+            violated[node] = cpu.violated
         self._feedback = self._fleet.update(counts)
         fleet = ended.fleet
         return Capacities(
