@@ -25,7 +25,7 @@ _LEAST_OBSERVATIONS = 30.0
 #: Share of the observations that a slice makes obsolete: they count for about 20 slices.
 _DECAY = 0.05
 #: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and
-#: a slice raises it by at most 0.3. The aim is half of the target risk, so that the sum over time stays below the target.
+#: a slice raises it by at most 0.3. The aim is half of the target risk: the sum over time stays below the target.
 _STEP, _AIM, _MOST_STEP = 0.01, 0.5, 0.3
 _LEAST_LEVEL, _MOST_LEVEL = -1.0, 10.0
 

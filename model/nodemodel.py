@@ -66,6 +66,13 @@ class Estimate:
         """The free resources, an alias of tier2."""
         return self.tier2
 
+    def capacity(self, booked_now: float, config: float) -> float:
+        """What a scheduler may book on the node in total, cores or MB.
+
+        Booked now + published free. A closed node offers nothing, not even what its VMs leave: no more than it has.
+        """
+        return min(booked_now, config) if self.closed else booked_now + self.published
+
 
 #: The estimate for a slice without samples of the node: nothing is published as free.
 UNKNOWN = Estimate(threshold=math.nan, tier0=math.nan, tier1=math.nan, tier2=math.nan, published=0.0)
