@@ -186,9 +186,8 @@ class _Position:
 class _Publication:
     """What is published of one strategy: the guards of its figure, and the slices that violated it."""
 
-    def __init__(self, strategy: type[Strategy], guards: GuardSettings | None) -> None:
-        slices = 1 if guards is None else math.ceil(strategy.horizon_share * guards.day)
-        self.guards = FigureGuards(slices)
+    def __init__(self, guards: GuardSettings | None) -> None:
+        self.guards = FigureGuards(1 if guards is None else guards.day)
         self.record = ViolationRecord()
 
     def state(self) -> dict[str, Any]:
@@ -214,7 +213,7 @@ class _ResourceModel:
         guards = GuardSettings(settings.positions) if settings.guarded else None
         self.condition = None if guards is None else NodeCondition(resource, guards, phase)
         self.moments = VmMoments(settings.positions) if settings.uses_vm_moments else None
-        self.publications = {name: _Publication(STRATEGIES[name], guards) for name in settings.strategies}
+        self.publications = {name: _Publication(guards) for name in settings.strategies}
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
         parameters = replace(self.settings.of(self.resource), censored=self.settings.guarded)

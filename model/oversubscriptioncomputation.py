@@ -99,8 +99,6 @@ class Strategy(ABC):
     """Whether it reads mean and variance of single VMs over a scope."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
-    horizon_share: ClassVar[float] = 1.0
-    """The part of a scope over which its least figure is published, where guards are on."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
 
@@ -386,7 +384,6 @@ class CentralLimit(Strategy):
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
-    horizon_share = 0.25
     uses_vm_moments = True
     state_fields = ("slices", "own")
 

@@ -93,7 +93,7 @@ def test_violation_rate_is_the_target_risk(kind: Callable[[np.random.Generator, 
     ]
     violated = usage[1:] > np.array(thresholds[:-1])
     assert violated.mean() == pytest.approx(risk, abs=0.005)
-    assert bound.forecast_violation_rate == violated[-100:].mean()
+    assert bound.violation_rate == violated[-100:].mean()
     # Not by alternating between nothing and everything.
     assert np.median(thresholds) < 64
 
@@ -274,12 +274,12 @@ def test_violation_rate_is_that_of_the_published_score(seed: int) -> None:
 def test_violation_rate_starts_with_the_second_slice_and_covers_a_hundred() -> None:
     bound = ConformalBound(0.05, 0.1)
     bound.update(observed(10.0))
-    assert math.isnan(bound.forecast_violation_rate)
+    assert math.isnan(bound.violation_rate)
     bound.update(observed(64.0 + 1))
-    assert bound.forecast_violation_rate == 1.0
+    assert bound.violation_rate == 1.0
     for _ in range(100):
         bound.update(observed(10.0))
-    assert bound.forecast_violation_rate == 0.0
+    assert bound.violation_rate == 0.0
 
 
 def node_status(*, risky: bool, violation_rate: float | None = 0.04) -> NodeStatus:
