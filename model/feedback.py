@@ -24,11 +24,11 @@ _SMALLEST = {"cpu": 1.0, "mem": 512.0}
 _LEAST_OBSERVATIONS = 30.0
 #: Share of the observations that a slice makes obsolete: they count for about 20 slices.
 _DECAY = 0.05
-#: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and
-#: a slice raises it by at most 0.3. The aim is half of the target risk: the sum over time stays below the target.
-_STEP, _AIM, _MOST_STEP = 0.01, 0.5, 0.3
-_LEAST_LEVEL, _MOST_LEVEL = -1.0, 10.0
-
+#: The level of caution, in standard deviations, rises with the share of full nodes and falls below the aim: by 0.24 in
+#: a day of 24 slices without a full node, by less where the target risk is small. A slice raises it by at most 2. The
+#: aim is half of the target risk: the sum over time stays below the target.
+_STEP, _MOST_GAIN, _MOST_STEP, _AIM = 0.01, 6.0, 2.0, 0.5
+_LEAST_LEVEL, _MOST_LEVEL = -1.5, 10.0
 #: The deviation of the fleet from the sum of the means counts over a week, and starts at 0 over half a day.
 _COMMON_DECAY, _COMMON_PRIOR_SLICES = 1.0 / 168, 12
 
@@ -255,7 +255,8 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
     state.shares = kept * state.shares + np.array(counts.shares)
     state.squares = kept * state.squares + np.array(counts.squares)
     state.largest = max(kept * state.largest, counts.largest)
-    step = min(_STEP * (counts.full / counts.nodes / aim - 1.0), _MOST_STEP) if aim > 0 else _MOST_STEP * counts.full
+    gain = min(_STEP / aim, _MOST_GAIN) if aim > 0 else _MOST_GAIN
+    step = min(gain * (counts.full / counts.nodes - aim), _MOST_STEP)
     if counts.expected > 0:
         state.slices += 1
         excess = max(counts.used / counts.expected - 1.0, 0.0)
