@@ -349,7 +349,7 @@ def test_cluster_without_workers_is_reported_in_time(
     cause: str, traces: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("distributed")
-    from model.evaluation import dask_cluster
+    from model.parallel import dask_cluster
 
     monkeypatch.setattr(dask_cluster, "WAIT_S", 3.0)
     no_workers = cause == "it has no workers"

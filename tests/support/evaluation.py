@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from misc import evaluate, tracegen
-from model.evaluation import command, tasks, workers
-from model.evaluation.source import SOURCE_DIGEST
-from model.evaluation.tasks import EvaluationPlan, Outcome, Task, evaluate_file
+from model.evaluation import command, tasks
+from model.parallel import processes
+from model.parallel.work import PlanT, ResultT, TaskT, Work
 
 TABLES = ("results.csv", "pooled.csv")
 #: Stands for a picture where none is drawn.
@@ -41,15 +41,15 @@ def write_traces(folder: Path, mixes: Sequence[str]) -> Path:
 def run_main(*arguments: str | Path, draw: bool = False) -> Finished:
     """Run the command line in this process: without signal handlers and worker processes, by default without pictures."""
 
-    def evaluate_here(
-        pending: Sequence[Task], plan: EvaluationPlan, jobs: int | None
-    ) -> Iterator[tuple[Task, Outcome]]:
-        return (evaluate_file(task, plan, SOURCE_DIGEST) for task in pending)
+    def finish_here(
+        work: Work[TaskT, PlanT, ResultT], pending: Sequence[TaskT], jobs: int | None
+    ) -> Iterator[tuple[TaskT, ResultT]]:
+        return ((task, work.run(task, work.plan)) for task in pending)
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "run_interruptible", lambda job, when_interrupted: job())
-        patch.setattr(workers, "evaluate_in_processes", evaluate_here)
+        patch.setattr(processes, "finish_in_processes", finish_here)
         if not draw:
             patch.setattr(command, "_pareto_png", lambda points: NO_PICTURE)
             patch.setattr(tasks, "_pictures", lambda *_: {"cpu": NO_PICTURE, "mem": NO_PICTURE})
