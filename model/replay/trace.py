@@ -8,13 +8,13 @@ fault: ``vm.vm7.raw_data[12].cpu_usage``.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..common.json_text import has_literals, not_json, replace_literals, validation_message
 from ..common.text import printable
 from ..slices import LARGEST
 from .trace_data import Period, Trace, TraceConfig, TraceError
@@ -89,8 +89,8 @@ def parse_trace(data: bytes) -> Trace:
         try:
             raw = _decode_trace(data)
         except msgspec.DecodeError as error:
-            if not (b"NaN" in data or b"Infinity" in data):
-                raise TraceError(_not_json(error, data)) from None
+            if not has_literals(data):
+                raise TraceError(not_json(error, data)) from None
             raw = _decode_without_literals(data)
         return _build(raw)
     except UnicodeDecodeError as error:
@@ -106,23 +106,12 @@ def _decode_trace(data: bytes) -> _RawTrace:
         raise TraceError("not a trace: nested too deeply") from None
 
 
-#: A string, which is kept, or a literal that Python writes and JSON does not have.
-_STRING_OR_LITERAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)\b')
-
-
 def _decode_without_literals(data: bytes) -> _RawTrace:
-    clean = _STRING_OR_LITERAL.sub(lambda match: match[0] if match[0][:1] == b'"' else b"null", data)
+    clean = replace_literals(data, b"null")
     try:
         return _decode_trace(clean)
     except msgspec.DecodeError as error:
-        raise TraceError(_not_json(error, clean)) from None
-
-
-def _not_json(error: msgspec.DecodeError, data: bytes) -> str:
-    reason = str(error)
-    if "truncated" in reason:
-        return f"not JSON: the file ends in the middle (byte {len(data)})"
-    return f"not JSON: {reason.removeprefix('JSON is malformed: ')}"
+        raise TraceError(not_json(error, clean)) from None
 
 
 def _place_of_fault(data: bytes, error: msgspec.ValidationError) -> str:
@@ -142,13 +131,8 @@ def _place_of_fault(data: bytes, error: msgspec.ValidationError) -> str:
 
 
 def _message(error: msgspec.ValidationError, prefix: str) -> str:
-    """``Expected `int`, got `str` - at `$.a[3]``` becomes ``prefix.a[3]: expected int, got str``."""
-    reason, _, place = str(error).partition(" - at `$")
-    place = f"{prefix}{place.rstrip('`')}".lstrip(".") or "the trace"
-    reason = reason.replace("`", "").replace(" | null", " or null")
-    if reason.startswith("Invalid enum value"):
-        reason = f"{reason}, neither 'cores' nor 'share'"
-    return f"{printable(place)}: {reason[:1].lower()}{reason[1:]}"
+    message = validation_message(error, prefix, "the trace")
+    return f"{message}, neither 'cores' nor 'share'" if "invalid enum value" in message else message
 
 
 def _checked(raw: msgspec.Raw, kind: Any, place: str) -> Any:
