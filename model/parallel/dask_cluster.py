@@ -56,14 +56,14 @@ def finish_on_cluster(
 
 
 def _submit(client: Any, work: Work[TaskT, PlanT, ResultT], tasks: Sequence[TaskT]) -> dict[Any, TaskT]:
-    from distributed import wait
+    from distributed import as_completed
 
     with warnings.catch_warnings():
         # The plan may have many MB. As a task of its own it reaches each worker once, and outlives a worker.
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         plan = client.submit(_unchanged, work.plan, pure=False)
-    # Else the first of the waiting tasks is any of them.
-    wait(plan)
+    # Else any of the tasks that wait for it would be the first.
+    next(as_completed([plan], loop=client.loop))
     return {
         client.submit(run_task, work.run, work.failed, task, plan, SOURCE_DIGEST, pure=False): task for task in tasks
     }

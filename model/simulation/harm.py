@@ -93,6 +93,11 @@ class Harm:
             if accepted:
                 self._accepted[i, number] += one
 
+    @property
+    def refused_vcpu(self) -> float:
+        """vCPUs that found no place so far, warm-up included."""
+        return float((self._offered[1] - self._accepted[1]).sum())
+
     def add_slice(self, number: int, ended: FleetSlice, capacities: Capacities) -> None:
         """Record a slice."""
         cores, memory = self._size.cores, self._size.memory_mb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +44,17 @@ class SimulationSettings:
 
 def simulate(workload: Workload, policy: Policy, settings: SimulationSettings) -> Harm:
     """Run a workload through a fleet whose capacities a policy sets."""
+    *_, harm = _slices(workload, policy, settings)
+    return harm
+
+
+def refuses_at_most(vcpu: float, workload: Workload, policy: Policy, settings: SimulationSettings) -> bool:
+    """Whether a fleet refuses at most so many vCPUs of a workload; a run ends when it has refused more."""
+    return all(harm.refused_vcpu <= vcpu + 1e-6 for harm in _slices(workload, policy, settings))
+
+
+def _slices(workload: Workload, policy: Policy, settings: SimulationSettings) -> Iterator[Harm]:
+    """The figures so far, at the end of each slice; the same object every time."""
     size = settings.size
     fleet = Fleet(size, workload)
     scheduler = PlacementScheduler(fleet, settings.weigher, by_memory=settings.publish_memory)
@@ -72,4 +84,4 @@ def simulate(workload: Workload, policy: Policy, settings: SimulationSettings) -
         scheduler.cpu = np.clip(capacities.cpu, least * size.cores, most * size.cores)
         if settings.publish_memory and capacities.mem is not None:
             scheduler.mem = np.clip(capacities.mem, least * size.memory_mb, most * size.memory_mb)
-    return harm
+        yield harm

@@ -34,6 +34,10 @@ class SeriesPool:
     def __len__(self) -> int:
         return self.lengths.size
 
+    def __getitem__(self, i: int) -> Shares:
+        """(t,) float32: one series, a view."""
+        return self.shares[self.starts[i] : self.starts[i] + self.lengths[i]]
+
     def at(self, series: IntArray, offsets: IntArray, first: int, steps: int) -> Shares:
         """The shares of successive steps; a series repeats after its end.
 
@@ -106,6 +110,13 @@ class Workload:
     def steps(self) -> int:
         """Number of steps."""
         return round(self.duration_s / self.step_s)
+
+    def peak_vcpu(self) -> float:
+        """The largest number of vCPUs that exist at once."""
+        change = np.zeros(int(self.end_step.max(initial=0)) + 1)
+        np.add.at(change, self.first_step, self.vcpu)
+        np.subtract.at(change, self.end_step, self.vcpu)
+        return float(np.cumsum(change).max())
 
     def sizes(self, resource: Resource) -> FloatArray:
         """(n,) float64: vCPUs or MB."""
