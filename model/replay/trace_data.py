@@ -134,6 +134,18 @@ class Trace:
                 mem=_usage(MEMORY, self._node[k], [period for _, period in present]),
             )
 
+    @property
+    def node_periods(self) -> Sequence[Period]:
+        """The slices of the node."""
+        return self._node
+
+    def vm_periods(self) -> Iterator[tuple[str, list[Period | None]]]:
+        """Name and slices of each VM; None for a slice in which it is not present."""
+        positions = self.config.positions
+        for name, periods in zip(self.vms, self._vm_periods, strict=True):
+            present = (self._is_present(name, periods, k, positions) for k in range(len(periods)))
+            yield name, [period if here else None for period, here in zip(periods, present, strict=True)]
+
     def _is_present(self, name: str, periods: Sequence[Period], k: int, positions: int) -> bool:
         listed = self._listed[k]
         if not periods[k].has_data or (listed is not None and name not in listed):
