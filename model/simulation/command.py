@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
 from ..common.text import printable
 from ..parallel.workers import finish
-from .grid import BEST_RATIO, FIXED_RATIO, RatioSearch, Setting, row_of, table_csv
+from .grid import BEST_RATIO, FIXED_RATIO, RatioSearch, Row, Setting, row_of, table_csv
 from .inputs import Inputs, files_of, read_inputs, sources_of
 from .options import SimulationOptions
 from .result_cache import ResultCache
@@ -23,7 +23,7 @@ from .simulation import SimulationSettings
 from .sources import Source
 from .summary import Comparison, summaries_of
 from .tables import print_comparisons
-from .tasks import Outcome, Plan, Task, simulation_work
+from .tasks import FleetSeries, Outcome, Plan, Task, simulation_work
 from .workload_file import WorkloadError, write_workload
 
 #: Default of the warm-up, seconds; but no more than this share of the workload.
@@ -94,10 +94,8 @@ def _check(options: SimulationOptions) -> None:
 
 def _read(options: SimulationOptions) -> Inputs:
     files = files_of(options.inputs)
-    inputs = Inputs()
     with ProgressBar().counted("reading", len(files)) as advance:
-        for inputs in read_inputs(files):
-            advance()
+        inputs = read_inputs(files, advance)
     if not inputs.workloads and not inputs.traces:
         for line in inputs.errors:
             _report(line)
@@ -229,10 +227,11 @@ class Runner:
 
 
 def _result(
-    options: SimulationOptions, plan: Plan, number: int, best: dict[int, float], runner: Runner
+    options: SimulationOptions, plan: Plan, number: int, best: Mapping[int, float], runner: Runner
 ) -> SourceResult:
     source = plan.sources[number]
-    rows, series = [], {}
+    rows: list[Row] = []
+    series: dict[Setting, list[FleetSeries]] = {}
     shown = {setting: setting for setting in options.settings}
     if number in best:
         shown[Setting(BEST_RATIO, ratio=best[number])] = Setting(FIXED_RATIO, ratio=best[number])

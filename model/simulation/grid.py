@@ -185,11 +185,6 @@ class RatioSearch:
         """The largest ratio so far that is safe; None without any."""
         return self._safe / _STEPS_PER_RATIO if self._safe > self._least else None
 
-    @property
-    def rounds_left(self) -> int:
-        """How many ratios remain to be tried, at most."""
-        return (self._unsafe - self._safe - 1).bit_length()
-
     def next(self) -> float | None:
         """The ratio to try; None at the end of the search."""
         if self._unsafe - self._safe <= 1:

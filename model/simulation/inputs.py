@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -78,8 +78,8 @@ def _files_of(argument: str) -> list[Path]:
     return files
 
 
-def read_inputs(files: Sequence[Path]) -> Iterator[Inputs]:
-    """Read files; the inputs so far after each of them, the same object every time."""
+def read_inputs(files: Sequence[Path], advance: Callable[[], None]) -> Inputs:
+    """Read files; ``advance`` is called after each of them."""
     inputs = Inputs()
     for path in files:
         try:
@@ -89,7 +89,8 @@ def read_inputs(files: Sequence[Path]) -> Iterator[Inputs]:
                 inputs.traces.append(read_trace(path))
         except (TraceError, WorkloadError) as error:
             inputs.errors.append(str(error))
-        yield inputs
+        advance()
+    return inputs
 
 
 def _is_workload(path: Path) -> bool:

@@ -122,7 +122,8 @@ class Comparison:
         if ratio is None:
             answer += f"; {by_ratio}"
         else:
-            answer += f", {_compared(sold, ratio.mean('sold'))} the best fixed ratio that is as safe ({ratio.mean('sold'):.1f})"
+            other = ratio.mean("sold")
+            answer += f", {_compared(sold, other)} the best fixed ratio that is as safe ({other:.1f})"
         return answer + self._hosts(best, ratio) + self._memory(best)
 
     def _hosts(self, best: Summary, ratio: Summary | None) -> str:
