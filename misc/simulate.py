@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,8 +25,13 @@ from model.cli.parser import Parser, list_of, name_in, number, whole_number
 with require_libraries("offline"):
     from model.cli.model_options import risk_fault
     from model.common.errors import UsageError
+    from model.common.text import printable
     from model.oversubscriptioncomputation import STRATEGIES
 
+if TYPE_CHECKING:
+    from model.simulation.arrivals import ArrivalList
+
+_ARRIVAL_FORMATS = ("nova", "cloudfactory", "alibaba", "huawei", "azure-packing")
 _MIXES = ("even", "busy", "turn")
 _ARRIVALS = ("flood", "ramp", "finite", "replay")
 #: Seeds in one range, so that a mistyped one does not start a million runs.
@@ -48,10 +53,11 @@ def _seeds(text: str) -> list[int]:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(prog="simulate.py", description=__doc__, epilog=_epilog())
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="workload files, JSON traces, or folders of them")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="workload files, JSON traces, or folders of them")
     _add_settings(parser)
     _add_fleet(parser)
     _add_workload(parser)
+    _add_arrivals(parser)
     _add_output(parser)
     return parser
 
@@ -164,7 +170,12 @@ def _add_workload(parser: Parser) -> None:
         action="store_true",
         help="all VMs replay the same days; by default each one begins with a random day",
     )
-    add("--days", type=number(0.01, 3660), default=14.0, metavar="N", help="length of the workload (default: 14)")
+    add(
+        "--days",
+        type=number(0.01, 3660),
+        metavar="N",
+        help="length of the workload (default: 14, and the whole list of arrivals)",
+    )
     add(
         "--per-node-hour",
         type=number(0.001, 1e4),
@@ -173,6 +184,28 @@ def _add_workload(parser: Parser) -> None:
         help="VMs that arrive per node and hour (default: 6)",
     )
     add("--seeds", type=_seeds, default=[1, 2, 3], metavar="LIST", help="seeds, such as 1-5 or 1,2,3 (default: 1-3)")
+
+
+def _add_arrivals(parser: Parser) -> None:
+    add = parser.add_argument_group(
+        "arrivals of a list", "its VMs use what those of the traces used, VMs of the same size where there are any"
+    ).add_argument
+    add("--arrival-list", type=_path, metavar="FILE", help="VMs that were created and deleted, and their sizes")
+    add(
+        "--arrival-format",
+        choices=_ARRIVAL_FORMATS,
+        help="nova: instances as JSON or CSV; cloudfactory: vms.json, with its own usage; alibaba: "
+        "openb_pod_list_*.csv; huawei: Huawei-East-1; azure-packing: its SQLite file, whose machines are the nodes of the fleet",
+    )
+    add("--flavors", type=_path, metavar="FILE", help="nova: output of 'openstack flavor list --all -f json'")
+    add(
+        "--arrival-slice-s",
+        type=number(1, 1e9),
+        default=3600.0,
+        metavar="S",
+        help="cloudfactory: seconds of a slice, first number of its --temporality (default: 3600)",
+    )
+    add("--from-day", type=number(0, 1e5), default=0.0, metavar="N", help="where in the list to begin (default: 0)")
 
 
 def _add_output(parser: Parser) -> None:
@@ -219,6 +252,8 @@ def _run(args: Any) -> int:
     for risk in args.risk:
         if fault := risk_fault(risk, tuple(strategies)):
             raise UsageError(f"--risk: {fault}")
+    if not args.inputs and args.arrival_list is None:
+        raise UsageError("no INPUT: name workload files, traces, or folders of them")
     return run_simulation(
         SimulationOptions(
             inputs=tuple(args.inputs),
@@ -232,9 +267,10 @@ def _run(args: Any) -> int:
             warm_up_s=args.warm_up_s,
             publish_memory=args.publish == "both",
             arrivals=tuple(args.arrivals),
-            draw=DrawSettings(
-                days=args.days, per_node_hour=args.per_node_hour, mix=args.mix, same_clock=args.same_clock
-            ),
+            draw=DrawSettings(per_node_hour=args.per_node_hour, mix=args.mix, same_clock=args.same_clock),
+            arrival_list=_arrival_list(args),
+            from_day=args.from_day,
+            days=args.days,
             harm=args.harm,
             hosts_needed=args.hosts_needed,
             output=args.output,
@@ -244,6 +280,33 @@ def _run(args: Any) -> int:
             json=args.json,
         )
     )
+
+
+def _arrival_list(args: Any) -> ArrivalList | None:
+    if (args.arrival_list is None) != (args.arrival_format is None):
+        raise UsageError("--arrival-list and --arrival-format: give both, or none")
+    if args.flavors is not None and args.arrival_format != "nova":
+        raise UsageError("--flavors: needs --arrival-format=nova")
+    if args.arrival_list is None:
+        return None
+    from misc.tracesources.alibaba import read_alibaba_pods
+    from misc.tracesources.azurepacking import read_azure_packing
+    from misc.tracesources.cloudfactory import read_cloudfactory
+    from misc.tracesources.grid import ConversionError
+    from misc.tracesources.huawei import read_huawei_placement
+    from misc.tracesources.nova import read_nova_flavors, read_nova_instances
+
+    read: dict[str, Callable[[Path], ArrivalList]] = {
+        "nova": lambda path: read_nova_instances(path, args.flavors and read_nova_flavors(args.flavors)),
+        "cloudfactory": lambda path: read_cloudfactory(path, args.arrival_slice_s),
+        "alibaba": read_alibaba_pods,
+        "huawei": read_huawei_placement,
+        "azure-packing": lambda path: read_azure_packing(path, args.node_cores, args.node_memory_mb),
+    }
+    try:
+        return read[args.arrival_format](args.arrival_list)
+    except ConversionError as error:
+        raise UsageError(printable(str(error))) from None
 
 
 def _interrupted(args: Any) -> int:

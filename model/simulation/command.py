@@ -78,8 +78,8 @@ def run_simulation(options: SimulationOptions) -> int:
 
 
 def seeds_of(source: Source, options: SimulationOptions) -> Sequence[int | None]:
-    """The seeds of a source; a given workload has none."""
-    return options.seeds if source.drawn else (None,)
+    """The seeds of a source; None where nothing is drawn."""
+    return options.seeds if source.seeded else (None,)
 
 
 # --- before the runs ----------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _read(options: SimulationOptions) -> Inputs:
     files = files_of(options.inputs)
     with ProgressBar().counted("reading", len(files)) as advance:
         inputs = read_inputs(files, advance)
-    if not inputs.workloads and not inputs.traces:
+    if not inputs.workloads and not inputs.traces and options.arrival_list is None:
         for line in inputs.errors:
             _report(line)
         raise UsageError("no input could be used")
@@ -106,9 +106,7 @@ def _read(options: SimulationOptions) -> Inputs:
 def _plan(options: SimulationOptions, sources: Sequence[Source]) -> Plan:
     seconds = []
     for source in sources:
-        step_s, duration_s = source.step_s, source.draw.days * 86400
-        if source.given is not None:
-            step_s, duration_s = source.given.step_s, source.given.duration_s
+        step_s, duration_s = source.step_s, source.duration_s
         if options.slice_s % step_s:
             raise UsageError(
                 f"--slice-s: {options.slice_s:g} is not a multiple of the steps of {source.name}, {step_s:g} s"

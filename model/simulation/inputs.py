@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +14,17 @@ import msgspec
 from ..common.errors import UsageError
 from ..common.text import printable
 from ..replay.trace import Trace, TraceError, read_trace
+from .arrivals import ArrivalList, arrivals_between
 from .draw import Arrivals
 from .options import SimulationOptions
-from .sources import Source, VmPool
+from .sources import DrawnSource, GivenSource, ListedSource, Source, VmPool
 from .trace_workload import replayed_workload, sampled_vms
 from .workload import Workload
 from .workload_file import WorkloadError, read_workload
 
 #: Seconds of a step of the workloads that are made of traces.
 STEP_S = 300.0
+_DAY_S = 86400.0
 
 
 @dataclass(slots=True)
@@ -122,13 +125,14 @@ def sources_of(inputs: Inputs, options: SimulationOptions) -> list[Source]:
     UsageError
         When there is none, or when traces do not fit together.
     """
-    sources = [
-        Source(name, finite=bool(options.hosts_needed), given=workload) for name, workload in inputs.workloads.items()
-    ]
+    finite = bool(options.hosts_needed)
+    sources: list[Source] = [GivenSource(name, finite, workload) for name, workload in inputs.workloads.items()]
     try:
-        if inputs.traces:
+        if options.arrival_list is not None:
+            sources.append(_of_list(options.arrival_list, inputs, options))
+        if inputs.traces and (options.arrival_list is None or options.arrivals):
             sources += _of_traces(inputs, options)
-    except (WorkloadError, ValueError) as error:
+    except WorkloadError as error:
         raise UsageError(str(error)) from None
     if not sources:
         raise UsageError("no input could be used")
@@ -140,15 +144,32 @@ def _of_traces(inputs: Inputs, options: SimulationOptions) -> Iterator[Source]:
     if not kinds or "replay" in kinds:
         replayed = replayed_workload(inputs.traces, STEP_S, inputs.notes.append)
         if replayed is not None:
-            yield Source("replay", finite=bool(options.hosts_needed), given=replayed)
+            yield GivenSource(_free_name("replay", inputs.workloads), bool(options.hosts_needed), replayed)
             if not kinds:
                 return
         elif kinds:
             raise UsageError("--arrivals: replay, but in these traces no VM arrives or leaves")
     drawn: list[Arrivals] = [kind for kind in kinds or ("flood", "finite") if kind != "replay"]
     if drawn:
-        pool = VmPool.of(sampled_vms(inputs.traces, STEP_S, inputs.notes.append))
+        pool = _pool(inputs)
         draw = replace(options.draw, nodes=options.size.nodes)
+        if options.days is not None:
+            draw = replace(draw, days=options.days)
         for kind in drawn:
             finite = kind == "finite" if options.hosts_needed is None else options.hosts_needed
-            yield Source(kind, finite=finite, pool=pool, step_s=STEP_S, draw=replace(draw, arrivals=kind))
+            name = _free_name(kind, inputs.workloads)
+            yield DrawnSource(name, finite, pool, STEP_S, replace(draw, arrivals=kind))
+
+
+def _of_list(arrivals: ArrivalList, inputs: Inputs, options: SimulationOptions) -> Source:
+    inputs.notes += arrivals.notes
+    start_s = options.from_day * _DAY_S
+    end_s = math.inf if options.days is None else start_s + options.days * _DAY_S
+    chosen = arrivals_between(arrivals, start_s, end_s)
+    name = _free_name("arrivals", inputs.workloads)
+    pool = _pool(inputs) if inputs.traces else None
+    return ListedSource(name, bool(options.hosts_needed), chosen, pool, STEP_S, options.days)
+
+
+def _pool(inputs: Inputs) -> VmPool:
+    return VmPool.of(sampled_vms(inputs.traces, STEP_S, inputs.notes.append))

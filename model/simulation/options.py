@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .arrivals import ArrivalList
 from .draw import Arrivals, DrawSettings
 from .fleet import FleetSize
 from .grid import Setting
@@ -38,7 +39,13 @@ class SimulationOptions:
         Kinds of arrivals that are drawn from traces; empty for those that the traces show, or else ``flood`` and
         ``finite``.
     draw : DrawSettings
-        How they are drawn.
+        How they are drawn; nodes, days and arrivals are set by the other options.
+    arrival_list : ArrivalList or None
+        VMs that arrive with the usage of those of the traces.
+    from_day : float
+        Where in that list the workload begins.
+    days : float or None
+        Length of a workload; None for 14 days of what is drawn, and for the whole list of arrivals.
     harm : float
         The share of node-slices over capacity that is accepted, 0 to 1.
     hosts_needed : bool or None
@@ -67,6 +74,9 @@ class SimulationOptions:
     publish_memory: bool = False
     arrivals: tuple[ArrivalKind, ...] = ()
     draw: DrawSettings = field(default_factory=DrawSettings)
+    arrival_list: ArrivalList | None = None
+    from_day: float = 0.0
+    days: float | None = None
     harm: float = 0.01
     hosts_needed: bool | None = None
     output: Path | None = None

@@ -1,21 +1,57 @@
-"""Where the workloads of a simulation come from: they are given, or drawn from the usage of VMs, by seed."""
+"""Where the workloads of a simulation come from: they are given, drawn, or listed arrivals joined with usage."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..numerics import FloatArray
+from .arrivals import ArrivalList, join_usage
 from .draw import DrawSettings, SampledVm, draw_workload
 from .workload import SeriesPool, Workload
+
+_DAY_S = 86400.0
+
+
+class Source(Protocol):
+    """One workload, or one for each seed.
+
+    Attributes
+    ----------
+    name : str
+        Unique in a simulation; part of file names.
+    finite : bool
+        Whether to search for the smallest fleet that takes nearly all of it.
+    seeded : bool
+        Whether the workload depends on the seed.
+    step_s, duration_s : float
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def finite(self) -> bool: ...  # noqa: D102
+    @property
+    def seeded(self) -> bool: ...  # noqa: D102
+    @property
+    def step_s(self) -> float: ...  # noqa: D102
+    @property
+    def duration_s(self) -> float: ...  # noqa: D102
+
+    def workload(self, seed: int | None) -> Workload:
+        """The workload of a seed."""
+
+    def digest(self) -> str:
+        """Identifies the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmPool:
-    """The VMs that workloads are drawn from, in few large arrays, which workers share.
+    """The VMs that workloads are drawn from, in few large arrays, which reach each worker once.
 
     Attributes
     ----------
@@ -30,7 +66,7 @@ class VmPool:
 
     @classmethod
     def of(cls, vms: Sequence[SampledVm]) -> VmPool:
-        """Put VMs together."""
+        """Put VMs, at least one, together."""
         return cls(
             np.array([vm.vcpu for vm in vms]),
             np.array([vm.memory_mb for vm in vms]),
@@ -43,54 +79,121 @@ class VmPool:
         sizes = zip(self.vcpu.tolist(), self.memory_mb.tolist(), strict=True)
         return [SampledVm(*size, self.cpu[i], self.mem[i]) for i, size in enumerate(sizes)]
 
+    def parts(self) -> tuple[object, ...]:
+        """Its content."""
+        return self.vcpu, self.memory_mb, self.cpu.lengths, self.cpu.shares, self.mem.lengths, self.mem.shares
+
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One workload for each seed.
-
-    Attributes
-    ----------
-    name : str
-        Unique in a simulation; part of file names.
-    finite : bool
-        Whether arrivals end well before the workload does, so that a fleet can take them all.
-    given : Workload or None
-        The workload, whatever the seed.
-    pool : VmPool or None
-        Otherwise, what workloads are drawn from.
-    step_s : float
-    draw : DrawSettings
-    """
+class GivenSource:
+    """A workload file, or the VMs of traces as they came and went."""
 
     name: str
     finite: bool
-    given: Workload | None = None
-    pool: VmPool | None = None
-    step_s: float = 300.0
-    draw: DrawSettings = field(default_factory=DrawSettings)
+    given: Workload
 
     @property
-    def drawn(self) -> bool:
-        """Whether the workload depends on the seed."""
-        return self.given is None
+    def seeded(self) -> bool:
+        """It does not depend on a seed."""
+        return False
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return self.given.step_s
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the whole."""
+        return self.given.duration_s
+
+    def workload(self, seed: int | None) -> Workload:  # noqa: ARG002  # the same for all
+        """The workload."""
+        return self.given
+
+    def digest(self) -> str:
+        """Identifies the content."""
+        one = self.given
+        pool = VmPool(one.vcpu, one.memory_mb, one.cpu, one.mem)
+        lives = (one.create_s, one.delete_s, one.series, one.offset)
+        return _digest(one.step_s, one.duration_s, list(one.names), *lives, *pool.parts())
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnSource:
+    """Arrivals, ends and usage that are drawn."""
+
+    name: str
+    finite: bool
+    pool: VmPool
+    step_s: float
+    draw: DrawSettings
+
+    @property
+    def seeded(self) -> bool:
+        """All of it depends on the seed."""
+        return True
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the whole."""
+        return self.draw.days * _DAY_S
 
     def workload(self, seed: int | None) -> Workload:
         """The workload of a seed."""
-        if self.given is not None:
-            return self.given
-        assert self.pool is not None  # noqa: S101  # one of the two is given
         return draw_workload(self.pool.vms(), self.step_s, self.draw, seed or 0)
 
     def digest(self) -> str:
         """Identifies the content."""
-        content = hashlib.blake2b(repr((self.finite, self.step_s, self.draw)).encode(), digest_size=16)
-        for pool in (self.given, self.pool):
-            if pool is not None:
-                for array in (pool.vcpu, pool.memory_mb, pool.cpu.lengths, pool.cpu.shares, pool.mem.shares):
-                    content.update(np.ascontiguousarray(array).data)
-        if self.given is not None:
-            one = self.given
-            content.update(repr((one.step_s, one.duration_s, list(one.names))).encode())
-            for array in (one.create_s, one.delete_s, one.series, one.offset):
-                content.update(np.ascontiguousarray(array).data)
-        return content.hexdigest()
+        return _digest(self.step_s, self.draw, *self.pool.parts())
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSource:
+    """Arrivals and ends of a list, with usage that is drawn where the list has none.
+
+    Attributes
+    ----------
+    pool : VmPool or None
+        None when the list has the usage of each VM.
+    days : float or None
+        None for the whole list.
+    """
+
+    name: str
+    finite: bool
+    arrivals: ArrivalList
+    pool: VmPool | None
+    step_s: float
+    days: float | None = None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether there are VMs whose usage is drawn."""
+        return self.arrivals.usage is None or any(usage is None for usage in self.arrivals.usage)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the whole."""
+        return self.workload(None).duration_s
+
+    def workload(self, seed: int | None) -> Workload:
+        """The workload of a seed."""
+        vms = [] if self.pool is None else self.pool.vms()
+        duration_s = None if self.days is None else self.days * _DAY_S
+        return join_usage(self.arrivals, vms, self.step_s, seed or 0, duration_s)
+
+    def digest(self) -> str:
+        """Identifies the content."""
+        one = self.arrivals
+        lists = (list(one.names), one.create_s, one.delete_s, one.vcpu, one.memory_mb, one.usage_step_s)
+        usage = [np.empty(0) if usage is None else usage for usage in one.usage or ()]
+        return _digest(self.step_s, self.days, *lists, *usage, *(() if self.pool is None else self.pool.parts()))
+
+
+def _digest(*parts: Any) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode())
+        content.update(b"\0")
+    return content.hexdigest()
