@@ -195,7 +195,8 @@ def _add_arrivals(parser: Parser) -> None:
         "--arrival-format",
         choices=_ARRIVAL_FORMATS,
         help="nova: instances as JSON or CSV; cloudfactory: vms.json, with its own usage; alibaba: "
-        "openb_pod_list_*.csv; huawei: Huawei-East-1; azure-packing: its SQLite file, whose machines are the nodes of the fleet",
+        "openb_pod_list_*.csv; huawei: Huawei-East-1; azure-packing: its SQLite file, "
+        "whose machines are nodes of the fleet",
     )
     add("--flavors", type=_path, metavar="FILE", help="nova: output of 'openstack flavor list --all -f json'")
     add(

@@ -61,18 +61,23 @@ def _slices(workload: Workload, policy: Policy, settings: SimulationSettings) ->
     steps = round(settings.slice_s / workload.step_s)
     slices = workload.steps // steps
     harm = Harm(size, slices, steps, warm_up=round(settings.warm_up_s / settings.slice_s))
-    arrivals = np.searchsorted(workload.first_step, np.arange(slices * steps + 1))
+    arrivals = np.searchsorted(workload.first_step, np.arange(slices * steps + 1)).tolist()
     vcpu, memory = workload.vcpu.tolist(), workload.memory_mb.tolist()
     for number in range(slices):
         for step in range(number * steps, (number + 1) * steps):
             fleet.remove_ended(step)
+            scheduler.begin_step()
             for vm in range(arrivals[step], arrivals[step + 1]):
+                if not scheduler.may_fit(vcpu[vm], memory[vm]):
+                    continue
                 node = scheduler.choose(vcpu[vm], memory[vm], policy.allowed(vm, step))
-                harm.add_arrival(number, vcpu[vm], accepted=node is not None)
                 if node is not None:
                     fleet.place(vm, node)
+                    scheduler.note_placed(node)
                     policy.note_placed(vm, node, step)
         end = (number + 1) * steps
+        arrived = slice(arrivals[end - steps], arrivals[end])
+        harm.add_arrivals(number, workload.vcpu[arrived], fleet.node_of[arrived] >= 0)
         usage = fleet.run_slice(number * steps, steps)
         ended = FleetSlice(
             number, fleet, fleet.vms, fleet.bounds, fleet.alive(end), usage[CPU.name], usage[MEMORY.name]
@@ -81,7 +86,10 @@ def _slices(workload: Workload, policy: Policy, settings: SimulationSettings) ->
         capacities = policy.update(ended)
         harm.add_slice(number, ended, capacities)
         least, most = settings.least_ratio, settings.most_ratio
-        scheduler.cpu = np.clip(capacities.cpu, least * size.cores, most * size.cores)
-        if settings.publish_memory and capacities.mem is not None:
-            scheduler.mem = np.clip(capacities.mem, least * size.memory_mb, most * size.memory_mb)
+        scheduler.set_capacities(
+            np.clip(capacities.cpu, least * size.cores, most * size.cores),
+            np.clip(capacities.mem, least * size.memory_mb, most * size.memory_mb)
+            if settings.publish_memory and capacities.mem is not None
+            else None,
+        )
         yield harm
