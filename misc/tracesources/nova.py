@@ -30,6 +30,10 @@ _FLAVOR_NAMES = ("name", "original_name", "id")
 #: As SQL clients and openstack write NULL.
 _NULL = ("", "null", "none", "\\n", "n/a")
 
+_NUMBER = re.compile(r"\d+(\.\d*)?")
+#: The year 5138: a larger number is in milliseconds.
+_LATEST_S = 1e11
+
 #: Name or ID of a flavour to vCPUs and MB.
 Flavors = Mapping[str, tuple[float, float]]
 
@@ -129,11 +133,17 @@ def _time(value: Any, place: str) -> float:
     """Unix seconds, or ISO 8601, by default in UTC."""
     text = str(value).strip()
     try:
-        # Python 3.10 does not accept the Z.
-        stamp = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
-    except ValueError:
-        return parsed_number(text, f"{place}: neither a time nor Unix seconds")
-    return (stamp if stamp.tzinfo else stamp.replace(tzinfo=timezone.utc)).timestamp()
+        if _NUMBER.fullmatch(text):
+            stamp_s = float(text)
+        else:
+            # Python 3.10 does not accept the Z.
+            stamp = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+            stamp_s = (stamp if stamp.tzinfo else stamp.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        stamp_s = math.nan
+    if not 0 <= stamp_s <= _LATEST_S:
+        raise ConversionError(f"{place}: {text[:40]!r} is not a time")
+    return stamp_s
 
 
 def _size(fields: Mapping[str, Any], flavors: Flavors, place: str) -> tuple[float, float]:

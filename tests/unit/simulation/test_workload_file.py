@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model.simulation.workload import SeriesPool, Workload
 from model.simulation.workload_file import WorkloadError, parse_workload, read_workload, write_workload
+from tests.support.markdown import DOCS
 
 
 def workload_object() -> dict[str, Any]:
@@ -79,6 +80,10 @@ def test_vm_that_arrives_after_the_end_is_legal() -> None:
     raw = workload_object()
     raw["vms"][2] |= {"create_s": 7200, "delete_s": 9000}
     assert parse(raw).first_step.tolist() == [0, 0, 24]
+
+
+def test_example_of_the_documentation_is_legal() -> None:
+    assert parse(DOCS["simulation.md"].blocks("json")[0].encode()).names == ["vm1", "vm2"]
 
 
 SHARE = st.floats(0, 1, width=32)
