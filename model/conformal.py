@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .numerics import FloatArray, round_up
+from .slices import is_full
 
 # The constants were fitted on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated nodes of 2,000 slices.
 # The traces of the published comparison are not among them. A range in brackets changes the misprediction by less than
@@ -129,6 +130,9 @@ class ConformalBound:
         Target share of violated slices, above 0, at most :data:`MOST_RISK`.
     resolution : float
         0.1 (cores) or 1 (MB).
+    censored : bool
+        Whether a slice with a full node counts as violated whatever was published: usage is cut at the capacity, and
+        where nothing is published nothing else can be violated.
 
     References
     ----------
@@ -147,8 +151,9 @@ class ConformalBound:
     [40.0, 11.5, 10.1]
     """
 
-    def __init__(self, risk: float, resolution: float) -> None:
+    def __init__(self, risk: float, resolution: float, *, censored: bool = False) -> None:
         self.risk = risk
+        self.censored = censored
         self.resolution = resolution
         self.slices = 0
         self.surplus = 0.0  # D
@@ -226,6 +231,7 @@ class ConformalBound:
         growth = max(0.0, observation.booked - self.booked)
         excess = self.published - growth - (observation.config - observation.peak)
         violated = excess > _TOLERANCE * observation.config
+        violated |= self.censored and is_full(observation.peak, observation.config)
         self.violations = [*self.violations, int(violated)][-_RATE_SLICES:]
         self.surplus = min(max(self.surplus + violated - self.risk, _SURPLUS_LEAST), _SURPLUS_MOST)
         needed = observation.peak - growth

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from .feedback import Feedback, FleetModel, ResourceCounts, ResourceFeedback, SliceCounts, count_usage
+from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
-from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window
+from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
+from .violations import ViolationRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,20 @@ class Estimate:
     tier0, tier1, tier2 : float
         Used, between the two thresholds (always 0 so far), free.
     published : float
-        The published free: the minimum of the free resources over all positions so far, and at most the capacity.
-    risk, violation_rate : float
-        The target risk of the strategy, and the share of recent slices that were violated; NaN for a strategy
-        without a target risk, and before the first slice that a forecast can be compared with.
+        The published free: the minimum of the free resources over all positions so far, and at most the capacity;
+        lowered by the guards, where they are on.
+    risk, forecast_violation_rate : float
+        The target risk of the strategy, and the share of recent slices in which its own figure was violated; NaN for a
+        strategy without a target risk, and before the first slice that a forecast can be compared with.
+    violation_rate : float
+        Share of recent slices in which the node was full, or more was used than was left of the published figure; NaN
+        before the first slice that can be compared.
+    violated : float
+        The same for this slice: 1 or 0; NaN when there was no figure before it.
+    unguarded : float
+        What would be published without guards.
+    limits : mapping of guard to float
+        What was left by each guard that lowered the figure, in the order of the guards.
     """
 
     threshold: float
@@ -38,7 +51,11 @@ class Estimate:
     tier2: float
     published: float
     risk: float = math.nan
+    forecast_violation_rate: float = math.nan
     violation_rate: float = math.nan
+    violated: float = math.nan
+    unguarded: float = 0.0
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def free(self) -> float:
@@ -60,10 +77,11 @@ class ResourceEstimate:
 
 @dataclass(frozen=True, slots=True)
 class NodeEstimate:
-    """The estimates for a node at the end of a slice."""
+    """The estimates for a node at the end of a slice, and what its fleet learns from the slice."""
 
     cpu: ResourceEstimate
     mem: ResourceEstimate
+    counts: SliceCounts = SliceCounts()  # noqa: RUF009  # immutable
 
     def of(self, resource: Resource) -> ResourceEstimate:
         """The estimate of one resource."""
@@ -84,6 +102,8 @@ class ModelSettings:
         Parameters of the strategies, by resource.
     positions : int
         S, the slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
+    guarded : bool
+        Whether guards lower what is published (:mod:`model.guards`).
     """
 
     historical: int
@@ -91,11 +111,16 @@ class ModelSettings:
     cpu: StrategySettings = field(default_factory=StrategySettings)
     mem: StrategySettings = field(default_factory=StrategySettings)
     positions: int = 1
+    guarded: bool = False
+
+    def of(self, resource: Resource) -> StrategySettings:
+        """The parameters of the strategies for one resource."""
+        return self.cpu if resource is CPU else self.mem
 
     @property
     def uses_vm_samples(self) -> bool:
-        """Whether any strategy uses the samples of single VMs."""
-        return any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
+        """Whether the guards or any strategy use the samples of single VMs."""
+        return self.guarded or any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
 
     @property
     def keeps_vm_samples(self) -> bool:
@@ -142,10 +167,26 @@ class _Position:
         return Window(list(self.slices)[-self.window_length :], self.window_length)
 
 
+class _Publication:
+    """What is published of one strategy: the guards of its figure, and the slices that violated it."""
+
+    def __init__(self, strategy: type[Strategy], guards: GuardSettings | None) -> None:
+        slices = 1 if guards is None else math.ceil(strategy.horizon_share * guards.day)
+        self.guards = FigureGuards(slices)
+        self.record = ViolationRecord()
+
+    def state(self) -> dict[str, Any]:
+        return {"past": list(self.guards.past), "record": self.record.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.guards.past.extend(state["past"])
+        self.record.restore(state["record"])
+
+
 class _ResourceModel:
     """One resource of a node at all positions."""
 
-    def __init__(self, resource: Resource, settings: ModelSettings, detector: StabilityDetector) -> None:
+    def __init__(self, resource: Resource, settings: ModelSettings, detector: StabilityDetector, phase: int) -> None:
         self.resource = resource
         self.settings = settings
         self.detector = detector
@@ -154,9 +195,12 @@ class _ResourceModel:
         self.shared = self._instances(per_position=False)
         self.begun_s = math.inf  # end of the first slice with samples
         self.measured = False  # whether the slice before has samples
+        guards = GuardSettings(settings.positions) if settings.guarded else None
+        self.condition = None if guards is None else NodeCondition(resource, guards, phase)
+        self.publications = {name: _Publication(STRATEGIES[name], guards) for name in settings.strategies}
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
-        parameters = self.settings.cpu if self.resource is CPU else self.settings.mem
+        parameters = replace(self.settings.of(self.resource), censored=self.settings.guarded)
         return {
             name: STRATEGIES[name](self.resource, parameters)
             for name in self.settings.strategies
@@ -173,13 +217,24 @@ class _ResourceModel:
         """The state that is common to all positions, and the state of this position."""
         own = {name: s.state() for name, s in self._at(position).strategies.items() if name not in self.shared}
         shared = {name: strategy.state() for name, strategy in self.shared.items()}
-        common = {"begun_s": self.begun_s, "measured": self.measured, "free": self.free, "shared": shared}
+        common = {
+            "begun_s": self.begun_s,
+            "measured": self.measured,
+            "free": self.free,
+            "shared": shared,
+            "condition": None if self.condition is None else self.condition.state(),
+            "published": {name: one.state() for name, one in self.publications.items()},
+        }
         return common, own
 
     def restore(self, common: Mapping[str, Any], own: Mapping[str, Any], position: int, past: Iterable[Slice]) -> None:
         self.begun_s = float(common["begun_s"])
         self.measured = bool(common["measured"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
+        if self.condition is not None:
+            self.condition.restore(common["condition"])
+        for name, publication in self.publications.items():
+            publication.restore(common["published"][name])
         at_position = self._at(position)
         for name, strategy in at_position.strategies.items():
             if name in self.shared:
@@ -192,42 +247,64 @@ class _ResourceModel:
             if finished.end_s >= self.begun_s
         )
 
-    def update(self, finished: Slice) -> ResourceEstimate:
+    def update(self, finished: Slice, feedback: ResourceFeedback) -> tuple[ResourceEstimate, ResourceCounts]:
         usage = finished.usage(self.resource)
         follows, self.measured = self.measured, usage.measured
         if usage.measured:
             self.begun_s = min(self.begun_s, finished.end_s)
+        unknown = ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
         if finished.end_s < self.begun_s:
             # Slices before the first sample of a node are not gaps.
-            return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
+            return unknown, ResourceCounts()
         position = self._at(finished.position)
-        position.slices.append(PresentUsage(finished.vms, usage))
+        present = PresentUsage(finished.vms, usage)
+        position.slices.append(present)
         if not usage.measured:
-            return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
+            return unknown, ResourceCounts()
         stable = position.stable(self.detector)
-        observed = Observation(position.window(), stable, finished.position, self.settings.positions, follows)
-        return ResourceEstimate(
-            stable,
-            {name: self._estimate(name, position.strategies[name], observed) for name in self.settings.strategies},
-        )
+        observed = Observation(position.window(), stable, finished.position, self.settings.positions, follows, feedback)
+        peak = present.peak(99.0, 1)
+        counts = count_usage(self.resource, usage, full=is_full(peak, usage.config))
+        node = None
+        if self.condition is not None:
+            node = self.condition.update(finished.vms, usage, peak, feedback)
+        estimates = {
+            name: self._estimate(name, position.strategies[name], observed, peak, node)
+            for name in self.settings.strategies
+        }
+        return ResourceEstimate(stable, estimates), counts
 
-    def _estimate(self, name: str, strategy: Strategy, observed: Observation) -> Estimate:
+    def _estimate(
+        self, name: str, strategy: Strategy, observed: Observation, peak: float, node: NodeState | None
+    ) -> Estimate:
         threshold = strategy.update(observed)
         tier0 = self.resource.tier0(threshold)
         # Six digits keep any configuration and remove the error of binary fractions.
         free = round(max(0.0, observed.config - tier0), 6)
-        published = free
+        unguarded = free
         if name not in self.shared:
             self.free[name][observed.position] = free
-            published = min(self.free[name].values())
+            unguarded = min(self.free[name].values())
+        unguarded = min(unguarded, observed.config)
+        publication, usage = self.publications[name], observed.window.current
+        violated = publication.record.compare(usage, peak, follows=observed.follows)
+        published, limits = unguarded, dict[str, float]()
+        if node is not None:
+            guarded = publication.guards.update(unguarded, node)
+            published, limits = round(guarded.free, 6), dict(guarded.limits)
+        publication.record.note_published(published, usage)
         return Estimate(
             threshold=threshold,
             tier0=tier0,
             tier1=0.0,
             tier2=free,
-            published=min(published, observed.config),
+            published=published,
             risk=strategy.risk,
-            violation_rate=strategy.violation_rate,
+            forecast_violation_rate=strategy.violation_rate,
+            violation_rate=publication.record.rate,
+            violated=violated,
+            unguarded=unguarded,
+            limits=limits,
         )
 
 
@@ -239,19 +316,28 @@ class NodeModel:
     settings : ModelSettings
     detectors : mapping of resource name to StabilityDetector, optional
         Decide whether a slice is stable; by default the mean predictor for both resources.
+    phase : int
+        In which slices the guards offer more of the node; nodes of a fleet take turns.
     """
 
-    def __init__(self, settings: ModelSettings, detectors: Mapping[str, StabilityDetector] | None = None) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        detectors: Mapping[str, StabilityDetector] | None = None,
+        phase: int = 0,
+    ) -> None:
         self._resources: Sequence[_ResourceModel] = [
-            _ResourceModel(resource, settings, detectors[resource.name] if detectors else mean_predictor)
+            _ResourceModel(resource, settings, detectors[resource.name] if detectors else mean_predictor, phase)
             for resource in RESOURCES
         ]
+        #: Of a node without a fleet.
+        self._fleet = FleetModel(settings.cpu.risk, settings.mem.risk)
 
     def state(self, position: int) -> ModelState:
         """The state that :meth:`restore` needs, beside the slices at this position."""
         states = {model.resource.name: model.state(position) for model in self._resources}
         return ModelState(
-            node={name: common for name, (common, _) in states.items()},
+            node={name: common for name, (common, _) in states.items()} | {_FLEET: self._fleet.state()},
             position={name: own for name, (_, own) in states.items()},
         )
 
@@ -272,18 +358,30 @@ class NodeModel:
             When the state belongs to a model with other settings.
         """
         past = tuple(past)
+        if state.node:
+            self._fleet.restore(state.node[_FLEET])
         for model in self._resources:
             name = model.resource.name
             if name in state.node:
                 model.restore(state.node[name], state.position.get(name, {}), position, past)
 
-    def update(self, finished: Slice) -> NodeEstimate:
+    def update(self, finished: Slice, feedback: Feedback | None = None) -> NodeEstimate:
         """Update the strategies with the slice that ended, and estimate the free resources.
 
         Parameters
         ----------
         finished : Slice
             Later than all slices before.
+        feedback : Feedback, optional
+            What the fleet has learnt until the slice before; without it the node is a fleet of its own.
         """
-        cpu, mem = (model.update(finished) for model in self._resources)
-        return NodeEstimate(cpu=cpu, mem=mem)
+        used = self._fleet.feedback() if feedback is None else feedback
+        (cpu, of_cpu), (mem, of_mem) = (model.update(finished, used.of(model.resource)) for model in self._resources)
+        counts = SliceCounts(of_cpu, of_mem)
+        if feedback is None:
+            self._fleet.update([counts])
+        return NodeEstimate(cpu=cpu, mem=mem, counts=counts)
+
+
+#: Key of the state of the fleet of one node.
+_FLEET = "fleet"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 #: The percentiles in a dump: in steps of 5 from 10 to 85, in steps of 1 from 90 to 99.
 PERCENTILES: tuple[int, ...] = (*range(10, 90, 5), *range(90, 100))

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import clt
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
+from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
 from .slices import Resource, Window
 
@@ -32,11 +34,14 @@ class StrategySettings:
         N, number of successive samples that are averaged before per-slice figures (``--aggreg``).
     risk : float
         Target share of violated slices, 0 to 1 (``--risk-cpu``, ``--risk-mem``).
+    censored : bool
+        Whether a full slice counts as violated: usage is cut at the capacity of the node. Set with the guards.
     """
 
     percentile: float = 90.0
     aggregation: int = 1
     risk: float = 0.05
+    censored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Observation:
         Position of the slice in its scope, and number of positions.
     follows : bool
         Whether the node has data in the slice before, at whatever position.
+    feedback : ResourceFeedback
+        What the fleet has learnt until the slice before.
     """
 
     window: Window
@@ -60,6 +67,7 @@ class Observation:
     position: int = 0
     positions: int = 1
     follows: bool = True
+    feedback: ResourceFeedback = ResourceFeedback()  # noqa: RUF009  # immutable
 
     @property
     def config(self) -> float:
@@ -85,6 +93,8 @@ class Strategy(ABC):
     """Whether it reads that usage in earlier slices, too, which then have to be kept in memory."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
+    horizon_share: ClassVar[float] = 1.0
+    """The part of a scope over which its least figure is published, where guards are on."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
 
@@ -317,7 +327,7 @@ class Conformal(Strategy):
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
-        self.bound = ConformalBound(settings.risk, resource.resolution)
+        self.bound = ConformalBound(settings.risk, resource.resolution, censored=settings.censored)
 
     @property
     def risk(self) -> float:
@@ -355,3 +365,38 @@ class Conformal(Strategy):
                 vm_peak=np.fmin(peak, usage.vm_config) if self.resource.vm_peak_capped else peak,
             )
         )
+
+
+@register("clt")
+class CentralLimit(Strategy):
+    """T = own + sum m_i + z sqrt(sum s_i^2): means and variances of the single VMs over about a scope.
+
+    z is the normal quantile of the target risk, ``--risk``. VMs that are young count in part as VMs of their size do.
+    :class:`~model.clt.MomentBound` has the formulas and their source.
+    """
+
+    summary = "sum of the VMs' means plus z standard deviations of the sum; z by --risk"
+    per_position = False
+    uses_vm_samples = True
+    parameters = ("risk",)
+    horizon_share = 0.25
+    state_fields = clt.STATE_FIELDS
+
+    def __init__(self, resource: Resource, settings: StrategySettings) -> None:
+        super().__init__(resource, settings)
+        self.bound = clt.MomentBound(resource, settings.risk)
+
+    @property
+    def risk(self) -> float:
+        return self.settings.risk
+
+    def state(self) -> dict[str, Any]:
+        return self.bound.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.bound.restore(state)
+
+    def update(self, observation: Observation) -> float:
+        current = observation.window.slices[-1]
+        peak = current.peak(99.0, 1)
+        return self.bound.update(current.vms, current.usage, peak, observation.feedback, observation.positions)

@@ -81,6 +81,22 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class LastConfig:
+    """The configuration of a domain in a period.
+
+    Attributes
+    ----------
+    fields : mapping of field name to value
+        The last ``cpu`` and ``mem``; a field without a value in the period is missing.
+    time_ms : int
+        Time of the newest of these values, Unix milliseconds.
+    """
+
+    fields: Metrics
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Period:
     """Samples of a node and its domains in a period; each domain has its own times."""
 

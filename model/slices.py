@@ -13,8 +13,10 @@ from functools import cached_property
 
 import numpy as np
 
-from .numerics import FloatArray, aggregate, row_percentiles
+from .numerics import BoolArray, FloatArray, aggregate, row_percentiles
 
+#: A node is full when the 99th percentile of its samples reaches this share of its capacity.
+FULL_SHARE = 0.999
 #: Larger than any machine, and small enough that sums of squares do not overflow.
 LARGEST = 1e15
 
@@ -64,6 +66,8 @@ class Usage:
         Usage samples of each VM; short rows are padded with NaN.
     missing : str
         Why there are no samples of the node although it was scraped; empty if there are some, or if it was not.
+    vm_alive : (v,) bool, optional
+        Whether each VM is alive at the end of the slice; None: all of them are.
     """
 
     config: float
@@ -71,6 +75,7 @@ class Usage:
     vm_config: FloatArray
     vm_usage: FloatArray
     missing: str = ""
+    vm_alive: BoolArray | None = None
 
     @property
     def booked(self) -> float:
@@ -78,12 +83,34 @@ class Usage:
         return float(np.nansum(self.vm_config))
 
     @property
+    def booked_now(self) -> float:
+        """The sum of the allocations of the VMs that are alive at the end of the slice; unknown ones count as 0."""
+        return self.booked if self.vm_alive is None else float(np.nansum(self.vm_config[self.vm_alive]))
+
+    @property
     def measured(self) -> bool:
         """Whether free resources can be computed: there are samples and a capacity."""
         return self.node.size > 0 and not math.isnan(self.config)
 
 
-def usage_of(config: float, node: FloatArray, vm_config: Sequence[float], vm_usage: Sequence[FloatArray]) -> Usage:
+def is_full(peak: float, config: float) -> bool:
+    """Whether a node is full: its usage is cut at the capacity, so the demand may be larger.
+
+    Parameters
+    ----------
+    peak, config : float
+        99th percentile of the samples, and capacity; cores or MB.
+    """
+    return peak >= FULL_SHARE * config
+
+
+def usage_of(
+    config: float,
+    node: FloatArray,
+    vm_config: Sequence[float],
+    vm_usage: Sequence[FloatArray],
+    vm_alive: BoolArray | None = None,
+) -> Usage:
     """Build one resource of a slice from samples with gaps.
 
     Parameters
@@ -94,11 +121,13 @@ def usage_of(config: float, node: FloatArray, vm_config: Sequence[float], vm_usa
     vm_config : sequence of v floats
     vm_usage : sequence of v arrays
         Of any lengths.
+    vm_alive : (v,) bool, optional
+        None: all VMs are alive at the end of the slice.
     """
     matrix = np.full((len(vm_usage), max((row.size for row in vm_usage), default=0)), np.nan)
     for i, row in enumerate(vm_usage):
         matrix[i, : row.size] = row
-    return Usage(config, node[~np.isnan(node)], np.array(vm_config, dtype=np.float64), matrix)
+    return Usage(config, node[~np.isnan(node)], np.array(vm_config, dtype=np.float64), matrix, vm_alive=vm_alive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,8 @@ class Slice:
         The index of the slice within its scope.
     vms : tuple of str
         The VMs present, sorted, in the order of the rows of ``cpu`` and ``mem``.
+    cpu, mem : Usage
+        Both have the same ``vm_alive``.
     """
 
     end_s: float
@@ -124,6 +155,13 @@ class Slice:
     def usage(self, resource: Resource) -> Usage:
         """The usage of one resource."""
         return self.cpu if resource is CPU else self.mem
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """The VMs that are alive at the end of the slice, sorted."""
+        if self.cpu.vm_alive is None:
+            return self.vms
+        return tuple(name for name, alive in zip(self.vms, self.cpu.vm_alive.tolist(), strict=True) if alive)
 
 
 class PresentUsage:

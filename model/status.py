@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .nodemodel import Estimate, NodeEstimate
-from .slices import CPU, MEMORY, Resource, Slice
+from .slices import CPU, MEMORY, Resource, Slice, Usage
 
 State = Literal["ok", "stale", "unknown"]
 
@@ -20,20 +20,29 @@ class Figures:
     Attributes
     ----------
     config, booked : float
-        The capacity of the node, and the sum of the allocations of its VMs.
+        The capacity of the node, and the sum of the allocations of the VMs of the slice.
+    booked_now : float
+        The sum of the allocations of the VMs that are alive at the end of the slice. What a scheduler may place in
+        total is this and what is free: of a VM that left and the VM that replaced it, only one is there.
     tier0, tier1, tier2 : float
         Used, between, free, at the position of the slice.
     free : float
         The published free: the minimum over all positions.
     slice_end_s : float
         Unix seconds.
-    risk, violation_rate : float or None
-        The target risk of the strategy, and the share of recent slices that were violated. None if there is no such
-        figure: unlike NaN, None equals itself after it was written and read.
+    risk, violation_rate, forecast_violation_rate : float or None
+        The target risk of the strategy; the share of recent slices in which the node was full, or more was used than
+        was left; the share in which the strategy's own figure was violated. None if there is no such figure: unlike
+        NaN, None equals itself after it was written and read.
+    unguarded : float or None
+        What would be published without guards.
+    limits : mapping of guard to float
+        What was left by each guard that lowered the figure, in the order of the guards.
     """
 
     config: float
     booked: float
+    booked_now: float
     tier0: float
     tier1: float
     tier2: float
@@ -41,6 +50,9 @@ class Figures:
     slice_end_s: float
     risk: float | None = None
     violation_rate: float | None = None
+    forecast_violation_rate: float | None = None
+    unguarded: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +83,10 @@ class ResourceStatus:
 
     @property
     def ratio(self) -> float:
-        """(booked + free) / config; NaN if the configuration is unknown."""
+        """(booked now + free) / config; NaN if the configuration is unknown."""
         if self.last is None or not self.last.config > 0:
             return math.nan
-        return (self.last.booked + self.free) / self.last.config
+        return (self.last.booked_now + self.free) / self.last.config
 
     def aged(self, reason: str = "") -> ResourceStatus:
         """The status after a later slice without samples, or with samples that do not count for a reason."""
@@ -127,22 +139,26 @@ class NodeStatus:
         usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
             return self.of(resource).aged(usage.missing)
-        last = _figures(estimates[self.strategy], usage.config, usage.booked, finished.end_s)
+        last = _figures(estimates[self.strategy], usage, finished.end_s)
         return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
 
-def _figures(estimate: Estimate, config: float, booked: float, slice_end_s: float) -> Figures:
+def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
     return Figures(
-        config=config,
-        booked=booked,
+        config=usage.config,
+        booked=usage.booked,
+        booked_now=usage.booked_now,
         # A threshold below 0 is that of a strategy which would sell more than there is.
         tier0=max(0.0, estimate.tier0),
         tier1=estimate.tier1,
-        tier2=min(estimate.tier2, config),
+        tier2=min(estimate.tier2, usage.config),
         free=estimate.published,
         slice_end_s=slice_end_s,
         risk=_none_if_nan(estimate.risk),
         violation_rate=_none_if_nan(estimate.violation_rate),
+        forecast_violation_rate=_none_if_nan(estimate.forecast_violation_rate),
+        unguarded=estimate.unguarded,
+        limits=dict(estimate.limits),
     )
 
 

@@ -36,7 +36,7 @@ with require_libraries("live"):
     from model.publishers.prometheus import EstimatorMetrics
     from model.publishers.settings import StatusFileSettings
     from model.publishers.status_file import StatusFile
-    from model.samples import Period, Samples, ScrapeSample
+    from model.samples import LastConfig, Period, Samples, ScrapeSample
     from model.stability import mean_predictor
     from model.store.base import Encoded
     from model.store.settings import StoreSettings
@@ -173,8 +173,9 @@ class _Generated:
             self._samples(start_ms, (64.0, 262144.0)), {name: self._samples(start_ms, (4.0, 8192.0)) for name in names}
         )
 
-    def last_configs(self, _node: str, _start_ms: int, _end_ms: int) -> dict[str, dict[str, float]]:
-        return {f"vm-{i:03}": {"cpu": 4.0, "mem": 8192.0} for i in range(self._vms)}
+    def last_configs(self, _node: str, _start_ms: int, end_ms: int) -> dict[str, LastConfig]:
+        last = LastConfig({"cpu": 4.0, "mem": 8192.0}, end_ms - _PERIOD_S * 1000)
+        return {f"vm-{i:03}": last for i in range(self._vms)}
 
 
 def _estimator(

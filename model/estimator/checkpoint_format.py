@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from ..numerics import FloatArray
-from ..slices import Slice, Usage
+from ..numerics import BoolArray, FloatArray
+from ..slices import RESOURCES, Slice, Usage
 from ..status import NodeStatus
-from .slicing import LastConfigs
+from .bookings import LastConfigs
 
 #: Increased when the format of the file changes.
 FORMAT = 2
@@ -64,6 +64,7 @@ class _PackedUsage(msgspec.Struct, array_like=True):
     node: bytes
     vm_config: bytes
     vm_usage: bytes
+    vm_alive: bytes | None = None
 
 
 class _PackedSlice(msgspec.Struct, array_like=True):
@@ -77,7 +78,13 @@ class _PackedSlice(msgspec.Struct, array_like=True):
 def pack_slice(finished: Slice) -> bytes:
     """Encode a slice; arrays become blocks of float64."""
     cpu, mem = (
-        _PackedUsage(usage.config, usage.node.tobytes(), usage.vm_config.tobytes(), usage.vm_usage.tobytes())
+        _PackedUsage(
+            usage.config,
+            usage.node.tobytes(),
+            usage.vm_config.tobytes(),
+            usage.vm_usage.tobytes(),
+            None if usage.vm_alive is None else usage.vm_alive.tobytes(),
+        )
         for usage in (finished.cpu, finished.mem)
     )
     return msgspec.msgpack.encode(_PackedSlice(finished.end_s, finished.position, finished.vms, cpu, mem))
@@ -98,6 +105,7 @@ def unpack_slice(data: bytes) -> Slice:
                 np.frombuffer(usage.node),
                 np.frombuffer(usage.vm_config),
                 _matrix(usage.vm_usage, len(packed.vms)),
+                vm_alive=None if usage.vm_alive is None else _flags(usage.vm_alive, len(packed.vms)),
             )
             for usage in (packed.cpu, packed.mem)
         )
@@ -108,6 +116,10 @@ def unpack_slice(data: bytes) -> Slice:
 
 def _matrix(data: bytes, rows: int) -> FloatArray:
     return np.frombuffer(data).reshape(rows, len(data) // 8 // rows if rows else 0)
+
+
+def _flags(data: bytes, size: int) -> BoolArray:
+    return np.frombuffer(data, dtype=bool).reshape(size)
 
 
 def encode(value: object) -> bytes:
@@ -125,4 +137,25 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(data, type=kind, strict=False)
     except (msgspec.DecodeError, ValueError) as error:
+        raise CheckpointCorrupt(str(error)) from None
+
+
+def decode_node(data: bytes) -> NodeCheckpoint:
+    """Decode the checkpoint of a node, also one of a version that did not distinguish booked and booked now.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    try:
+        return decode(data, NodeCheckpoint)
+    except CheckpointCorrupt:
+        fields = decode(data, dict[str, Any])
+    try:
+        for resource in RESOURCES:
+            if (last := fields["status"][resource.name]["last"]) is not None:
+                # What that version published, until the next slice is computed.
+                last.setdefault("booked_now", last["booked"])
+        return msgspec.convert(fields, NodeCheckpoint, strict=False)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointCorrupt(str(error)) from None

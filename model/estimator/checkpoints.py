@@ -19,7 +19,15 @@ from typing import Any
 from ..common.logs import ProblemLog
 from ..replay.dump import SliceFigures
 from .checkpoint_database import LOG, CheckpointDatabase, CheckpointRefused
-from .checkpoint_format import CheckpointCorrupt, NodeCheckpoint, PositionCheckpoint, decode, encode, unpack_slice
+from .checkpoint_format import (
+    CheckpointCorrupt,
+    NodeCheckpoint,
+    PositionCheckpoint,
+    decode,
+    decode_node,
+    encode,
+    unpack_slice,
+)
 
 __all__ = ["CheckpointCorrupt", "CheckpointFile", "CheckpointRefused", "NodeCheckpoint", "PositionCheckpoint"]
 
@@ -96,7 +104,7 @@ class CheckpointFile:
             if node in self._held_nodes:
                 return self._held_nodes[node]
             rows = self._database.query("SELECT data FROM node WHERE name = ?", (node,))
-        return decode(rows[0][0], NodeCheckpoint) if rows else None
+        return decode_node(rows[0][0]) if rows else None
 
     def position(self, node: str, position: int) -> PositionCheckpoint:
         """The checkpoint of one position of a node; empty if there is none.

@@ -19,9 +19,10 @@ from ..slices import Slice, Usage
 from ..stability import StabilityDetector
 from ..status import NodeStatus
 from ..store.base import StoreRefused, StoreUnavailable
+from .bookings import LastConfigs
 from .checkpoint_format import CheckpointCorrupt, NodeCheckpoint, PositionCheckpoint
 from .checkpoints import CheckpointFile
-from .slicing import LastConfigs, SliceClock, SliceReader
+from .slicing import SliceClock, SliceReader
 
 LOG = logging.getLogger("scroogevm.estimator")
 

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..numerics import FloatArray
-from ..samples import Samples
-from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
+from ..samples import LastConfig, Samples
+from ..slices import LARGEST, RESOURCES, Resource, Slice, usage_of
 from ..store.base import Store
+from .bookings import CONFIG_FIELDS, LastConfigs, book_vms, last_configs, merge
 from .coverage import SliceCoverage
 
 #: Fields that are read from the store, of the node and of its domains.
-CONFIG_FIELDS = ("cpu", "mem")
 DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage")
 
 #: Of the node alone: the time that a rate covers, ms, and the allocations of all VMs / capacity.
 FIELDS = (*DOMAIN_FIELDS, "elapsed_time", "oc_cpu", "oc_mem")
 
-#: Rounding of sums of allocations.
-_SUM_TOLERANCE = 1e-3
-
 #: Nodes that are not read yet keep the figures of the slice before for at most this long after the slice's end.
 _LONGEST_GRACE_S = 120.0
 
 _NO_SAMPLES: FloatArray = np.empty(0)
-
-#: vCPUs and memory of each VM.
-_Configs = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,31 +115,6 @@ class SliceClock:
         return self._settle_s + min(_LONGEST_GRACE_S, self.calendar.slice_s / 4)
 
 
-@dataclass(slots=True)
-class LastConfigs:
-    """The last known configurations: cores or vCPUs, and MB; NaN where none is known.
-
-    Attributes
-    ----------
-    node : tuple of two floats
-    vms : dict of name to tuple of two floats
-        Only of the VMs of the last slice in which they were known: a VM that returns later may be a different one.
-    booked_s : tuple of two floats
-        When the allocations of all VMs were known last, Unix seconds.
-    interval_s : float
-        The usual time between two samples of the node; 0 when it is not known yet.
-    """
-
-    node: tuple[float, float] = (math.nan, math.nan)
-    vms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    booked_s: tuple[float, float] = (0.0, 0.0)
-    interval_s: float = 0.0
-
-    def copy(self) -> LastConfigs:
-        """An independent copy."""
-        return LastConfigs(self.node, dict(self.vms), self.booked_s, self.interval_s)
-
-
 @dataclass(frozen=True, slots=True)
 class SliceRules:
     """What a slice needs to have figures.
@@ -216,21 +185,13 @@ class SliceReader:
         return period.node.time_ms.size > 0
 
 
-def last_configs(domains: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
-    """The last value of ``cpu`` and ``mem`` of each domain."""
-    return {
-        name: {field: _last_value(samples.fields[field]) for field in CONFIG_FIELDS}
-        for name, samples in domains.items()
-    }
-
-
 def build_slice(
     number: int,
     calendar: Calendar,
     rules: SliceRules,
     known: LastConfigs,
     node: Samples,
-    vms: Mapping[str, Mapping[str, float]],
+    vms: Mapping[str, LastConfig],
     vm_samples: Mapping[str, Samples] | None = None,
 ) -> Slice:
     """Build a slice that has ended.
@@ -247,99 +208,29 @@ def build_slice(
         Updated in place.
     node : Samples
         With the fields :data:`FIELDS`.
-    vms : mapping of name to the last ``cpu`` and ``mem``
-        A VM without either was absent.
+    vms : mapping of name to LastConfig
+        A VM without ``cpu`` and ``mem`` was absent.
     vm_samples : mapping of name to Samples, optional
         Usage of the VMs, if it is needed.
     """
     end_s = calendar.end_s(number)
     # The smallest size counts: a larger one is believed once it lasts for a slice.
-    known.node = _merge(known.node, [_smallest(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
-    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
-    names = _present_vms(known, totals, vms) if node.time_ms.size else {}
-    problems = _unknown_bookings(known, totals, names, end_s, rules.vm_hold_s)
-    if all(end_s - booked_s > rules.vm_hold_s for booked_s in known.booked_s):
-        known.vms = {}
+    known.node = merge(known.node, [_smallest(valid_node_config(node.fields[field])) for field in CONFIG_FIELDS])
+    bookings = book_vms(known, node, vms, end_s, rules.vm_hold_s)
+    names = bookings.configs
     coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples, known.interval_s * 1000.0)
     known.interval_s = coverage.interval_ms / 1000.0
     usages = []
     for i, resource in enumerate(RESOURCES):
         counted = coverage.count_node(resource, valid_samples(node.fields[f"{resource.name}_usage"]), known.node[i])
-        missing = counted.missing or problems[i]
+        missing = counted.missing or bookings.problems[i]
         if node.time_ms.size and math.isnan(known.node[i]):
             missing = "the capacity of the node is unknown"
         rows = [_vm_usage(coverage, vm_samples, name, resource) for name in names]
         configs = [names[name][i] for name in names]
-        usage = usage_of(known.node[i], _NO_SAMPLES if missing else counted.values, configs, rows)
+        usage = usage_of(known.node[i], _NO_SAMPLES if missing else counted.values, configs, rows, bookings.alive)
         usages.append(replace(usage, missing=missing if node.time_ms.size else ""))
     return Slice(end_s, calendar.position(number), tuple(names), *usages)
-
-
-def _present_vms(
-    known: LastConfigs, totals: Sequence[_Total | None], vms: Mapping[str, Mapping[str, float]]
-) -> _Configs:
-    """The configurations of the VMs of a slice.
-
-    The sum of all allocations is stored with the node; it is missing while the VMs or one allocation are unknown.
-    Unless the VMs of the slice add up to it, those of the slice before are counted as well.
-    """
-    reported = {
-        name: [_valid_vm_config(values.get(field, math.nan)) for field in CONFIG_FIELDS]
-        for name, values in sorted(vms.items())
-    }
-    present = {
-        name: _merge(known.vms.get(name, (math.nan, math.nan)), values)
-        for name, values in reported.items()
-        if not all(math.isnan(value) for value in values)
-    }
-    if any(total is not None and _add_up(present, i, total) for i, total in enumerate(totals)):
-        known.vms = present
-        return dict(present)
-    return dict(sorted({**known.vms, **present}.items()))
-
-
-def _unknown_bookings(
-    known: LastConfigs, totals: Sequence[_Total | None], vms: _Configs, end_s: float, hold_s: float
-) -> list[str]:
-    """Why the allocations of the VMs do not count, by resource; empty where they do."""
-    problems, booked_s = [], list(known.booked_s)
-    for i, total in enumerate(totals):
-        if total is not None and not _add_up(vms, i, total):
-            problems.append("the store lacks the allocations of some of its VMs")
-            continue
-        if total is not None:
-            booked_s[i] = end_s if total.is_latest else total.at_s
-        age_s = end_s - booked_s[i]
-        if age_s <= hold_s:
-            problems.append("")
-        else:
-            since = f" for {age_s:.0f} s" if booked_s[i] else ""
-            problems.append(f"the allocations of its VMs are unknown{since}")
-    known.booked_s = (booked_s[0], booked_s[1])
-    return problems
-
-
-class _Total(NamedTuple):
-    """The sum of the allocations of all VMs, cores or MB, when it was known last."""
-
-    amount: float
-    at_s: float
-    is_latest: bool
-
-
-def _last_total(node: Samples, i: int) -> _Total | None:
-    name = CONFIG_FIELDS[i]
-    totals = node.fields[f"oc_{name}"] * node.fields[name]
-    (at,) = np.nonzero(~np.isnan(totals))
-    if not at.size:
-        return None
-    return _Total(float(totals[at[-1]]), float(node.time_ms[at[-1]]) / 1000, int(at[-1]) == totals.size - 1)
-
-
-def _add_up(vms: _Configs, i: int, total: _Total) -> bool:
-    """Whether the VMs have at least the sum of all allocations."""
-    known = sum(config[i] for config in vms.values() if not math.isnan(config[i]))
-    return total.amount <= known + _SUM_TOLERANCE * total.amount
 
 
 def valid_samples(values: FloatArray) -> FloatArray:
@@ -363,20 +254,3 @@ def _vm_usage(
 def _smallest(values: FloatArray) -> float:
     present = values[~np.isnan(values)]
     return float(present.min()) if present.size else math.nan
-
-
-def _last_value(values: FloatArray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present[-1]) if present.size else math.nan
-
-
-def _valid_vm_config(value: float) -> float:
-    return value if 0 <= value <= LARGEST else math.nan
-
-
-def _merge(before: tuple[float, float], new: Sequence[float]) -> tuple[float, float]:
-    cpu, mem = (old if math.isnan(value) else value for old, value in zip(before, new, strict=True))
-    return cpu, mem
-
-
-assert RESOURCES[0] is CPU  # noqa: S101  # CONFIG_FIELDS and LastConfigs have this order

@@ -12,8 +12,9 @@ from ..numerics import FloatArray
 from ..samples import Samples
 from ..slices import RESOURCES, Slice
 from ..store.base import Store
+from .bookings import LastConfigs, last_configs
 from .settings import EstimatorSettings
-from .slicing import FIELDS, LastConfigs, build_slice, last_configs, valid_samples
+from .slicing import FIELDS, build_slice, valid_samples
 
 _FIELDS = (*FIELDS, "mem_rss")
 
@@ -76,7 +77,8 @@ def _encode_node(samples: Samples, finished: Slice) -> bytes:
         return b"{}"
     columns = {resource.name: _known(np.array([finished.usage(resource).config])) for resource in RESOURCES}
     columns |= {f"{resource.name}_usage": finished.usage(resource).node for resource in RESOURCES}
-    return _encode_slice(samples, columns, {"vm": list(finished.vms)})
+    # Which VMs are alive may follow from the slices before, not from their times.
+    return _encode_slice(samples, columns, {"vm": list(finished.vms), "alive": list(finished.alive)})
 
 
 def _known(values: FloatArray) -> FloatArray:

@@ -86,6 +86,11 @@ def _booked(status: ResourceStatus) -> Iterator[_Sample]:
         yield _Sample(status.last.booked)
 
 
+def _booked_now(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(status.last.booked_now)
+
+
 def _tiers(status: ResourceStatus) -> Iterator[_Sample]:
     if status.last is not None and status.state == "ok":
         for i, amount in enumerate((status.last.tier0, status.last.tier1, status.last.tier2)):
@@ -121,7 +126,10 @@ _VIOLATION_RATE = "Violation rate of the last 100 slices: share in which more th
 _NODE_METRICS = (
     _NodeMetric("free_{name}_{unit}", "Published free, {title} in {unit}.", _free),
     _NodeMetric("config_{name}_{unit}", "Configuration of the node, {title} in {unit}.", _config),
-    _NodeMetric("booked_{name}_{unit}", "Allocated to the node's VMs, {title} in {unit}.", _booked),
+    _NodeMetric("booked_{name}_{unit}", "Allocated to the VMs of the slice, {title} in {unit}.", _booked),
+    _NodeMetric(
+        "booked_now_{name}_{unit}", "Allocated to the VMs at the end of the slice, {title} in {unit}.", _booked_now
+    ),
     _NodeMetric("tier_{name}_{unit}", "Tiers: 0 used, 1 between, 2 free, {title} in {unit}.", _tiers, "tier"),
     _NodeMetric(
         "strategy_free_{name}_{unit}",
@@ -130,7 +138,7 @@ _NODE_METRICS = (
         "strategy",
     ),
     _NodeMetric(
-        "{name}_oversubscription_ratio", "(booked + free) / config, {title}.", _oversubscription, is_amount=False
+        "{name}_oversubscription_ratio", "(booked now + free) / config, {title}.", _oversubscription, is_amount=False
     ),
     _NodeMetric(
         "{name}_risk_target_ratio",

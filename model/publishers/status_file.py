@@ -84,7 +84,7 @@ def _node(status: NodeStatus, valid_s: float) -> dict[str, Any]:
 def _resource(status: ResourceStatus) -> dict[str, Any]:
     last = status.last
     if last is None:
-        return {"state": status.state} | dict.fromkeys(("config", "booked", "tier0", "tier1", "tier2"))
+        return {"state": status.state} | dict.fromkeys(("config", "booked", "booked_now", "tier0", "tier1", "tier2"))
     # Without fresh samples the whole node counts as used.
     tiers = (last.tier0, last.tier1, last.tier2) if status.state == "ok" else (last.config, 0.0, 0.0)
     risks = {"risk": last.risk, "realised_risk": last.violation_rate}
@@ -92,6 +92,7 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "state": status.state,
         "config": last.config,
         "booked": round(last.booked, 6),
+        "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
         **{name: risk for name, risk in risks.items() if risk is not None},
     }
@@ -101,6 +102,7 @@ def _last(figures: Figures) -> dict[str, Any]:
     return {
         "free": figures.free,
         "booked": round(figures.booked, 6),
+        "booked_now": round(figures.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate((figures.tier0, figures.tier1, figures.tier2))},
         "slice_end": _whole(figures.slice_end_s),
     }
@@ -122,6 +124,8 @@ class PublishedResource(msgspec.Struct):
     tier0: float | None
     tier1: float | None
     tier2: float | None
+    booked_now: float | None = None
+    """None in the file of an earlier version."""
     risk: float | None = None
     violation_rate: float | None = msgspec.field(default=None, name="realised_risk")
 

@@ -32,8 +32,8 @@ _WATCH_PERIOD_S = 1.0
 _MISSING = "-"
 
 _DEFINITIONS = (
-    "free: published free, what may still be placed; booked: allocated to VMs; of: what the node has; "
-    "ratio: (booked + free) / of"
+    "free: published free, what may still be placed; booked now: allocated to the VMs at the end of the slice; "
+    "of: what the node has; ratio: (booked now + free) / of"
 )
 _RISK_DEFINITION = "; risk: target (violation rate of the last slices)"
 
@@ -58,11 +58,11 @@ class NodeRow:
         return None if self.node.slice_end is None else max(0.0, self.now_s - self.node.slice_end)
 
     def ratio(self, resource: Resource) -> float | None:
-        """(booked + free) / config; None where it is not known."""
+        """(booked now + free) / config; None where it is not known."""
         free, published = self.node.of(resource)
-        if not published.config or published.booked is None:
+        if not published.config or published.booked_now is None:
             return None
-        return (published.booked + free) / published.config
+        return (published.booked_now + free) / published.config
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def _free(resource: Resource, row: NodeRow) -> str:
     return _amount(resource, free)
 
 
-def _booked(resource: Resource, row: NodeRow) -> str:
-    return _amount(resource, row.node.of(resource)[1].booked)
+def _booked_now(resource: Resource, row: NodeRow) -> str:
+    return _amount(resource, row.node.of(resource)[1].booked_now)
 
 
 def _config(resource: Resource, row: NodeRow) -> str:
@@ -134,7 +134,7 @@ def _age(row: NodeRow) -> str:
 def _resource_columns(resource: Resource) -> tuple[Column, ...]:
     return (
         Column(resource.title, "ratio", partial(_ratio, resource)),
-        Column(resource.title, "booked", partial(_booked, resource), wide_only=True),
+        Column(resource.title, "booked now", partial(_booked_now, resource), wide_only=True),
         Column(resource.title, "of", partial(_config, resource), wide_only=True),
         Column("risk", resource.title, partial(_risk, resource), risk_only=True),
     )
@@ -252,6 +252,7 @@ def _resource_object(row: NodeRow, resource: Resource) -> dict[str, Any]:
         "state": published.state,
         "free": free,
         "booked": published.booked,
+        "booked_now": published.booked_now,
         "config": published.config,
         "ratio": row.ratio(resource),
         "target_risk": published.risk,

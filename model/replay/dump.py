@@ -21,6 +21,7 @@ from .scoring import History
 
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
+_BOOKED_NOW = tuple(f"booked_now_{resource.name}" for resource in RESOURCES)
 #: Of a row: average, deviation, maximum and the percentiles.
 _WIDTH = 3 + len(PERCENTILES)
 
@@ -71,6 +72,7 @@ def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
         summary = summarise(usage.node[None, :])
         peak[resource.name] = float(summary.percentiles[PERCENTILES.index(99), 0])
         node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
+        node[f"booked_now_{resource.name}"] = usage.booked_now
         node |= _named(resource, _table(summary)[0])
         node[f"{resource.name}_stable_state"] = estimates.stable if usage.measured else None
         for strategy, one in estimates.by_strategy.items():
@@ -113,7 +115,9 @@ class DumpRecorder:
     def add(self, figures: SliceFigures) -> None:
         """Record the figures of one slice."""
         self.epoch.append(figures.end_s)
-        _append(self._node, figures.node)
+        # Figures from a checkpoint of an earlier version lack it.
+        booked_now = {key: figures.node.get(key, math.nan) for key in _BOOKED_NOW}
+        _append(self._node, figures.node | booked_now)
         _append(self._peak, figures.peak)
         for strategy in self.strategies:
             _append(self._model[strategy], figures.model[strategy])

@@ -27,6 +27,7 @@ _LONGEST_HISTORY = 1_000_000
 
 class _RawNodePeriod(RawPeriod):
     vm: list[str] | None = None
+    alive: list[str] | None = None
 
 
 class _RawNode(msgspec.Struct):
@@ -152,13 +153,20 @@ def _build(raw: _RawTrace) -> Trace:
     _check_length("node.raw_data", node_raw, slices)
     time = SharedLists(slices)
     node = PeriodReader("node", time, is_node=True).periods(node_raw)
-    listed = [None if period is None or period.vm is None else frozenset(period.vm) for period in node_raw]
+    listed = [_names(period.vm if period else None) for period in node_raw]
+    alive = [_names(period.alive if period else None) for period in node_raw]
     vms: dict[str, Sequence[Period]] = {}
     for name, vm in raw.vm.items():
         _check_length(f"vm.{name}.raw_data", vm.raw_data, slices)
         reader = PeriodReader(f"vm.{name}", time, share=config.vm_cpu_unit == "share")
         vms[name] = reader.periods(vm.raw_data)
-    return Trace(config=config, config_fields=config_fields, epoch=raw.epoch, node=node, listed=listed, vms=vms)
+    return Trace(
+        config=config, config_fields=config_fields, epoch=raw.epoch, node=node, listed=listed, alive=alive, vms=vms
+    )
+
+
+def _names(names: list[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
 
 
 def _check_config(config: TraceConfig) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
-from ..numerics import FloatArray
+from ..numerics import BoolArray, FloatArray
 from ..slices import CPU, MEMORY, Resource, Slice, Usage, usage_of
 
 
@@ -104,6 +106,7 @@ class Trace:
         epoch: list[float],
         node: Sequence[Period],
         listed: Sequence[frozenset[str] | None],
+        alive: Sequence[frozenset[str] | None],
         vms: Mapping[str, Sequence[Period]],
     ) -> None:
         self.config = config
@@ -112,6 +115,7 @@ class Trace:
         self.vms = tuple(sorted(vms))
         self._node = node
         self._listed = listed
+        self._alive = alive
         self._vm_periods = [vms[name] for name in self.vms]
 
     def __len__(self) -> int:
@@ -126,12 +130,14 @@ class Trace:
                 for name, periods in zip(self.vms, self._vm_periods, strict=True)
                 if self._is_present(name, periods, k, positions)
             ]
+            names, vms = [name for name, _ in present], [period for _, period in present]
+            alive = _alive_at_end(self._node[k].time, names, vms, self._alive[k])
             yield Slice(
                 end_s=end_s,
                 position=k % positions,
-                vms=tuple(name for name, _ in present),
-                cpu=_usage(CPU, self._node[k], [period for _, period in present]),
-                mem=_usage(MEMORY, self._node[k], [period for _, period in present]),
+                vms=tuple(names),
+                cpu=_usage(CPU, self._node[k], vms, alive),
+                mem=_usage(MEMORY, self._node[k], vms, alive),
             )
 
     @property
@@ -154,10 +160,35 @@ class Trace:
         return k < positions or not periods[k].repeats(periods[k - positions])
 
 
-def _usage(resource: Resource, node: Period, vms: Sequence[Period]) -> Usage:
+def _alive_at_end(
+    node_time: FloatArray, names: Sequence[str], vms: Sequence[Period], listed: frozenset[str] | None
+) -> BoolArray:
+    """Which VMs are alive at the end of a slice.
+
+    Those that the trace lists as ``alive``. Without that list all VMs but those whose last time is earlier than the
+    node's by more than half of the usual time between two samples of the node.
+    """
+    if listed is not None:
+        return np.array([name in listed for name in names], dtype=bool)
+    times = node_time[~np.isnan(node_time)]
+    earliest = float(times[-1] - np.median(np.diff(times)) / 2) if times.size > 1 else -math.inf
+    # Most VMs share the list of the node.
+    return np.array([vm.time is node_time or not _last(vm.time) < earliest for vm in vms], dtype=bool)
+
+
+def _last(values: FloatArray) -> float:
+    """The last value that is not missing; NaN if there is none."""
+    if values.size and not math.isnan(values[-1]):
+        return float(values[-1])
+    present = values[~np.isnan(values)]
+    return float(present[-1]) if present.size else math.nan
+
+
+def _usage(resource: Resource, node: Period, vms: Sequence[Period], alive: BoolArray) -> Usage:
     return usage_of(
         node.config(resource),
         node.usage(resource),
         [vm.config(resource) for vm in vms],
         [vm.usage(resource) for vm in vms],
+        alive,
     )

@@ -45,7 +45,7 @@ class Figures:
     mem_sold : float
         MB booked / MB of the nodes.
     reported : float
-        Share of violations that the policy itself counts at the end.
+        Share of violated node-slices, as the policy itself counts them from what is measured.
     """
 
     sold: float
@@ -82,7 +82,7 @@ class Harm:
         self.sold, self.used, self.demand, self.mem_sold, self.mem_demand = (np.zeros(shape) for _ in range(5))
         self.hosted = np.zeros(shape, np.intp)
         self.over, self.mem_over = np.zeros(shape, bool), np.zeros(shape, bool)
-        self.reported = np.full(shape, math.nan)
+        self.violated = np.full(shape, math.nan)
         self._load = np.zeros((size.nodes, slices, steps), np.float32)
         self._offered = np.zeros((3, slices))
         self._accepted = np.zeros((3, slices))
@@ -119,8 +119,8 @@ class Harm:
         self.mem_demand[:, number] = ended.mem.demand.max(axis=1) / memory
         self.mem_over[:, number] = ended.mem.demand.max(axis=1) > memory * (1 + _TOLERANCE)
         self._load[:, number] = ended.cpu.demand / cores
-        if capacities.reported is not None:
-            self.reported[:, number] = capacities.reported
+        if capacities.violated is not None:
+            self.violated[:, number] = capacities.violated
 
     def figures(self) -> Figures:
         """The figures of the slices after the warm-up."""
@@ -130,7 +130,7 @@ class Harm:
         demand = float(load.sum(dtype=np.float64))
         with np.errstate(invalid="ignore"):
             accepted = self._accepted[:, counted].sum(axis=1) / self._offered[:, counted].sum(axis=1)
-        reported = self.reported[:, -1]
+        reported = self.violated[:, counted]
         return Figures(
             sold=float(self.sold[:, counted].mean()),
             hosted=float(self.hosted[:, counted].sum(axis=0).mean()),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..feedback import Feedback, FleetModel
 from ..nodemodel import ModelSettings, NodeModel
 from ..numerics import FloatArray
 from ..slices import CPU, MEMORY, Resource, Slice, Usage
@@ -50,13 +51,13 @@ class Capacities:
 
     Attributes
     ----------
-    reported : (n,) float64 or None
-        Share of violations that the policy itself counts, 0 to 1.
+    violated : (n,) float64 or None
+        What the policy itself counts for the slice that ended: 1 where its figure was violated, 0, or NaN.
     """
 
     cpu: FloatArray
     mem: FloatArray | None = None
-    reported: FloatArray | None = None
+    violated: FloatArray | None = None
 
 
 class Policy(ABC):
@@ -141,33 +142,39 @@ class StrategyPolicy(Policy):
         self._positions = settings.positions
         self._slice_s = slice_s
         self._publish_memory = publish_memory
-        self._models = [NodeModel(settings) for _ in range(size.nodes)]
+        self._models = [NodeModel(settings, phase=node) for node in range(size.nodes)]
+        self._fleet = FleetModel(settings.cpu.risk, settings.mem.risk)
+        self._feedback = Feedback()
         self._names = np.array(workload.names)
 
     def update(self, ended: FleetSlice) -> Capacities:
         """Update the model of each node."""
         n = self._size.nodes
-        free_cpu, free_mem, reported = np.zeros(n), np.zeros(n), np.full(n, math.nan)
+        free_cpu, free_mem, violated = np.zeros(n), np.zeros(n), np.full(n, math.nan)
+        counts = []
         for node, model in enumerate(self._models):
-            estimate = model.update(self._slice(ended, node))
+            estimate = model.update(self._slice(ended, node), self._feedback)
+            counts.append(estimate.counts)
             cpu, mem = (one.by_strategy[self._strategy] for one in (estimate.cpu, estimate.mem))
-            free_cpu[node], free_mem[node], reported[node] = cpu.published, mem.published, cpu.violation_rate
+            free_cpu[node], free_mem[node], violated[node] = cpu.published, mem.published, cpu.violated
+        self._feedback = self._fleet.update(counts)
         fleet = ended.fleet
         return Capacities(
-            fleet.booked_cpu + free_cpu, fleet.booked_mem + free_mem if self._publish_memory else None, reported
+            fleet.booked_cpu + free_cpu, fleet.booked_mem + free_mem if self._publish_memory else None, violated
         )
 
     def _slice(self, ended: FleetSlice, node: int) -> Slice:
         rows = slice(int(ended.bounds[node]), int(ended.bounds[node + 1]))
         vms = ended.vms[rows]
-        cpu = self._usage(CPU, ended.cpu, node, rows, vms)
-        mem = self._usage(MEMORY, ended.mem, node, rows, vms) if self._publish_memory else _NOTHING
+        cpu = self._usage(ended, CPU, ended.cpu, node, rows)
+        mem = self._usage(ended, MEMORY, ended.mem, node, rows) if self._publish_memory else _NOTHING
         end_s = (ended.number + 1) * self._slice_s
         return Slice(end_s, ended.number % self._positions, tuple(self._names[vms].tolist()), cpu, mem)
 
-    def _usage(self, resource: Resource, usage: FleetUsage, node: int, rows: slice, vms: IntArray) -> Usage:
-        sizes = self._workload.sizes(resource)[vms]
-        return Usage(self._size.capacity(resource), usage.node[node], sizes, usage.vm[rows])
+    def _usage(self, ended: FleetSlice, resource: Resource, usage: FleetUsage, node: int, rows: slice) -> Usage:
+        sizes = self._workload.sizes(resource)[ended.vms[rows]]
+        capacity = self._size.capacity(resource)
+        return Usage(capacity, usage.node[node], sizes, usage.vm[rows], vm_alive=ended.alive[rows])
 
 
 _NONE: FloatArray = np.empty(0)

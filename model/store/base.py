@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..samples import Period, ScrapeSample
+from ..samples import LastConfig, Period, ScrapeSample
 
 
 class StoreUnavailable(Exception):
@@ -81,8 +81,8 @@ class Store(Protocol):
         StoreUnavailable, StoreRefused
         """
 
-    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
-        """Read the last ``cpu`` and ``mem`` of each domain in a period, without reading all samples.
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, LastConfig]:
+        """Read the last ``cpu`` and ``mem`` of each domain in a period, and their time, without reading all samples.
 
         Raises
         ------

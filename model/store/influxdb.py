@@ -16,7 +16,7 @@ from influxdb_client.rest import ApiException
 
 from ..common.errors import causes, system_words
 from ..common.logs import ProblemLog
-from ..samples import Period, ScrapeSample
+from ..samples import LastConfig, Period, ScrapeSample
 from . import influxdb_queries as queries
 from .base import Encoded, StoreUnavailable
 from .influxdb_decoding import (
@@ -158,7 +158,7 @@ class InfluxStore:
         for query in queries.period_queries(fields, domains=domains):
             yield from self._query(query, parameters)
 
-    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, LastConfig]:
         """Read the last values, which the server selects."""
         if end_ms <= start_ms:
             return {}

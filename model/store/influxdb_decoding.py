@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..samples import Period, Samples, ScrapeSample
+from ..samples import LastConfig, Period, Samples, ScrapeSample
 
 #: Longer tables are decoded in parts while the server sends the rest, bytes.
 _PART = 2**19
@@ -105,14 +105,17 @@ def decode_texts(tables: Iterable[bytes]) -> list[str]:
     return sorted(text for table in tables for text in pd.read_csv(io.BytesIO(table), **options)["_value"])
 
 
-def decode_configs(tables: Iterable[bytes]) -> dict[str, dict[str, float]]:
-    """Field and value of each domain."""
+def decode_configs(tables: Iterable[bytes]) -> dict[str, LastConfig]:
+    """Fields, values and the newest time of each domain."""
     configs: dict[str, dict[str, float]] = {}
+    times_ms: dict[str, int] = {}
     for rows in map(decode_rows, tables):
-        columns = (rows.domains.tolist(), rows.fields.tolist(), rows.values.tolist())
-        for domain, field, value in zip(*columns, strict=True):
-            configs.setdefault(rows.domain_names[domain], {})[rows.field_names[field]] = value
-    return configs
+        columns = (rows.times.tolist(), rows.domains.tolist(), rows.fields.tolist(), rows.values.tolist())
+        for time_ms, domain, field, value in zip(*columns, strict=True):
+            name = rows.domain_names[domain]
+            configs.setdefault(name, {})[rows.field_names[field]] = value
+            times_ms[name] = max(time_ms, times_ms.get(name, time_ms))
+    return {name: LastConfig(fields, times_ms[name]) for name, fields in configs.items()}
 
 
 def decode_newest(node: str, tables: Iterable[bytes]) -> ScrapeSample | None:

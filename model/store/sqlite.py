@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.atomic_files import identity, make_folder_of, resolve_database
-from ..samples import Period, ScrapeSample
+from ..samples import LastConfig, Period, ScrapeSample
 from .base import Encoded, StoreRefused, StoreUnavailable
 from .sqlite_blocks import (
     Layout,
@@ -145,17 +145,18 @@ class SqliteStore:
         rows = [row for row in rows if row[1] in layouts]
         return decode_period(rows, layouts, fields, domains=domains)
 
-    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, dict[str, float]]:
+    def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, LastConfig]:
         """Search backwards from the newest row until all configurations are found; usually one row is enough."""
         rows = self._query(_SELECT_LAYOUTS, (node, start_ms, end_ms))
         layouts = self._read_layouts({layout for (layout,) in rows})
         missing = config_keys(layouts.values())
         configs: dict[str, dict[str, float]] = {}
+        times_ms: dict[str, int] = {}
         # The configuration of a domain that left early is far back: read more rows each time.
         before, limit = end_ms, _FIRST_SEARCH
         while missing:
             rows = self._query(_SELECT_NEWEST, (node, start_ms, before, limit))
-            for _, number, block in rows:
+            for time_ms, number, block in rows:
                 if number not in layouts:
                     layouts |= self._read_layouts({number})  # a row that was written in the meantime
                 if number not in layouts:
@@ -164,11 +165,12 @@ class SqliteStore:
                 for name, config, value in decode_configs(layout, block):
                     if (name, config) in missing:
                         configs.setdefault(name, {})[config] = value
+                        times_ms.setdefault(name, time_ms)  # rows are read backwards: the first one is the newest
                         missing.discard((name, config))
             if len(rows) < limit:
                 break
             before, limit = rows[-1][0], min(4 * limit, _LARGEST_SEARCH)
-        return configs
+        return {name: LastConfig(fields, times_ms[name]) for name, fields in configs.items()}
 
     def nodes(self) -> list[str]:
         """Names of the nodes that have a row, sorted."""

@@ -118,7 +118,7 @@ def test_every_field_is_stored(query: str) -> None:
 
 
 def test_every_metric_of_the_estimator_exists() -> None:
-    figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0)
+    figures = Figures(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0)
     resource = ResourceStatus("ok", figures, {"borg": 6.0})
     registry = CollectorRegistry()
     metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: PlacementCounts(1, 1, {"timeout": 1}, ""))

@@ -24,7 +24,8 @@ from model.aggregator.node_clock import ClockBehind
 from model.aggregator.rates import NodeRates
 from model.aggregator.recall import last_complete
 from model.aggregator.vmprobe import VmprobeReader
-from model.estimator.slicing import Calendar, LastConfigs, SliceReader, SliceRules
+from model.estimator.bookings import LastConfigs
+from model.estimator.slicing import Calendar, SliceReader, SliceRules
 from model.nodemodel import ModelSettings, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.samples import ScrapeSample

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.samples import ScrapeSample
+from model.samples import LastConfig, ScrapeSample
 from model.store.base import Store, StoreRefused, StoreUnavailable
 from model.store.factory import check_store
 from model.store.settings import StoreSettings
@@ -104,10 +104,10 @@ def test_last_configuration_of_each_domain_is_found_anywhere_in_the_period(store
     write(store, early, *later, ScrapeSample(NODE, T0 + 60_000, {"cpu": 64.0}, {"after": {"cpu": 1.0, "mem": 1.0}}))
     write(store, ScrapeSample("http://w2/metrics", T0, {"cpu": 1.0}, {"other": {"cpu": 1.0}}))
     assert store.last_configs(NODE, T0, T0 + 60_000) == {
-        "left": {"cpu": 2.0, "mem": 512.0},
-        "stays": {"cpu": 4.0, "mem": 100.0},
+        "left": LastConfig({"cpu": 2.0, "mem": 512.0}, T0),
+        "stays": LastConfig({"cpu": 4.0, "mem": 100.0}, T0 + 29_000),
     }
-    assert store.last_configs(NODE, T0 + 1000, T0 + 60_000) == {"stays": {"cpu": 4.0}}
+    assert store.last_configs(NODE, T0 + 1000, T0 + 20_000) == {"stays": LastConfig({"cpu": 4.0}, T0 + 19_000)}
     assert store.last_configs(NODE, T0 + 5, T0 + 5) == {}
     assert store.last_configs("http://unknown", T0, T0 + 60_000) == {}
 

@@ -27,8 +27,8 @@ def ok(
     node: str = "http://w1:9100/metrics", end_s: float = LAST_S, free: float = 12.5, booked: float = 20.0
 ) -> NodeStatus:
     """A node of 32 cores and 64 GB."""
-    cpu = Figures(32.0, booked, 32.0 - free, 0.0, free, free, end_s)
-    mem = Figures(65536.0, 40960.0, 45056.0, 0.0, 20480.0, 20480.0, end_s)
+    cpu = Figures(32.0, booked + 4.0, booked, 32.0 - free, 0.0, free, free, end_s)
+    mem = Figures(65536.0, 45056.0, 40960.0, 45056.0, 0.0, 20480.0, 20480.0, end_s)
     return NodeStatus(
         node,
         "scroogevm",

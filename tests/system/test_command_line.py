@@ -31,6 +31,8 @@ SUMMARY_KEYS = {f"{r}_{figure}" for r in ("cpu", "mem") for figure in ("config",
 NODE_KEYS = SUMMARY_KEYS | {
     "booked_cpu",
     "booked_mem",
+    "booked_now_cpu",
+    "booked_now_mem",
     "number_of_values",
     "cpu_stable_state",
     "mem_stable_state",
@@ -150,7 +152,7 @@ def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
     from model.publishers.status_file import encode
     from model.status import Figures, NodeStatus, ResourceStatus
 
-    said = ResourceStatus("ok", Figures(64.0, 32.0, 21.5, 0.0, 42.5, 42.5, time.time(), 0.05, 0.04), {})
+    said = ResourceStatus("ok", Figures(64.0, 32.0, 32.0, 21.5, 0.0, 42.5, 42.5, time.time(), 0.05, 0.04), {})
     names = [f"http://worker{i}.example.org:9100/metrics" for i in range(3)]
     status = tmp_path / "status.json"
     status.write_bytes(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,15 @@ def test_published_figures_are_those_of_the_last_slice(env: Environment, store: 
         wait_for(all_ok(env))
         node = status(env)[NODES[1]]
     assert node["strategy"] == "borg"
-    assert node["cpu"] == {"state": "ok", "config": 16.0, "booked": 8.0, "tier0": 7.3, "tier1": 0.0, "tier2": 8.7}
+    assert node["cpu"] == {
+        "state": "ok",
+        "config": 16.0,
+        "booked": 8.0,
+        "booked_now": 8.0,
+        "tier0": 7.3,
+        "tier1": 0.0,
+        "tier2": 8.7,
+    }
     assert (node["free_cpu"], node["free_mem"]) == (8.7, 32768 - 3723)
     assert time.time() - node["slice_end"] < 60
     assert node["slice_end"] + 1 <= node["valid_until"] <= node["slice_end"] + 3
@@ -598,6 +607,10 @@ def test_export_needs_one_node(env: Environment, tmp_path: Path) -> None:
 def test_placement_receives_the_published_ratios(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
     with placement_server(tmp_path) as server:
         provider = server.provider("host-1", VCPU={"total": 16, "reserved": 2}, MEMORY_MB={"total": 32768})
+        # What is booked on the node counts up to what Placement has allocated.
+        about = {"project_id": "p", "user_id": "u", "consumer_generation": None, "consumer_type": "INSTANCE"}
+        vms = {"allocations": {provider: {"resources": {"VCPU": 8, "MEMORY_MB": 4096}}}, **about}
+        server.call("PUT", f"/allocations/{uuid.uuid4()}", vms)
         env |= {
             "PLACEMENT_PROVIDERS": json.dumps({NODES[0]: "host-1", NODES[1]: "nobody"}),
             "PLACEMENT_ENDPOINT": server.url,

@@ -104,6 +104,19 @@ class PlacementClient:
             raise PlacementError("answer", "invalid inventories")
         return body
 
+    def usages(self, provider: str) -> dict[str, Any]:
+        """The provider's generation, and under ``usages`` what is allocated of each resource class.
+
+        Raises
+        ------
+        ProviderMissing
+        PlacementError
+        """
+        body = self._request("GET", f"/resource_providers/{provider}/usages")
+        if not _is_usages(body):
+            raise PlacementError("answer", "invalid usages")
+        return body
+
     def put_inventories(self, provider: str, body: dict[str, Any]) -> None:
         """Replace all inventories of a provider.
 
@@ -195,6 +208,15 @@ def _is_inventories(body: dict[str, Any]) -> bool:
             isinstance(record[name], (int, float))
             for record in body["inventories"].values()
             for name in ("total", "reserved", "allocation_ratio")
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_usages(body: dict[str, Any]) -> bool:
+    try:
+        return isinstance(body["resource_provider_generation"], int) and all(
+            isinstance(amount, (int, float)) and amount >= 0 for amount in body["usages"].values()
         )
     except (KeyError, TypeError, AttributeError):
         return False

@@ -1,4 +1,4 @@
-"""Allocation ratios from booked and free amounts. Pure functions."""
+"""Allocation ratios from what is booked now and what is free. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ _STEPS = 10_000
 #: Relative error of a ratio that was stored in single precision.
 _SINGLE_PRECISION = 1e-7
 
-#: A sum of booked and free amounts may lack a last bit.
+#: A sum of amounts may lack a last bit.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class NodeCapacity:
-    """What a node's provider shall offer in total, to present and to future VMs.
+    """What a node's provider shall offer, to future and to present VMs.
 
     Attributes
     ----------
     node : str
-    cpu : float or None
-        Cores, booked and free; None leaves the ratio unchanged.
-    mem : float or None
+    free_cpu : float or None
+        Cores; None leaves the ratio unchanged.
+    free_mem : float or None
         MB of 2**20 bytes, likewise.
+    booked_now_cpu, booked_now_mem : float
+        The allocations of the present VMs, as they were measured.
     """
 
     node: str
-    cpu: float | None
-    mem: float | None
+    free_cpu: float | None
+    free_mem: float | None
+    booked_now_cpu: float = 0.0
+    booked_now_mem: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +69,26 @@ class InventoryUpdate:
 
 
 def capacities_of(statuses: Iterable[NodeStatus]) -> list[NodeCapacity]:
-    """The capacity of each node: booked + free.
+    """The capacity of each node.
 
     A stale node has nothing free. A resource that was never measured has no capacity (None).
     """
-    return [NodeCapacity(status.node, _capacity(status.cpu), _capacity(status.mem)) for status in statuses]
+    return [
+        NodeCapacity(
+            status.node,
+            *(_free(status.cpu), _free(status.mem)),
+            *(_booked_now(status.cpu), _booked_now(status.mem)),
+        )
+        for status in statuses
+    ]
 
 
-def _capacity(status: ResourceStatus) -> float | None:
-    return None if status.last is None else status.last.booked + status.free
+def _free(status: ResourceStatus) -> float | None:
+    return None if status.last is None else status.free
+
+
+def _booked_now(status: ResourceStatus) -> float:
+    return 0.0 if status.last is None else status.last.booked_now
 
 
 def allocation_ratio(amount: float, usable: int) -> float:
@@ -137,14 +152,32 @@ def limited_ratio(amount: float, record: Mapping[str, Any] | None, limits: Ratio
 
 
 def update_inventories(
-    inventories: Mapping[str, Mapping[str, Any]], capacity: NodeCapacity, limits: RatioLimits
+    inventories: Mapping[str, Mapping[str, Any]],
+    usages: Mapping[str, float],
+    capacity: NodeCapacity,
+    limits: RatioLimits,
 ) -> InventoryUpdate:
-    """Inventories with the ratios for a capacity; every other field is left as it is."""
+    """Inventories with the ratios for a capacity; every other field is left as it is.
+
+    What is booked now counts up to what Placement has allocated: Placement has freed what a VM had that is deleted
+    meanwhile, and a capacity that still contained it would be offered once more.
+
+    Parameters
+    ----------
+    inventories : mapping of resource class to record
+    usages : mapping of resource class to the amount that is allocated
+    capacity : NodeCapacity
+    limits : RatioLimits
+    """
     updated = dict(inventories)
     changed, notes = False, {}
-    for resource, amount in (("VCPU", capacity.cpu), ("MEMORY_MB", capacity.mem)):
-        if amount is None:
+    for resource, free, booked_now in (
+        ("VCPU", capacity.free_cpu, capacity.booked_now_cpu),
+        ("MEMORY_MB", capacity.free_mem, capacity.booked_now_mem),
+    ):
+        if free is None:
             continue
+        amount = min(booked_now, usages.get(resource, 0.0)) + free
         try:
             ratio, notes[resource] = limited_ratio(amount, inventories.get(resource), limits)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Keeps the allocation ratios of OpenStack Placement equal to (booked + free) / usable of each node."""
+"""Keeps the allocation ratios of OpenStack Placement equal to (booked now + free) / usable of each node."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ class PlacementReconciler:
         self._client.check_access()
         for node in self._settings.providers:
             try:
-                self._client.inventories(self._providers.uuid_of(node))
+                provider = self._providers.uuid_of(node)
+                self._client.inventories(provider)
+                self._client.usages(provider)
             except PlacementError as error:
                 raise PlacementError(error.reason, f"{node}: {error}") from None
         return f"OpenStack Placement, resource providers: {len(self._settings.providers)}"
@@ -227,7 +229,10 @@ class PlacementReconciler:
     def _update_once(self, capacity: NodeCapacity) -> _Success:
         provider = self._providers.uuid_of(capacity.node)
         body = self._client.inventories(provider)
-        update = update_inventories(body["inventories"], capacity, self._limits)
+        usages = self._client.usages(provider)
+        if usages["resource_provider_generation"] != body["resource_provider_generation"]:
+            raise ProviderConflict("conflict", "the provider changed between two reads")
+        update = update_inventories(body["inventories"], usages["usages"], capacity, self._limits)
         if update.changed:
             self._client.put_inventories(provider, {**body, "inventories": update.inventories})
             with self._lock:

@@ -15,7 +15,7 @@ from ...status import NodeStatus
 #: Slices that are kept of each node.
 SLICES_KEPT = 96
 
-#: Columns of a history: the end of the slice, then free, booked and config of each resource.
+#: Columns of a history: the end of the slice, then free, booked now and config of each resource.
 END_COLUMN = 0
 RESOURCE_COLUMNS: Mapping[Resource, slice] = {CPU: slice(1, 4), MEMORY: slice(4, 7)}
 COLUMNS = 7
@@ -74,7 +74,7 @@ def _row(status: NodeStatus) -> list[float]:
         figures = (math.nan,) * 3
         if published.last is not None:
             fresh = published.state == "ok"
-            booked = published.last.booked if fresh else math.nan
-            figures = (published.free if fresh else math.nan, booked, published.last.config)
+            booked_now = published.last.booked_now if fresh else math.nan
+            figures = (published.free if fresh else math.nan, booked_now, published.last.config)
         row += [value if abs(value) < LARGEST else math.nan for value in figures]
     return row

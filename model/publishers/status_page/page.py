@@ -50,7 +50,7 @@ class Amounts:
 
     Attributes
     ----------
-    free, booked, config, ratio : str
+    free, booked_now, config, ratio : str
     last_free : str
         What was published last as free; empty unless the resource is stale.
     state : str
@@ -59,7 +59,7 @@ class Amounts:
     """
 
     free: str
-    booked: str
+    booked_now: str
     config: str
     ratio: str
     last_free: str
@@ -241,7 +241,7 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
     last = published.last
     return Amounts(
         free=_figure(published.free, resource),
-        booked=_figure(last.booked, resource) if last else NO_FIGURE,
+        booked_now=_figure(last.booked_now, resource) if last else NO_FIGURE,
         config=_figure(last.config, resource) if last else NO_FIGURE,
         ratio=_ratio(published.ratio),
         last_free=_figure(last.free, resource) if last and published.state == "stale" else "",
@@ -271,12 +271,12 @@ def _totals(statuses: Sequence[NodeStatus], charts: _Charts) -> list[Amounts]:
 def _total(resource: Resource, statuses: Sequence[NodeStatus], chart: Sparkline) -> Amounts:
     last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
     free = sum(status.of(resource).free for status in statuses)
-    booked, config = sum(figures.booked for figures in last), sum(figures.config for figures in last)
+    booked_now, config = sum(figures.booked_now for figures in last), sum(figures.config for figures in last)
     return Amounts(
         free=_figure(free, resource),
-        booked=_figure(booked, resource),
+        booked_now=_figure(booked_now, resource),
         config=_figure(config, resource),
-        ratio=_ratio((booked + free) / config if config > 0 else math.nan),
+        ratio=_ratio((booked_now + free) / config if config > 0 else math.nan),
         last_free="",
         state="",
         chart=chart,

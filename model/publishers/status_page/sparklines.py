@@ -1,4 +1,4 @@
-"""Small SVG area charts of booked and free amounts."""
+"""Small SVG area charts of free amounts and of what is booked now."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ class Sparkline:
 
     Attributes
     ----------
-    total, booked : str
-        Areas: booked + free, and booked, which covers the lower part.
+    total, booked_now : str
+        Areas: booked now + free, and booked now, which covers the lower part.
     config : str
         A line.
     description : str
     """
 
     total: str
-    booked: str
+    booked_now: str
     config: str
     description: str
 
 
-def draw_sparkline(resource: Resource, free: FloatArray, booked: FloatArray, config: FloatArray) -> Sparkline:
+def draw_sparkline(resource: Resource, free: FloatArray, booked_now: FloatArray, config: FloatArray) -> Sparkline:
     """The chart of one resource; arrays of (slices,) float64, NaN where a slice is missing."""
-    total = free + booked
+    total = free + booked_now
     top = float(np.nan_to_num([*total, *config]).max(initial=0.0))
     present = ~np.isnan(total)
     if not present.any() or not top > 0:
         return Sparkline("", "", _path(_heights(config, top), closed=False), f"{resource.title}: no data")
     return Sparkline(
         _path(_heights(total, top), closed=True),
-        _path(_heights(booked, top), closed=True),
+        _path(_heights(booked_now, top), closed=True),
         _path(_heights(config, top), closed=False),
-        _description(resource, free, booked, config),
+        _description(resource, free, booked_now, config),
     )
 
 
-def _description(resource: Resource, free: FloatArray, booked: FloatArray, config: FloatArray) -> str:
-    total, scale = free + booked, resource.display_scale
+def _description(resource: Resource, free: FloatArray, booked_now: FloatArray, config: FloatArray) -> str:
+    total, scale = free + booked_now, resource.display_scale
     present = ~np.isnan(total)
     text = (
         f"{resource.title}: free {_range(free[present] / scale, 1)}, "
-        f"booked {_range(booked[present] / scale, 1)} {resource.display_unit}"
+        f"booked now {_range(booked_now[present] / scale, 1)} {resource.display_unit}"
     )
     divisible = present & (config > 0)
     if divisible.any():

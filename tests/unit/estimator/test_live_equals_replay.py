@@ -15,6 +15,7 @@ from model.publishers.status_file import StatusFile, read_status
 from model.replay.replay import Replay
 from model.replay.trace import Trace, parse_trace
 from model.samples import ScrapeSample
+from model.slices import RESOURCES
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
 from tests.conftest import strict_json
@@ -74,6 +75,9 @@ def test_replay_of_the_exported_trace_gives_the_live_figures(
         assert [status.free for status in statuses] == history.published.tolist()
         booked = [status.last.booked for status in statuses if status.state == "ok"]
         assert booked == history.booked[~np.isnan(history.free)].tolist()
+        booked_now = [status.last.booked_now for status in statuses if status.state == "ok"]
+        measured = [finished.usage(one) for finished in trace.slices() for one in RESOURCES if one.name == resource]
+        assert booked_now == [usage.booked_now for usage in measured if usage.measured]
     assert trace.epoch == [(number + 1) * SLICE_S for number in REPLAYED]
 
 

@@ -139,9 +139,17 @@ def test_silent_node_is_stale_with_its_last_figures(
     published = strict_json(settings.status.path.read_bytes())
     written = published[NODES[0]]
     assert (written["state"], written["free_cpu"], written["slice_end"]) == ("stale", 0.0, (FIRST + 3) * SLICE_S)
-    assert written["cpu"] == {"state": "stale", "config": 8.0, "booked": 2.0, "tier0": 8.0, "tier1": 0.0, "tier2": 0.0}
+    assert written["cpu"] == {
+        "state": "stale",
+        "config": 8.0,
+        "booked": 2.0,
+        "booked_now": 2.0,
+        "tier0": 8.0,
+        "tier1": 0.0,
+        "tier2": 0.0,
+    }
     assert written["last_known"]["cpu"] == {
-        "free": 6.0, "booked": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,
+        "free": 6.0, "booked": 2.0, "booked_now": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,
     }  # fmt: skip
     assert published[NODES[1]]["state"] == "unknown"
     (line,) = [record.getMessage() for record in event_log.records]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.estimator.slicing import Calendar, LastConfigs, SliceReader, SliceRules
+from model.estimator.bookings import LastConfigs
+from model.estimator.slicing import Calendar, SliceReader, SliceRules
 from model.estimator.trace_export import export
 from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
@@ -222,6 +223,94 @@ def test_vm_that_left_counts_with_its_samples_until_then(store: SqliteStore) -> 
     assert np.count_nonzero(~np.isnan(left.cpu.vm_usage[0])) == 5
     # When its exporter fails, the end of its samples is not known to be its own.
     assert np.isnan(unknown.cpu.vm_usage).all()
+
+
+# --- booked now -------------------------------------------------------------------------------------
+
+
+def alive(store: SqliteStore, *numbers: int, **rules: float) -> list[tuple[str, ...]]:
+    """The VMs that are alive at the end of each slice; the same whether the samples of VMs are read or not."""
+    found = []
+    for with_vm_samples in (True, False):
+        reader = SliceReader(store, Calendar(SLICE_S, 3), SliceRules(**rules), with_vm_samples=with_vm_samples)  # type: ignore[arg-type]
+        known = LastConfigs()
+        slices = [reader.read(NODES[0], number, known) for number in numbers]
+        for one in slices:
+            allocated = dict(zip(one.vms, one.cpu.vm_config.tolist(), strict=True))
+            assert one.cpu.booked_now == sum(allocated[name] for name in one.alive)
+        found.append([one.alive for one in slices])
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_vm_that_was_replaced_within_a_slice_is_booked_but_not_booked_now(store: SqliteStore) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM, "old": VM}, at=range(4))
+    write_slice(store, FIRST, NODE, {"a": VM, "new": VM}, at=range(4, 8))
+    finished = read(store)
+    assert finished.vms == ("a", "new", "old")
+    assert (finished.cpu.booked, finished.cpu.booked_now) == (6.0, 4.0)
+    assert (finished.mem.booked, finished.mem.booked_now) == (6144.0, 4096.0)
+    assert alive(store, FIRST) == [("a", "new")]
+
+
+def test_node_whose_last_vm_left_has_nothing_booked_now(store: SqliteStore) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM}, at=range(7))
+    write_slice(store, FIRST, NODE, {}, at=[7])
+    assert (read(store).cpu.booked, read(store).cpu.booked_now) == (2.0, 0.0)
+
+
+def test_vms_that_are_unknown_at_the_end_are_alive_as_when_they_were_known_last(store: SqliteStore) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM, "left": VM}, at=range(3))
+    write_slice(store, FIRST, NODE, {"a": VM}, at=range(3, 6))
+    write_slice(store, FIRST, NODE | UNKNOWN, {}, at=range(6, 8))
+    write_slice(store, FIRST + 1, NODE | UNKNOWN, {})
+    write_slice(store, FIRST + 2, NODE, {"a": VM, "b": VM})
+    assert alive(store, *range(FIRST, FIRST + 3)) == [("a",), ("a",), ("a", "b")]
+    known = LastConfigs()
+    booked = [read(store, FIRST + k, known).cpu for k in range(3)]
+    assert [(one.booked, one.booked_now) for one in booked] == [(4.0, 2.0), (4.0, 2.0), (4.0, 4.0)]
+
+
+def test_vm_that_appears_after_the_sum_was_known_last_does_not_raise_booked_now(store: SqliteStore) -> None:
+    """It may have replaced one whose allocation is unknown at the end."""
+    write_slice(store, FIRST, NODE, {"a": VM, "b": VM}, at=range(4))
+    write_slice(store, FIRST, NODE | UNKNOWN, {"a": VM, "b": VM, "new": VM}, at=range(4, 8))
+    write_slice(store, FIRST + 1, NODE | UNKNOWN, {"a": VM, "new": VM, "other": VM})
+    write_slice(store, FIRST + 2, NODE | UNKNOWN, {"a": VM | {"cpu": 8.0}})
+    # The VMs that are held keep their state; "a" alone exceeds the last known sum.
+    assert alive(store, *range(FIRST, FIRST + 3)) == [("a", "b"), ("a", "new"), ("new",)]
+
+
+def test_vm_that_the_store_lacks_is_alive_while_the_sum_has_room_for_it(store: SqliteStore) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM, "b": VM})
+    write_slice(store, FIRST + 1, NODE | {"oc_cpu": 4 / 32, "oc_mem": 4096 / 65536}, {"a": VM})
+    write_slice(store, FIRST + 2, NODE | {"oc_cpu": 4 / 32, "oc_mem": 4096 / 65536}, {"a": VM, "c": VM})
+    assert alive(store, *range(FIRST, FIRST + 3)) == [("a", "b"), ("a", "b"), ("a", "c")]
+
+
+def test_sum_of_one_resource_that_stays_unknown_does_not_bound_the_other_one_for_ever(store: SqliteStore) -> None:
+    odd = {"mem": 2048.0, "mem_usage": 512.0}
+    write_slice(store, FIRST, NODE, {"a": VM})
+    for k in (1, 2):
+        write_slice(store, FIRST + k, NODE | {"oc_cpu": math.nan}, {"a": VM, "b": VM, "odd": odd})
+    known = LastConfigs()
+    slices = [read(store, FIRST + k, known, vm_hold_s=60.0) for k in range(3)]
+    assert [one.mem.booked_now for one in slices] == [2048.0, 4096.0, 6144.0]
+    assert slices[1].cpu.booked_now == 2.0
+    assert slices[2].cpu.missing
+
+
+def test_replay_of_an_export_has_the_vms_alive_of_the_live_slices(store: SqliteStore, tmp_path: Path) -> None:
+    write_slice(store, FIRST, NODE, {"a": VM, "old": VM}, at=range(4))
+    write_slice(store, FIRST, NODE, {"a": VM, "new": VM}, at=range(4, 6))
+    write_slice(store, FIRST, NODE | UNKNOWN, {}, at=range(6, 8))
+    write_slice(store, FIRST + 1, NODE | UNKNOWN, {})
+    write_slice(store, FIRST + 2, NODE, {"new": VM}, at=range(5))
+    write_slice(store, FIRST + 2, NODE, {}, at=range(5, 8))
+    numbers = range(FIRST, FIRST + 3)
+    settings = settings_for(tmp_path, nodes=NODES[:1])
+    trace = parse_trace(b"".join(export(store, settings, NODES[0], numbers[0], numbers[-1])))
+    assert [one.alive for one in trace.slices()] == alive(store, *numbers) == [("a", "new"), ("a", "new"), ()]
 
 
 # --- the published figure ---------------------------------------------------------------------------

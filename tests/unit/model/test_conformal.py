@@ -283,7 +283,7 @@ def test_violation_rate_starts_with_the_second_slice_and_covers_a_hundred() -> N
 
 
 def node_status(*, risky: bool, violation_rate: float | None = 0.04) -> NodeStatus:
-    figures = Figures(8.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, *((0.05, violation_rate) if risky else ()))
+    figures = Figures(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, *((0.05, violation_rate) if risky else ()))
     resource = ResourceStatus("ok", figures, {})
     return NodeStatus("conformal" if risky else "plain", "conformal" if risky else "borg", 60.0, resource, resource)
 

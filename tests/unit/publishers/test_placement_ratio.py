@@ -33,12 +33,12 @@ def test_offered_capacity_is_at_most_the_amount_and_close_to_it(share: float, us
     assert lost <= (0 if usable < 5000 else usable / 10_000)
 
 
-def test_capacity_is_booked_plus_free() -> None:
-    figures = Figures(8.0, 5.0, 2.0, 0.0, 6.0, 6.0, 60.0)
+def test_capacity_has_what_is_booked_now_and_what_is_free() -> None:
+    figures = Figures(8.0, 7.0, 5.0, 2.0, 0.0, 6.0, 6.0, 60.0)
     fresh, stale = ResourceStatus("ok", figures), ResourceStatus("stale", figures)
     statuses = [NodeStatus("a", "borg", 60.0, fresh, stale), NodeStatus("b", "borg")]
     # A stale resource has nothing free; one that was never measured has no capacity.
-    assert capacities_of(statuses) == [NodeCapacity("a", 11.0, 5.0), NodeCapacity("b", None, None)]
+    assert capacities_of(statuses) == [NodeCapacity("a", 6.0, 0.0, 5.0, 5.0), NodeCapacity("b", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,19 @@ def test_missing_ratio_has_a_reason(amount: float, record: Any, message: str) ->
         limited_ratio(amount, record, LIMITS)
 
 
+@pytest.mark.parametrize(("allocated", "ratio"), [({"VCPU": 3.0}, 1.5), ({"VCPU": 9.0}, 2.0), ({}, 0.75)])
+def test_booked_now_counts_up_to_what_is_allocated(allocated: dict[str, float], ratio: float) -> None:
+    inventories = {"VCPU": {"total": 4, "reserved": 0, "allocation_ratio": 1.0}}
+    capacity = NodeCapacity("a", 3.0, None, 5.0, 1024.0)
+    update = update_inventories(inventories, allocated, capacity, RatioLimits(0.0001, 16.0))
+    assert update.inventories["VCPU"]["allocation_ratio"] == ratio
+
+
 def test_ratio_that_differs_by_single_precision_is_not_written() -> None:
     inventories = {"VCPU": {"total": 3, "reserved": 0, "allocation_ratio": 2.666699886322}, "DISK_GB": {"total": 1}}
-    update = update_inventories(inventories, NodeCapacity("a", 8.0, None), LIMITS)
+    update = update_inventories(inventories, {}, NodeCapacity("a", 8.0, None), LIMITS)
     assert (update.inventories, update.changed, update.notes) == (inventories, False, {"VCPU": ""})
-    update = update_inventories(inventories, NodeCapacity("a", 6.0, 100.0), LIMITS)
+    update = update_inventories(inventories, {}, NodeCapacity("a", 6.0, 100.0), LIMITS)
     assert update.inventories == {**inventories, "VCPU": {**inventories["VCPU"], "allocation_ratio": 2.0}}
     assert update.changed
     assert update.notes == {"VCPU": "", "MEMORY_MB": "the provider has no such inventory"}

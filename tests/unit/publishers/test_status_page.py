@@ -65,7 +65,7 @@ def test_totals_ignore_the_filter() -> None:
     text = page(history([ok("a"), ok("b", free=2.5), ok("c").aged(LAST_S), NodeStatus("d", "borg")]), "node=a")
     assert "CPU: <b>15.0</b> cores free" in text
     # (3 * 20 + 15) / 96
-    assert re.search(r"60\.0 booked of 96\.0, ratio\s+0\.78", text)
+    assert re.search(r"60\.0 booked now of 96\.0, ratio\s+0\.78", text)
     assert [word in text for word in ("2 ok", "1 stale", "1 unknown", "outdated</a>")] == [True, True, True, False]
 
 
@@ -90,7 +90,7 @@ def test_chart_stacks_free_on_booked() -> None:
         re.findall(rf'<path class="{kind}" d="(.*?)"', row) for kind in ("free", "booked", "config")
     )
     assert (free, booked, config) == ("M188 32V9H190V1H192V32Z", "M188 32V17H192V32Z", "M188 1H192")
-    assert "<title>CPU: free 8.0 to 16.0, booked 16.0 cores, ratio 0.75 to 1.00</title>" in row
+    assert "<title>CPU: free 8.0 to 16.0, booked now 16.0 cores, ratio 0.75 to 1.00</title>" in row
 
 
 def test_missing_slice_is_a_gap_in_the_chart() -> None:
@@ -103,7 +103,7 @@ def test_missing_slice_is_a_gap_in_the_chart() -> None:
 @pytest.mark.parametrize("free", [0.0, 1e9, math.nan, math.inf])
 def test_extreme_figures_are_rendered(free: float) -> None:
     status = ok(free=free)
-    nothing = replace(status, cpu=ResourceStatus("ok", replace(Figures(*[0.0] * 7), slice_end_s=LAST_S), {}))
+    nothing = replace(status, cpu=ResourceStatus("ok", replace(Figures(*[0.0] * 8), slice_end_s=LAST_S), {}))
     assert len(cells(page(history([status, replace(nothing, node="zero")])))) == 2
 
 

@@ -21,9 +21,9 @@ END_S, VALID_S, NOW_S = 1000.0, 90.0, 1060.0
 
 
 def node(name: str = "n1", *, risk: float | None = None, rate: float | None = None) -> NodeStatus:
-    """32 cores, 20 booked, 12 free; 64 GB, 40 booked, 20 free."""
-    cpu = Figures(32.0, 20.0, 20.0, 0.0, 12.0, 12.0, END_S, risk, rate)
-    mem = Figures(65536.0, 40960.0, 45056.0, 0.0, 20480.0, 20480.0, END_S, risk, rate)
+    """32 cores, 20 booked now and 26 in the slice, 12 free; 64 GB, 40 booked now and 44 in the slice, 20 free."""
+    cpu = Figures(32.0, 26.0, 20.0, 20.0, 0.0, 12.0, 12.0, END_S, risk, rate)
+    mem = Figures(65536.0, 45056.0, 40960.0, 45056.0, 0.0, 20480.0, 20480.0, END_S, risk, rate)
     return NodeStatus(name, "borg", END_S, ResourceStatus("ok", cpu), ResourceStatus("ok", mem))
 
 
@@ -62,9 +62,11 @@ def test_row_begins_with_state_and_free_amounts(path: Path) -> None:
         "GB",
         "ratio",
         "booked",
+        "now",
         "of",
         "ratio",
         "booked",
+        "now",
         "of",
         "the",
         "slice",
@@ -130,11 +132,18 @@ def test_json_has_the_figures_of_the_status_file(
     assert entries[0] == {
         **{"node": "n1", "state": "ok", "slice_end": 1000, "age_s": 60.0, "strategy": "borg"},
         "cpu": {
-            **{"state": "ok", "free": 12.0, "booked": 20.0, "config": 32.0, "ratio": 1.0},
+            **{"state": "ok", "free": 12.0, "booked": 26.0, "booked_now": 20.0, "config": 32.0, "ratio": 1.0},
             **{"target_risk": 0.05, "violation_rate": None},
         },
         "mem": {
-            **{"state": "ok", "free": 20480.0, "booked": 40960.0, "config": 65536.0, "ratio": 0.9375},
+            **{
+                "state": "ok",
+                "free": 20480.0,
+                "booked": 45056.0,
+                "booked_now": 40960.0,
+                "config": 65536.0,
+                "ratio": 0.9375,
+            },
             **{"target_risk": 0.05, "violation_rate": None},
         },
     }
@@ -145,7 +154,7 @@ def test_json_has_the_figures_of_the_status_file(
 def test_definitions_follow_the_table(path: Path, now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     write(path, node())
     show_status(path)
-    assert "ratio: (booked + free) / of" in capsys.readouterr().out
+    assert "ratio: (booked now + free) / of" in capsys.readouterr().out
     assert "risk" not in capsys.readouterr().out
     write(path, node(risk=0.05))
     show_status(path)

@@ -368,3 +368,55 @@ def test_missing_file_and_folder_are_reported(tmp_path: Path) -> None:
 def test_printable_keeps_text_and_escapes_the_rest() -> None:
     assert printable("vm-ü 1") == "vm-ü 1"
     assert printable("a\tb\x00") == "a\\tb\\x00"
+
+
+# --- alive at the end -------------------------------------------------------------------------------
+
+
+def alive_in_one_slice(node: list[float] | None, vms: dict[str, list[float | None] | None], **more: Any) -> Any:
+    """The VMs that are alive at the end of a slice with these times."""
+    samples = {"cpu": [2], "mem": [1024], "cpu_usage": [1.0], "mem_usage": [512.0]}
+
+    def with_times(times: Any) -> dict[str, Any]:
+        return samples if times is None else samples | {"time": times}
+
+    (one,) = parse(
+        {
+            "config": {"node_name": "n", "node_scope": 60, "slice_scope": 60, "historical_occurences": 0},
+            "epoch": [60],
+            "node": {"raw_data": [with_times(node) | more]},
+            "vm": {name: {"raw_data": [with_times(times)]} for name, times in vms.items()},
+        }
+    ).slices()
+    assert one.vms == tuple(vms)
+    assert one.cpu.booked_now == one.mem.booked_now / 512 == 2 * len(one.alive)
+    return one.alive
+
+
+def test_vm_whose_times_end_clearly_before_those_of_the_node_is_not_alive_at_the_end() -> None:
+    times = [10.0, 20.0, 30.0, 40.0]
+    vms = {
+        **{"a": times, "early": [10.0, 20.0, 30.0], "gap": [10.0, 20.0, 30.0, None], "late": [41.0], "no_times": None},
+        **{"on_the_edge": [35.0], "past_the_edge": [34.9]},
+    }
+    assert alive_in_one_slice(times, vms) == ("a", "late", "no_times", "on_the_edge")
+
+
+@pytest.mark.parametrize("node", [None, [], [40.0]])
+def test_vms_of_a_node_without_a_sample_interval_are_alive(node: list[float] | None) -> None:
+    assert alive_in_one_slice(node, {"a": [10.0], "b": None}) == ("a", "b")
+
+
+def test_list_of_the_vms_alive_takes_precedence_over_their_times() -> None:
+    times = [10.0, 20.0, 30.0, 40.0]
+    assert alive_in_one_slice(times, {"a": times, "b": [10.0], "c": times}, alive=["b", "c", "gone"]) == ("b", "c")
+    assert fault(trace_with_alive("a")) == "node.raw_data[0].alive: expected array or null, got str"
+
+
+def trace_with_alive(alive: Any) -> dict[str, Any]:
+    return {
+        "config": {"node_name": "n", "node_scope": 60, "slice_scope": 60, "historical_occurences": 0},
+        "epoch": [60],
+        "node": {"raw_data": [{"alive": alive}]},
+        "vm": {},
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model.samples import ScrapeSample
+from model.samples import LastConfig, ScrapeSample
 from model.store.base import Encoded
 from model.store.sqlite import SqliteStore
 from model.store.sqlite_blocks import encode_block
@@ -145,7 +145,7 @@ def test_older_file_is_read_and_written_without_loss(store: SqliteStore) -> None
     assert period.domains["a"].time_ms.tolist() == [one.time_ms for one in (*old, new)]
     assert sorted(period.domains) == ["a", "b0", "b1", "b2", "b3", "b4"]
     assert store.last(NODE) == new
-    assert store.last_configs(NODE, 0, 2 * T0)["b0"] == {"cpu": 4.0}
+    assert store.last_configs(NODE, 0, 2 * T0)["b0"] == LastConfig({"cpu": 4.0}, old[1].time_ms)
     # A day after the newest sample of the older file, its layouts are still there; then they expire.
     assert store.expire((T0 + 9 * HOUR_MS) / 1000 + DAY_S) == 9
     assert store.read(NODE, 0, 2 * T0, FIELDS).domains["b4"].time_ms.size == 2
@@ -169,7 +169,7 @@ def test_row_whose_layout_is_missing_is_left_out(store: SqliteStore) -> None:
         connection.commit()
     assert store.last(NODE) is None
     assert store.read(NODE, 0, 2 * T0, FIELDS).node.time_ms.tolist() == [T0]
-    assert store.last_configs(NODE, 0, 2 * T0) == {"a": {"cpu": 4.0}}
+    assert store.last_configs(NODE, 0, 2 * T0) == {"a": LastConfig({"cpu": 4.0}, T0)}
 
 
 def test_cached_numbers_are_bounded(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

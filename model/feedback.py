@@ -1,0 +1,242 @@
+"""What the nodes of a fleet learn from each other: what VMs of a size use, and how often nodes are full.
+
+Every node counts its slice (:class:`SliceCounts`); counts add up over nodes and masters. :class:`FleetModel` turns the
+sums into the :class:`Feedback` that the nodes use in their next slice. A fleet may have a single node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .numerics import FloatArray
+from .slices import CPU, RESOURCES, Resource, Usage
+
+#: Classes of VM sizes: powers of two of the smallest class, cores or MB.
+SIZE_CLASSES = 8
+_SMALLEST = {"cpu": 1.0, "mem": 512.0}
+#: A class with fewer observations (a VM in a slice) takes the figures of all VMs.
+_LEAST_OBSERVATIONS = 30.0
+#: Share of the observations that a slice makes obsolete: they count for about 20 slices.
+_DECAY = 0.05
+#: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and a
+#: slice raises it by at most 0.3. The aim is half of the target risk, so that the sum over time stays below the target.
+_STEP, _AIM, _MOST_STEP = 0.01, 0.5, 0.3
+_LEAST_LEVEL, _MOST_LEVEL = -1.0, 10.0
+
+
+def size_class(resource: Resource, sizes: FloatArray) -> np.ndarray:
+    """The class of each VM size, (v,) int; an unknown size is in the first class."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.rint(np.log2(sizes / _SMALLEST[resource.name]))
+    return np.clip(np.nan_to_num(power, nan=0.0, posinf=SIZE_CLASSES, neginf=0.0), 0, SIZE_CLASSES - 1).astype(np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceCounts:
+    """One resource of some nodes in a slice.
+
+    Attributes
+    ----------
+    nodes, full : float
+        Nodes with samples, and those that were full.
+    observations, shares, squares : tuple of 8 floats
+        By size class: VMs with samples, the sums of their mean share of their size, and of its mean square.
+    largest : float
+        Size of the largest VM, cores or MB.
+    """
+
+    nodes: float = 0.0
+    full: float = 0.0
+    observations: tuple[float, ...] = (0.0,) * SIZE_CLASSES
+    shares: tuple[float, ...] = (0.0,) * SIZE_CLASSES
+    squares: tuple[float, ...] = (0.0,) * SIZE_CLASSES
+    largest: float = 0.0
+
+    def plus(self, other: ResourceCounts) -> ResourceCounts:
+        """The counts of the nodes of both."""
+        return ResourceCounts(
+            self.nodes + other.nodes,
+            self.full + other.full,
+            _sums(self.observations, other.observations),
+            _sums(self.shares, other.shares),
+            _sums(self.squares, other.squares),
+            max(self.largest, other.largest),
+        )
+
+
+def _sums(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SliceCounts:
+    """The counts of both resources."""
+
+    cpu: ResourceCounts = ResourceCounts()  # immutable
+    mem: ResourceCounts = ResourceCounts()
+
+    def of(self, resource: Resource) -> ResourceCounts:
+        """The counts of one resource."""
+        return self.cpu if resource is CPU else self.mem
+
+
+def count_usage(resource: Resource, usage: Usage, *, full: bool) -> ResourceCounts:
+    """Count one resource of a node in a slice; nothing is counted of a node without samples."""
+    if not usage.measured:
+        return ResourceCounts()
+    shares = usage.vm_usage / usage.vm_config[:, None]
+    # Readings may exceed the size of a VM a little.
+    shares = np.clip(shares, 0.0, 1.0)
+    present = ~np.isnan(shares)
+    samples = present.sum(axis=1)
+    sampled = samples > 0
+    filled = np.where(present, shares, 0.0)[sampled]
+    classes = size_class(resource, usage.vm_config[sampled])
+    number = samples[sampled]
+
+    def by_class(values: FloatArray | None) -> tuple[float, ...]:
+        return tuple(np.bincount(classes, values, SIZE_CLASSES).astype(np.float64).tolist())
+
+    sizes = usage.vm_config[~np.isnan(usage.vm_config)]
+    return ResourceCounts(
+        nodes=1.0,
+        full=float(full),
+        observations=by_class(None),
+        shares=by_class(filled.sum(axis=1) / number),
+        squares=by_class((filled * filled).sum(axis=1) / number),
+        largest=float(sizes.max(initial=0.0)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceFeedback:
+    """What a node uses of its fleet for one resource.
+
+    Attributes
+    ----------
+    mean, square : tuple of 8 floats
+        By size class: mean share that VMs use of their size, and mean square of it. 1 where nothing is known: an
+        unknown VM may use all of its size.
+    level : float
+        Caution of the fleet, in standard deviations: above 0 where nodes were full too often, below 0 where they were
+        full less often than the target risk permits.
+    largest : float
+        Size of the largest VM of the fleet, cores or MB.
+    """
+
+    mean: tuple[float, ...] = (1.0,) * SIZE_CLASSES
+    square: tuple[float, ...] = (1.0,) * SIZE_CLASSES
+    level: float = 0.0
+    largest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a node uses of its fleet."""
+
+    cpu: ResourceFeedback = ResourceFeedback()  # immutable
+    mem: ResourceFeedback = ResourceFeedback()
+
+    def of(self, resource: Resource) -> ResourceFeedback:
+        """The feedback for one resource."""
+        return self.cpu if resource is CPU else self.mem
+
+
+@dataclass(slots=True)
+class _ResourceState:
+    observations: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
+    shares: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
+    squares: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
+    level: float = 0.0
+    largest: float = 0.0
+
+
+class FleetModel:
+    """Sums up a fleet, slice by slice.
+
+    Parameters
+    ----------
+    risk_cpu, risk_mem : float
+        Target share of full slices, 0 to 1.
+    """
+
+    def __init__(self, risk_cpu: float, risk_mem: float) -> None:
+        self._aims = {"cpu": _AIM * risk_cpu, "mem": _AIM * risk_mem}
+        self._states = {resource.name: _ResourceState() for resource in RESOURCES}
+
+    def update(self, counts: Iterable[SliceCounts]) -> Feedback:
+        """Add the counts of a slice; the feedback for the next one."""
+        total = SliceCounts()
+        for one in counts:
+            total = SliceCounts(total.cpu.plus(one.cpu), total.mem.plus(one.mem))
+        for resource in RESOURCES:
+            _add(self._states[resource.name], total.of(resource), self._aims[resource.name])
+        return self.feedback()
+
+    def feedback(self) -> Feedback:
+        """The feedback after the last slice."""
+        return Feedback(*(_feedback(self._states[resource.name]) for resource in RESOURCES))
+
+    def state(self) -> dict[str, Any]:
+        """The state as numbers, lists and dicts."""
+        return {
+            name: {
+                "observations": state.observations.tolist(),
+                "shares": state.shares.tolist(),
+                "squares": state.squares.tolist(),
+                "level": state.level,
+                "largest": state.largest,
+            }
+            for name, state in self._states.items()
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the :meth:`state` of another model.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When it is not such a state.
+        """
+        self._states = {resource.name: _restored(state[resource.name]) for resource in RESOURCES}
+
+
+def _restored(state: Mapping[str, Any]) -> _ResourceState:
+    observations, shares, squares = (_class_array(state[name]) for name in ("observations", "shares", "squares"))
+    return _ResourceState(observations, shares, squares, float(state["level"]), float(state["largest"]))
+
+
+def _class_array(values: Any) -> FloatArray:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != (SIZE_CLASSES,):
+        raise ValueError(f"{array.size} size classes, not {SIZE_CLASSES}")
+    return array
+
+
+def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
+    if not counts.nodes:
+        return
+    kept = 1.0 - _DECAY
+    state.observations = kept * state.observations + np.array(counts.observations)
+    state.shares = kept * state.shares + np.array(counts.shares)
+    state.squares = kept * state.squares + np.array(counts.squares)
+    state.largest = max(kept * state.largest, counts.largest)
+    step = min(_STEP * (counts.full / counts.nodes / aim - 1.0), _MOST_STEP) if aim > 0 else _MOST_STEP * counts.full
+    state.level = min(max(state.level + step, _LEAST_LEVEL), _MOST_LEVEL)
+
+
+def _feedback(state: _ResourceState) -> ResourceFeedback:
+    mean = _means(state.shares, state.observations)
+    square = _means(state.squares, state.observations)
+    return ResourceFeedback(mean, square, state.level, state.largest)
+
+
+def _means(sums: FloatArray, observations: FloatArray) -> tuple[float, ...]:
+    total = float(observations.sum())
+    overall = float(sums.sum()) / total if total >= _LEAST_OBSERVATIONS else 1.0
+    known = observations >= _LEAST_OBSERVATIONS
+    return tuple(np.where(known, sums / np.where(known, observations, 1.0), overall).tolist())

@@ -1,0 +1,250 @@
+"""Guards between what a strategy computes as free and what is published: each may lower a figure, none raises it.
+
+A strategy forecasts the next slice of the VMs that it sees. A scheduler fills what is published with VMs that stay for
+days and of which nothing is known yet. The guards close that gap. They are composed in order (:data:`GUARDS`): each
+gets the figure of the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .feedback import ResourceFeedback, size_class
+from .numerics import FloatArray
+from .slices import Resource, Usage, is_full
+
+#: A scope of fewer slices counts as so many: the guards cover about a day, not a single slice.
+LEAST_SCOPE = 24
+#: Part of what is free that a node is offered in an hour of a day (1/24 of a scope).
+_RAMP = 0.25
+#: One slice in so many a node offers all that is free, up to the largest VM of the fleet.
+_TURN = 8
+#: Share of the capacity that is kept back per level of caution of the fleet.
+_FLEET_RESERVE = 0.02
+#: A VM is young for a quarter of a scope.
+_YOUNG_SHARE = 0.25
+#: A node that was full gets nothing for half a scope, and keeps back this share of its capacity more than before, which
+#: fades within two scopes.
+_RECOVERY_SHARE = 0.5
+_NODE_RESERVE, _NODE_MOST, _NODE_FADES = 0.015, 0.2, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """Settings of the guards.
+
+    Attributes
+    ----------
+    scope : int
+        Slices of a scope, the "virtual day".
+    ramp : float
+        Part of what is free that is offered in 1/24 of a scope, above 0, at most 1.
+    """
+
+    scope: int = LEAST_SCOPE
+    ramp: float = _RAMP
+
+    @property
+    def day(self) -> int:
+        """Slices of a scope, at least 24."""
+        return max(self.scope, LEAST_SCOPE)
+
+    @property
+    def ramp_of_slice(self) -> float:
+        """Part of what is free that is offered in one slice."""
+        return float(1.0 - (1.0 - self.ramp) ** (LEAST_SCOPE / self.day))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What the guards use of a node at the end of a slice, cores or MB.
+
+    Attributes
+    ----------
+    config, peak : float
+        Capacity, and the 99th percentile of the samples.
+    young : float
+        What young VMs will use in addition, once they use what VMs of their size do.
+    fleet_reserve, node_reserve : float
+        Shares of the capacity that are kept back.
+    recovering : bool
+        Whether the node was full lately.
+    largest : float
+        Size of the largest VM of the fleet.
+    in_turn : bool
+        Whether the node offers all that is free in this slice.
+    ramp : float
+        Part of what is free that is offered in a slice.
+    """
+
+    config: float
+    peak: float
+    young: float
+    fleet_reserve: float
+    node_reserve: float
+    recovering: bool
+    largest: float
+    in_turn: bool
+    ramp: float
+
+
+def _usage_guard(state: NodeState, free: float) -> float:
+    return min(free, state.config - state.peak)
+
+
+def _young_guard(state: NodeState, free: float) -> float:
+    return free - state.young
+
+
+def _fleet_guard(state: NodeState, free: float) -> float:
+    return free - state.fleet_reserve * state.config
+
+
+def _node_guard(state: NodeState, free: float) -> float:
+    return 0.0 if state.recovering else free - state.node_reserve * state.config
+
+
+def _ramp_guard(state: NodeState, free: float) -> float:
+    offered = state.ramp * free
+    return max(offered, min(free, state.largest)) if state.in_turn else offered
+
+
+#: The guards without a memory of their own, after the horizon; by the names that a status shows.
+GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
+    "usage": _usage_guard,
+    "young": _young_guard,
+    "fleet": _fleet_guard,
+    "node": _node_guard,
+    "ramp": _ramp_guard,
+}
+HORIZON = "horizon"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedFigure:
+    """What is published, and why.
+
+    Attributes
+    ----------
+    free : float
+        Cores or MB.
+    limits : mapping of guard to float
+        What was left by each guard that lowered the figure, in the order of the guards.
+    """
+
+    free: float
+    limits: Mapping[str, float]
+
+
+class NodeCondition:
+    """What the guards remember of one resource of a node.
+
+    Parameters
+    ----------
+    resource : Resource
+    settings : GuardSettings
+    phase : int
+        When the node has its turn: one slice in eight.
+    """
+
+    def __init__(self, resource: Resource, settings: GuardSettings, phase: int) -> None:
+        self._resource = resource
+        self._settings = settings
+        self.count = phase
+        self.reserve = 0.0
+        self.recovery = 0
+        self.names: list[str] = []
+        self.ages: FloatArray = np.empty(0)
+
+    def update(self, vms: tuple[str, ...], usage: Usage, peak: float, feedback: ResourceFeedback) -> NodeState:
+        """The state after a slice with samples."""
+        settings = self._settings
+        full = is_full(peak, usage.config)
+        self.count += 1
+        self.recovery = math.ceil(_RECOVERY_SHARE * settings.day) if full else max(self.recovery - 1, 0)
+        faded = self.reserve * (1.0 - 1.0 / (_NODE_FADES * settings.day))
+        self.reserve = min(faded + _NODE_RESERVE * full, _NODE_MOST)
+        return NodeState(
+            config=usage.config,
+            peak=peak,
+            young=self._young(vms, usage, feedback),
+            fleet_reserve=_FLEET_RESERVE * max(0.0, feedback.level),
+            node_reserve=self.reserve,
+            recovering=self.recovery > 0,
+            largest=feedback.largest,
+            in_turn=self.count % _TURN == 0,
+            ramp=settings.ramp_of_slice,
+        )
+
+    def _young(self, vms: tuple[str, ...], usage: Usage, feedback: ResourceFeedback) -> float:
+        """What young VMs will use in addition; an older VM counts with what it uses."""
+        if list(vms) != self.names:
+            age = dict(zip(self.names, self.ages.tolist(), strict=True))
+            self.ages = np.array([age.get(name, 0.0) for name in vms])
+            self.names = list(vms)
+        self.ages = self.ages + 1.0
+        missing = 1.0 - np.minimum(self.ages / (_YOUNG_SHARE * self._settings.day), 1.0)
+        young = missing > 0
+        if usage.vm_alive is not None:
+            young &= usage.vm_alive
+        if not young.any():
+            return 0.0
+        size = np.nan_to_num(usage.vm_config[young])
+        samples = usage.vm_usage[young]
+        present = ~np.isnan(samples)
+        used = np.where(present, samples, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+        usual = np.array(feedback.mean)[size_class(self._resource, usage.vm_config[young])] * size
+        return float((missing[young] * np.maximum(usual - used, 0.0)).sum())
+
+    def state(self) -> dict[str, Any]:
+        """The state as numbers and lists."""
+        return {
+            "count": self.count,
+            "reserve": self.reserve,
+            "recovery": self.recovery,
+            "names": self.names,
+            "ages": self.ages.tolist(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the :meth:`state` of another instance.
+
+        Raises
+        ------
+        KeyError
+        """
+        self.count, self.recovery = int(state["count"]), int(state["recovery"])
+        self.reserve, self.names = float(state["reserve"]), list(state["names"])
+        self.ages = np.array(state["ages"], dtype=np.float64)
+
+
+class FigureGuards:
+    """The guards of one figure: one strategy for one resource of a node.
+
+    Parameters
+    ----------
+    slices : int
+        Over how many slices the least figure counts (horizon).
+    """
+
+    def __init__(self, slices: int) -> None:
+        self.past: deque[float] = deque(maxlen=max(slices, 1))
+
+    def update(self, free: float, node: NodeState) -> GuardedFigure:
+        """Lower a figure as far as the guards require."""
+        limits: dict[str, float] = {}
+        self.past.append(free)
+        left = min(self.past)
+        if left < free:
+            limits[HORIZON] = left
+        for name, guard in GUARDS.items():
+            before, left = left, max(0.0, min(left, guard(node, left)))
+            if left < before:
+                limits[name] = left
+        return GuardedFigure(left, limits)
