@@ -86,6 +86,8 @@ def _add_settings(parser: Parser) -> None:
         metavar="RATIO[,RATIO...]",
         help="fixed allocation ratios for CPU, beside the best one (default: 1,2,4)",
     )
+    add("--guards", action="store_true", help="publish what the guards leave of a figure (default)")
+    add("--no-guards", action="store_true", help="publish the bare figure; with --guards both, a row each")
     add(
         "--oracle",
         action=argparse.BooleanOptionalAction,
@@ -249,6 +251,8 @@ def _run(args: Any) -> int:
     from model.simulation.grid import settings_of
     from model.simulation.options import SimulationOptions
 
+    # Both options together give two rows per strategy.
+    guards = [True] * (args.guards or not args.no_guards) + [False] * args.no_guards
     strategies = list(STRATEGIES) if "all" in args.strategy else args.strategy
     for risk in args.risk:
         if fault := risk_fault(risk, tuple(strategies)):
@@ -258,7 +262,7 @@ def _run(args: Any) -> int:
     return run_simulation(
         SimulationOptions(
             inputs=tuple(args.inputs),
-            settings=tuple(settings_of(strategies, args.risk, args.ratio, [False], oracle=args.oracle)),
+            settings=tuple(settings_of(strategies, args.risk, args.ratio, guards, oracle=args.oracle)),
             seeds=tuple(args.seeds),
             size=FleetSize(args.nodes, args.node_cores, args.node_memory_mb),
             weigher=args.weigher,

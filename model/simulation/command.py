@@ -45,9 +45,12 @@ def run_simulation(options: SimulationOptions) -> int:
     """
     _check(options)
     inputs = _read(options)
-    sources = sources_of(inputs, options)
-    for line in (*inputs.notes, *inputs.errors):
-        _report(line)
+    try:
+        sources = sources_of(inputs, options)
+    finally:
+        for line in (*inputs.notes, *inputs.errors):
+            _report(line)
+    _check_saving(options, sources)
     plan = _plan(options, sources)
     runner = Runner(options, plan)
     try:
@@ -90,6 +93,12 @@ def _check(options: SimulationOptions) -> None:
         raise UsageError(f"--scope-s: {options.scope_s:g} is not a multiple of --slice-s, {options.slice_s:g}")
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output: {printable(str(options.output))} is not a folder")
+
+
+def _check_saving(options: SimulationOptions, sources: Sequence[Source]) -> None:
+    workloads = sum(len(seeds_of(source, options)) for source in sources)
+    if options.save_workload is not None and workloads > 1:
+        raise UsageError(f"--save-workload: there are {workloads} workloads; choose one with --arrivals and --seeds")
 
 
 def _read(options: SimulationOptions) -> Inputs:
@@ -176,6 +185,8 @@ class Runner:
                     pending.append(task)
         # The longest first, so that the last worker does not run long after the others.
         pending.sort(key=lambda task: (task.find_hosts, task.setting.is_strategy), reverse=True)
+        if not pending:
+            return
         work = simulation_work(self._plan)
         with ProgressBar().counted(what, len(pending)) as advance:
             for task, outcome in finish(work, pending, self._options.jobs, self._options.dask):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from ..numerics import FloatArray
+from ..oversubscriptioncomputation import STRATEGIES
 from ..replay.figures import style_of
 from .grid import BEST_RATIO, FIXED_RATIO, ORACLE, Setting
 from .summary import Comparison, Summary
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-_MARKERS = "osD^vP*X<"
+_MARKERS = "sD^vPX<>ph"
 _RATIO_COLOUR, _ORACLE_COLOUR, _HARM_COLOUR = "0.45", "#000000", "#c00000"
 #: Shares below this are drawn on a linear scale.
 _LINEAR_BELOW = 0.001
@@ -36,9 +37,9 @@ def front_figure(comparison: Comparison) -> Figure:
     ratios.sort(key=lambda one: one.setting.ratio or 0.0)
     line = [(one.mean("over"), one.mean("sold")) for one in ratios]
     axes.plot([x for x, _ in line], [y for _, y in line], color=_RATIO_COLOUR, linewidth=1.0, zorder=1)
-    for number, (name, group) in enumerate(_by_strategy(comparison.summaries).items()):
+    for name, group in _by_strategy(comparison.summaries).items():
         for summary in group:
-            _draw_point(axes, summary, _MARKERS[number % len(_MARKERS)], name if summary is group[0] else "")
+            _draw_point(axes, summary, name if summary is group[0] else "")
     _draw_accepted(axes, comparison.harm)
     _scale_share(axes, "x", max(one.figures["over"].most for one in comparison.summaries))
     axes.set_ylim(0, 1.08 * max(one.figures["sold"].most for one in comparison.summaries))
@@ -49,7 +50,7 @@ def front_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _draw_point(axes: Axes, summary: Summary, marker: str, label: str) -> None:
+def _draw_point(axes: Axes, summary: Summary, label: str) -> None:
     setting = summary.setting
     over, sold = summary.figures["over"], summary.figures["sold"]
     axes.errorbar(
@@ -58,7 +59,7 @@ def _draw_point(axes: Axes, summary: Summary, marker: str, label: str) -> None:
         xerr=[[over.mean - over.least], [over.most - over.mean]],
         yerr=[[sold.mean - sold.least], [sold.most - sold.mean]],
         color=_colour(setting),
-        marker=marker,
+        marker=_marker(setting),
         markersize=7,
         markerfacecolor="white" if setting.guards is False else None,
         linewidth=0.8,
@@ -90,7 +91,7 @@ def fleet_figure(
     panels = figure.subplots(3, 1, sharex=True)
     shown = {setting: runs for setting, runs in series.items() if setting.strategy != FIXED_RATIO}
     ratios = {setting: runs for setting, runs in series.items() if setting.strategy == FIXED_RATIO}
-    names = list(dict.fromkeys(setting.strategy for setting in shown))
+    largest = 0.0
     for axes, column, label in zip(
         panels,
         ("sold", "used", "over"),
@@ -101,6 +102,7 @@ def fleet_figure(
             values = np.mean([getattr(run, column) for run in runs], axis=0)
             if column == "over":
                 values = _rolling_mean(values, round(_DAY_S / slice_s))
+                largest = max(largest, float(values.max()))
             days = (np.arange(values.size) + 1) * slice_s / _DAY_S
             own = [one for one in shown if one.strategy == setting.strategy]
             axes.plot(days, values, **_line(setting, own), label=setting.label)
@@ -109,14 +111,13 @@ def fleet_figure(
         axes.grid(color="0.93")
         axes.set_ylim(bottom=0)
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panels[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _scale_share(panels[2], "y", max(one.figures["worst_node"].most for one in comparison.summaries))
+    _scale_share(panels[2], "y", largest)
     panels[2].axhline(comparison.harm, color=_HARM_COLOUR, linewidth=0.8, linestyle=":")
     panels[2].set_xlabel("days; grey: warm-up, not counted")
-    panels[2].set_xlim(left=0)
+    panels[2].set_xlim(0, max(len(run.sold) for runs in series.values() for run in runs) * slice_s / _DAY_S)
     figure.suptitle(f"{_plain(comparison.name)}: the fleet over time", fontsize=11, parse_math=False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(names) + 2), fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure
 
 
@@ -129,7 +130,7 @@ def reported_figure(comparison: Comparison) -> Figure | None:
     axes = figure.subplots()
     most = max(max(one.figures["over"].most, one.figures["reported"].most) for one in counted)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
-    for number, (name, group) in enumerate(_by_strategy(counted).items()):
+    for name, group in _by_strategy(counted).items():
         for one in group:
             reported, over = one.figures["reported"], one.figures["over"]
             axes.errorbar(
@@ -138,7 +139,7 @@ def reported_figure(comparison: Comparison) -> Figure | None:
                 xerr=[[over.mean - over.least], [over.most - over.mean]],
                 yerr=[[reported.mean - reported.least], [reported.most - reported.mean]],
                 color=_colour(one.setting),
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=_marker(one.setting),
                 markerfacecolor="white" if one.setting.guards is False else None,
                 linestyle="none",
                 linewidth=0.8,
@@ -169,6 +170,13 @@ def _colour(setting: Setting) -> str:
     if setting.strategy in (FIXED_RATIO, BEST_RATIO):
         return _RATIO_COLOUR
     return _ORACLE_COLOUR if setting.strategy == ORACLE else str(style_of(setting.strategy)["color"])
+
+
+def _marker(setting: Setting) -> str:
+    """The same in every picture."""
+    if setting.is_strategy:
+        return _MARKERS[list(STRATEGIES).index(setting.strategy) % len(_MARKERS)]
+    return "*" if setting.strategy == ORACLE else "o"
 
 
 def _line(setting: Setting, siblings: Sequence[Setting]) -> dict[str, Any]:

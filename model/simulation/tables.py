@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cli.tables import FILE_WIDTH, print_whole
-from .summary import Comparison, Spread, Summary
+from .summary import Comparison, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,20 @@ class Column:
             return "-"
         if self.highest:
             return self.text(figure.most)
-        shown = self.text(figure.mean)
-        return f"{shown} {self._range(figure)}" if spread and self.spread and summary.runs > 1 else shown
-
-    def _range(self, figure: Spread) -> str:
-        return f"({self.text(figure.least)}..{self.text(figure.most)})"
+        mean, least, most = (self.text(value) for value in (figure.mean, figure.least, figure.most))
+        return f"{mean} ({least}..{most})" if spread and self.spread and least != most else mean
 
 
 def percent(share: float) -> str:
     """A share, small ones with more digits.
 
-    >>> [percent(share) for share in (0, 0.00012, 0.0123, 0.123)]
-    ['0%', '0.012%', '1.23%', '12.3%']
+    >>> [percent(share) for share in (0, 0.000001, 0.00012, 0.0123, 0.123)]
+    ['0%', '<0.001%', '0.012%', '1.23%', '12.3%']
     """
     if share == 0:
         return "0%"
+    if share < 0.00001:
+        return "<0.001%"
     digits = 1 if share >= 0.0995 else 2 if share >= 0.000995 else 3
     return f"{share:.{digits}%}"
 
@@ -101,7 +100,7 @@ def print_comparisons(comparisons: Sequence[Comparison], stream: TextIO | None =
     console = Console(file=stream, width=None if stream.isatty() else FILE_WIDTH, highlight=False)
     for comparison in comparisons:
         print_whole(console, _tables(comparison))
-        console.print(f"{comparison.sentence}\n", markup=False)
+        console.print(f"\n{comparison.sentence}\n", markup=False)
 
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
@@ -117,12 +116,13 @@ def _table(comparison: Comparison, columns: Sequence[Column], *, spread: bool) -
     rows = comparison.ranked()
     runs = max((row.runs for row in rows), default=0)
     seeds = f", means of {runs} seeds" + (" (least..most)" if spread else "") if runs > 1 else ""
-    title = f"{comparison.name}{seeds}; bold: at most {100 * comparison.harm:g} % over"
+    title = f"{comparison.name}{seeds}; *: at most {100 * comparison.harm:g} % over"
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("\nsetting", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for row in rows:
-        style = "bold" if row.is_safe(comparison.harm) else ""
-        table.add_row(row.setting.label, *(column.cell(row, spread=spread) for column in columns), style=style)
+        safe = row.is_safe(comparison.harm)
+        cells = (column.cell(row, spread=spread) for column in columns)
+        table.add_row(f"{row.setting.label}{' *' if safe else ''}", *cells, style="bold" if safe else "")
     return table

@@ -21,8 +21,8 @@ from .workload import Workload
 
 #: A fleet takes a finite workload when it takes this share of its vCPUs.
 TAKEN_SHARE = 0.99
-#: Where a search for the number of nodes ends.
-MOST_NODES = 4096
+#: The search for the number of nodes ends at so many times what holds all vCPUs of the busiest moment at a ratio of 1.
+MOST_FLEETS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,7 @@ def policy_of(setting: Setting, workload: Workload, plan: Plan) -> Policy:
         cpu=parameters,
         mem=parameters,
         positions=plan.positions,
+        guarded=bool(setting.guards),
     )
     return StrategyPolicy(
         workload, simulation.size, model, simulation.slice_s, publish_memory=simulation.publish_memory
@@ -143,7 +144,7 @@ def _series(harm: Harm) -> FleetSeries:
 
 
 def _hosts_needed(workload: Workload, setting: Setting, plan: Plan) -> int | None:
-    """The smallest number of nodes that takes 99 % of the vCPUs; None when not even a very large fleet does.
+    """The smallest number of nodes that takes 99 % of the vCPUs; None when not even a large fleet does.
 
     It takes a larger fleet to accept no less.
     """
@@ -154,14 +155,15 @@ def _hosts_needed(workload: Workload, setting: Setting, plan: Plan) -> int | Non
         own = replace(simulation, size=replace(simulation.size, nodes=nodes))
         return refuses_at_most(refusable, workload, policy_of(setting, workload, replace(plan, simulation=own)), own)
 
+    peak, cores = workload.peak_vcpu(), simulation.size.cores
     # Fewer nodes cannot book, at the busiest moment, what they may not refuse.
-    least = (workload.peak_vcpu() - refusable) / (simulation.most_ratio * simulation.size.cores)
-    low = max(0, math.ceil(least - 1e-9) - 1)
-    high = max(simulation.size.nodes, low + 1)
+    low = max(0, math.ceil((peak - refusable) / (simulation.most_ratio * cores) - 1e-9) - 1)
+    most = max(MOST_FLEETS * math.ceil(peak / cores), low + 1)
+    high = min(max(simulation.size.nodes, low + 1), most)
     while not suffices(high):
-        low, high = high, 2 * high
-        if high > MOST_NODES:
+        if high == most:
             return None
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if suffices(middle) else (middle, high)
