@@ -6,6 +6,7 @@ sums into the :class:`Feedback` that the nodes use in their next slice. A fleet 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from .numerics import FloatArray
 from .slices import CPU, RESOURCES, Resource, Usage
+from .vmmoments import VmFigures
 
 #: Classes of VM sizes: powers of two of the smallest class, cores or MB.
 SIZE_CLASSES = 8
@@ -22,10 +24,13 @@ _SMALLEST = {"cpu": 1.0, "mem": 512.0}
 _LEAST_OBSERVATIONS = 30.0
 #: Share of the observations that a slice makes obsolete: they count for about 20 slices.
 _DECAY = 0.05
-#: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and a
-#: slice raises it by at most 0.3. The aim is half of the target risk, so that the sum over time stays below the target.
+#: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and
+#: a slice raises it by at most 0.3. The aim is half of the target risk: the sum over time stays below the target.
 _STEP, _AIM, _MOST_STEP = 0.01, 0.5, 0.3
 _LEAST_LEVEL, _MOST_LEVEL = -1.0, 10.0
+
+#: The deviation of the fleet from the sum of the means counts over a week, and starts at 0 over half a day.
+_COMMON_DECAY, _COMMON_PRIOR_SLICES = 1.0 / 168, 12
 
 
 def size_class(resource: Resource, sizes: FloatArray) -> np.ndarray:
@@ -47,6 +52,9 @@ class ResourceCounts:
         By size class: VMs with samples, the sums of their mean share of their size, and of its mean square.
     largest : float
         Size of the largest VM, cores or MB.
+    expected, used : float
+        What the VMs that were there before were expected to use, the sum of their means, and what they used; cores or
+        MB.
     """
 
     nodes: float = 0.0
@@ -55,6 +63,8 @@ class ResourceCounts:
     shares: tuple[float, ...] = (0.0,) * SIZE_CLASSES
     squares: tuple[float, ...] = (0.0,) * SIZE_CLASSES
     largest: float = 0.0
+    expected: float = 0.0
+    used: float = 0.0
 
     def plus(self, other: ResourceCounts) -> ResourceCounts:
         """The counts of the nodes of both."""
@@ -65,6 +75,8 @@ class ResourceCounts:
             _sums(self.shares, other.shares),
             _sums(self.squares, other.squares),
             max(self.largest, other.largest),
+            self.expected + other.expected,
+            self.used + other.used,
         )
 
 
@@ -84,7 +96,7 @@ class SliceCounts:
         return self.cpu if resource is CPU else self.mem
 
 
-def count_usage(resource: Resource, usage: Usage, *, full: bool) -> ResourceCounts:
+def count_usage(resource: Resource, usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
     """Count one resource of a node in a slice; nothing is counted of a node without samples."""
     if not usage.measured:
         return ResourceCounts()
@@ -101,6 +113,7 @@ def count_usage(resource: Resource, usage: Usage, *, full: bool) -> ResourceCoun
     def by_class(values: FloatArray | None) -> tuple[float, ...]:
         return tuple(np.bincount(classes, values, SIZE_CLASSES).astype(np.float64).tolist())
 
+    followed = ~np.isnan(vms.expected) & ~np.isnan(vms.used)
     sizes = usage.vm_config[~np.isnan(usage.vm_config)]
     return ResourceCounts(
         nodes=1.0,
@@ -109,6 +122,8 @@ def count_usage(resource: Resource, usage: Usage, *, full: bool) -> ResourceCoun
         shares=by_class(filled.sum(axis=1) / number),
         squares=by_class((filled * filled).sum(axis=1) / number),
         largest=float(sizes.max(initial=0.0)),
+        expected=float(vms.expected[followed].sum()),
+        used=float(vms.used[followed].sum()),
     )
 
 
@@ -126,12 +141,15 @@ class ResourceFeedback:
         full less often than the target risk permits.
     largest : float
         Size of the largest VM of the fleet, cores or MB.
+    common : float
+        By which share of the sum of their means the VMs of the fleet together use more than that: their correlation.
     """
 
     mean: tuple[float, ...] = (1.0,) * SIZE_CLASSES
     square: tuple[float, ...] = (1.0,) * SIZE_CLASSES
     level: float = 0.0
     largest: float = 0.0
+    common: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +171,8 @@ class _ResourceState:
     squares: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
     level: float = 0.0
     largest: float = 0.0
+    deviation: float = 0.0
+    slices: int = 0
 
 
 class FleetModel:
@@ -190,6 +210,8 @@ class FleetModel:
                 "squares": state.squares.tolist(),
                 "level": state.level,
                 "largest": state.largest,
+                "deviation": state.deviation,
+                "slices": state.slices,
             }
             for name, state in self._states.items()
         }
@@ -207,7 +229,15 @@ class FleetModel:
 
 def _restored(state: Mapping[str, Any]) -> _ResourceState:
     observations, shares, squares = (_class_array(state[name]) for name in ("observations", "shares", "squares"))
-    return _ResourceState(observations, shares, squares, float(state["level"]), float(state["largest"]))
+    return _ResourceState(
+        observations,
+        shares,
+        squares,
+        float(state["level"]),
+        float(state["largest"]),
+        float(state["deviation"]),
+        int(state["slices"]),
+    )
 
 
 def _class_array(values: Any) -> FloatArray:
@@ -226,13 +256,18 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
     state.squares = kept * state.squares + np.array(counts.squares)
     state.largest = max(kept * state.largest, counts.largest)
     step = min(_STEP * (counts.full / counts.nodes / aim - 1.0), _MOST_STEP) if aim > 0 else _MOST_STEP * counts.full
+    if counts.expected > 0:
+        state.slices += 1
+        excess = max(counts.used / counts.expected - 1.0, 0.0)
+        weight = max(1.0 / (state.slices + _COMMON_PRIOR_SLICES), _COMMON_DECAY)
+        state.deviation += weight * (2.0 * excess**2 - state.deviation)
     state.level = min(max(state.level + step, _LEAST_LEVEL), _MOST_LEVEL)
 
 
 def _feedback(state: _ResourceState) -> ResourceFeedback:
     mean = _means(state.shares, state.observations)
     square = _means(state.squares, state.observations)
-    return ResourceFeedback(mean, square, state.level, state.largest)
+    return ResourceFeedback(mean, square, state.level, state.largest, math.sqrt(state.deviation))
 
 
 def _means(sums: FloatArray, observations: FloatArray) -> tuple[float, ...]:

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from .feedback import ResourceFeedback, size_class
-from .numerics import FloatArray
-from .slices import Resource, Usage, is_full
+from .slices import Resource, is_full
+from .vmmoments import LEAST_SCOPE, VmFigures
 
-#: A scope of fewer slices counts as so many: the guards cover about a day, not a single slice.
-LEAST_SCOPE = 24
 #: Part of what is free that a node is offered in an hour of a day (1/24 of a scope).
 _RAMP = 0.25
 #: One slice in so many a node offers all that is free, up to the largest VM of the fleet.
@@ -107,10 +105,13 @@ def _fleet_guard(state: NodeState, free: float) -> float:
 
 
 def _node_guard(state: NodeState, free: float) -> float:
-    return 0.0 if state.recovering else free - state.node_reserve * state.config
+    left = free - state.node_reserve * state.config
+    return min(left, -CLOSED) if state.recovering else left
 
 
 def _ramp_guard(state: NodeState, free: float) -> float:
+    if free <= 0.0:
+        return free
     offered = state.ramp * free
     return max(offered, min(free, state.largest)) if state.in_turn else offered
 
@@ -124,6 +125,7 @@ GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
     "ramp": _ramp_guard,
 }
 HORIZON = "horizon"
+CLOSED = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,14 @@ class GuardedFigure:
     ----------
     free : float
         Cores or MB.
+    closed : bool
+        Whether the node has less than nothing free: what its VMs leave is not offered again.
     limits : mapping of guard to float
         What was left by each guard that lowered the figure, in the order of the guards.
     """
 
     free: float
+    closed: bool
     limits: Mapping[str, float]
 
 
@@ -159,21 +164,19 @@ class NodeCondition:
         self.count = phase
         self.reserve = 0.0
         self.recovery = 0
-        self.names: list[str] = []
-        self.ages: FloatArray = np.empty(0)
 
-    def update(self, vms: tuple[str, ...], usage: Usage, peak: float, feedback: ResourceFeedback) -> NodeState:
+    def update(self, config: float, peak: float, vms: VmFigures, feedback: ResourceFeedback) -> NodeState:
         """The state after a slice with samples."""
         settings = self._settings
-        full = is_full(peak, usage.config)
+        full = is_full(peak, config)
         self.count += 1
         self.recovery = math.ceil(_RECOVERY_SHARE * settings.day) if full else max(self.recovery - 1, 0)
         faded = self.reserve * (1.0 - 1.0 / (_NODE_FADES * settings.day))
         self.reserve = min(faded + _NODE_RESERVE * full, _NODE_MOST)
         return NodeState(
-            config=usage.config,
+            config=config,
             peak=peak,
-            young=self._young(vms, usage, feedback),
+            young=self._young(vms, feedback),
             fleet_reserve=_FLEET_RESERVE * max(0.0, feedback.level),
             node_reserve=self.reserve,
             recovering=self.recovery > 0,
@@ -182,35 +185,20 @@ class NodeCondition:
             ramp=settings.ramp_of_slice,
         )
 
-    def _young(self, vms: tuple[str, ...], usage: Usage, feedback: ResourceFeedback) -> float:
+    def _young(self, vms: VmFigures, feedback: ResourceFeedback) -> float:
         """What young VMs will use in addition; an older VM counts with what it uses."""
-        if list(vms) != self.names:
-            age = dict(zip(self.names, self.ages.tolist(), strict=True))
-            self.ages = np.array([age.get(name, 0.0) for name in vms])
-            self.names = list(vms)
-        self.ages = self.ages + 1.0
-        missing = 1.0 - np.minimum(self.ages / (_YOUNG_SHARE * self._settings.day), 1.0)
-        young = missing > 0
-        if usage.vm_alive is not None:
-            young &= usage.vm_alive
+        missing = 1.0 - np.minimum(vms.ages / (_YOUNG_SHARE * self._settings.day), 1.0)
+        young = (missing > 0) & vms.alive
         if not young.any():
             return 0.0
-        size = np.nan_to_num(usage.vm_config[young])
-        samples = usage.vm_usage[young]
-        present = ~np.isnan(samples)
-        used = np.where(present, samples, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-        usual = np.array(feedback.mean)[size_class(self._resource, usage.vm_config[young])] * size
-        return float((missing[young] * np.maximum(usual - used, 0.0)).sum())
+        config = vms.config[young]
+        usual = np.array(feedback.mean)[size_class(self._resource, config)] * np.nan_to_num(config)
+        excess = np.maximum(usual - np.nan_to_num(vms.used[young]), 0.0)
+        return float((missing[young] * excess).sum())
 
     def state(self) -> dict[str, Any]:
-        """The state as numbers and lists."""
-        return {
-            "count": self.count,
-            "reserve": self.reserve,
-            "recovery": self.recovery,
-            "names": self.names,
-            "ages": self.ages.tolist(),
-        }
+        """The state as numbers."""
+        return {"count": self.count, "reserve": self.reserve, "recovery": self.recovery}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the :meth:`state` of another instance.
@@ -220,8 +208,7 @@ class NodeCondition:
         KeyError
         """
         self.count, self.recovery = int(state["count"]), int(state["recovery"])
-        self.reserve, self.names = float(state["reserve"]), list(state["names"])
-        self.ages = np.array(state["ages"], dtype=np.float64)
+        self.reserve = float(state["reserve"])
 
 
 class FigureGuards:
@@ -244,7 +231,7 @@ class FigureGuards:
         if left < free:
             limits[HORIZON] = left
         for name, guard in GUARDS.items():
-            before, left = left, max(0.0, min(left, guard(node, left)))
+            before, left = left, min(left, guard(node, left))
             if left < before:
                 limits[name] = left
-        return GuardedFigure(left, limits)
+        return GuardedFigure(max(left, 0.0), left < 0.0, limits)

@@ -16,6 +16,7 @@ from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, Stra
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
 from .violations import ViolationRecord
+from .vmmoments import VmMoments
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Estimate:
         The same for this slice: 1 or 0; NaN when there was no figure before it.
     unguarded : float
         What would be published without guards.
+    closed : bool
+        Whether what the VMs of the node leave must not be offered again.
     limits : mapping of guard to float
         What was left by each guard that lowered the figure, in the order of the guards.
     """
@@ -55,12 +58,20 @@ class Estimate:
     violation_rate: float = math.nan
     violated: float = math.nan
     unguarded: float = 0.0
+    closed: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def free(self) -> float:
         """The free resources, an alias of tier2."""
         return self.tier2
+
+    def capacity(self, booked_now: float, config: float) -> float:
+        """What a scheduler may book on the node in total, cores or MB.
+
+        Booked now + published free. A closed node offers nothing, not even what its VMs leave: no more than it has.
+        """
+        return min(booked_now, config) if self.closed else booked_now + self.published
 
 
 #: The estimate for a slice without samples of the node: nothing is published as free.
@@ -123,6 +134,11 @@ class ModelSettings:
         return self.guarded or any(STRATEGIES[name].uses_vm_samples for name in self.strategies)
 
     @property
+    def uses_vm_moments(self) -> bool:
+        """Whether the guards or any strategy use the moments of single VMs."""
+        return self.guarded or any(STRATEGIES[name].uses_vm_moments for name in self.strategies)
+
+    @property
     def keeps_vm_samples(self) -> bool:
         """Whether any strategy uses the samples of single VMs in earlier slices too."""
         return any(STRATEGIES[name].keeps_vm_samples for name in self.strategies)
@@ -170,9 +186,8 @@ class _Position:
 class _Publication:
     """What is published of one strategy: the guards of its figure, and the slices that violated it."""
 
-    def __init__(self, strategy: type[Strategy], guards: GuardSettings | None) -> None:
-        slices = 1 if guards is None else math.ceil(strategy.horizon_share * guards.day)
-        self.guards = FigureGuards(slices)
+    def __init__(self, guards: GuardSettings | None) -> None:
+        self.guards = FigureGuards(1 if guards is None else guards.day)
         self.record = ViolationRecord()
 
     def state(self) -> dict[str, Any]:
@@ -197,7 +212,8 @@ class _ResourceModel:
         self.measured = False  # whether the slice before has samples
         guards = GuardSettings(settings.positions) if settings.guarded else None
         self.condition = None if guards is None else NodeCondition(resource, guards, phase)
-        self.publications = {name: _Publication(STRATEGIES[name], guards) for name in settings.strategies}
+        self.moments = VmMoments(settings.positions) if settings.uses_vm_moments else None
+        self.publications = {name: _Publication(guards) for name in settings.strategies}
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
         parameters = replace(self.settings.of(self.resource), censored=self.settings.guarded)
@@ -222,6 +238,7 @@ class _ResourceModel:
             "measured": self.measured,
             "free": self.free,
             "shared": shared,
+            "moments": None if self.moments is None else self.moments.state(),
             "condition": None if self.condition is None else self.condition.state(),
             "published": {name: one.state() for name, one in self.publications.items()},
         }
@@ -231,6 +248,8 @@ class _ResourceModel:
         self.begun_s = float(common["begun_s"])
         self.measured = bool(common["measured"])
         self.free = {name: dict(common["free"][name]) for name in self.settings.strategies}
+        if self.moments is not None:
+            self.moments.restore(common["moments"])
         if self.condition is not None:
             self.condition.restore(common["condition"])
         for name, publication in self.publications.items():
@@ -262,12 +281,16 @@ class _ResourceModel:
         if not usage.measured:
             return unknown, ResourceCounts()
         stable = position.stable(self.detector)
-        observed = Observation(position.window(), stable, finished.position, self.settings.positions, follows, feedback)
         peak = present.peak(99.0, 1)
-        counts = count_usage(self.resource, usage, full=is_full(peak, usage.config))
-        node = None
-        if self.condition is not None:
-            node = self.condition.update(finished.vms, usage, peak, feedback)
+        vms, counts, node = None, ResourceCounts(), None
+        if self.moments is not None:
+            vms = self.moments.update(finished.vms, usage)
+            counts = count_usage(self.resource, usage, vms, full=is_full(peak, usage.config))
+            if self.condition is not None:
+                node = self.condition.update(usage.config, peak, vms, feedback)
+        observed = Observation(
+            position.window(), stable, finished.position, self.settings.positions, follows, feedback, vms
+        )
         estimates = {
             name: self._estimate(name, position.strategies[name], observed, peak, node)
             for name in self.settings.strategies
@@ -288,10 +311,11 @@ class _ResourceModel:
         unguarded = min(unguarded, observed.config)
         publication, usage = self.publications[name], observed.window.current
         violated = publication.record.compare(usage, peak, follows=observed.follows)
-        published, limits = unguarded, dict[str, float]()
+        published, closed, limits = unguarded, False, dict[str, float]()
         if node is not None:
-            guarded = publication.guards.update(unguarded, node)
-            published, limits = round(guarded.free, 6), dict(guarded.limits)
+            # A threshold above the capacity is less than nothing free.
+            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node)
+            published, closed, limits = round(guarded.free, 6), guarded.closed, dict(guarded.limits)
         publication.record.note_published(published, usage)
         return Estimate(
             threshold=threshold,
@@ -304,6 +328,7 @@ class _ResourceModel:
             violation_rate=publication.record.rate,
             violated=violated,
             unguarded=unguarded,
+            closed=closed,
             limits=limits,
         )
 

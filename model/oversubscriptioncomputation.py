@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import clt
+from .clt import moment_bound
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
 from .slices import Resource, Window
+from .vmmoments import LEAST_SCOPE, VmFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Observation:
         Whether the node has data in the slice before, at whatever position.
     feedback : ResourceFeedback
         What the fleet has learnt until the slice before.
+    vms : VmFigures or None
+        Moments of the single VMs, where a strategy uses them.
     """
 
     window: Window
@@ -68,6 +71,7 @@ class Observation:
     positions: int = 1
     follows: bool = True
     feedback: ResourceFeedback = ResourceFeedback()  # noqa: RUF009  # immutable
+    vms: VmFigures | None = None
 
     @property
     def config(self) -> float:
@@ -91,10 +95,10 @@ class Strategy(ABC):
     """Whether it reads the usage of single VMs, in addition to their allocations."""
     keeps_vm_samples: ClassVar[bool] = False
     """Whether it reads that usage in earlier slices, too, which then have to be kept in memory."""
+    uses_vm_moments: ClassVar[bool] = False
+    """Whether it reads mean and variance of single VMs over a scope."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
-    horizon_share: ClassVar[float] = 1.0
-    """The part of a scope over which its least figure is published, where guards are on."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
 
@@ -372,31 +376,32 @@ class CentralLimit(Strategy):
     """T = own + sum m_i + z sqrt(sum s_i^2): means and variances of the single VMs over about a scope.
 
     z is the normal quantile of the target risk, ``--risk``. VMs that are young count in part as VMs of their size do.
-    :class:`~model.clt.MomentBound` has the formulas and their source.
+    :func:`~model.clt.moment_bound` has the formula and its source. T is at
+    least the 99th percentile of the slice, at most what is booked now plus own, the usage of the node itself.
     """
 
     summary = "sum of the VMs' means plus z standard deviations of the sum; z by --risk"
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
-    horizon_share = 0.25
-    state_fields = clt.STATE_FIELDS
+    uses_vm_moments = True
+    state_fields = ("slices", "own")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         super().__init__(resource, settings)
-        self.bound = clt.MomentBound(resource, settings.risk)
+        self.slices = 0
+        self.own = 0.0
 
     @property
     def risk(self) -> float:
         return self.settings.risk
 
-    def state(self) -> dict[str, Any]:
-        return self.bound.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.bound.restore(state)
-
     def update(self, observation: Observation) -> float:
-        current = observation.window.slices[-1]
-        peak = current.peak(99.0, 1)
-        return self.bound.update(current.vms, current.usage, peak, observation.feedback, observation.positions)
+        vms, current = observation.vms, observation.window.slices[-1]
+        assert vms is not None  # noqa: S101  # the node model follows the VMs for this strategy
+        scope = max(observation.positions, LEAST_SCOPE)
+        own = max(float(current.usage.node.mean()) - float(np.nansum(vms.used)), 0.0)
+        self.slices += 1
+        self.own += max(1.0 / self.slices, 1.0 / scope) * (own - self.own)
+        bound = moment_bound(self.resource, self.settings.risk, scope, vms, observation.feedback)
+        return max(self.own + min(bound, current.usage.booked_now), current.peak(99.0, 1))

@@ -36,6 +36,8 @@ class Figures:
         NaN, None equals itself after it was written and read.
     unguarded : float or None
         What would be published without guards.
+    closed : bool
+        Whether the guards found less than nothing free: what VMs leave must not be offered again.
     limits : mapping of guard to float
         What was left by each guard that lowered the figure, in the order of the guards.
     """
@@ -52,6 +54,7 @@ class Figures:
     violation_rate: float | None = None
     forecast_violation_rate: float | None = None
     unguarded: float | None = None
+    closed: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -82,11 +85,22 @@ class ResourceStatus:
         return self.last.free if self.last is not None and self.state == "ok" else 0.0
 
     @property
+    def capacity(self) -> float:
+        """What a scheduler may book in total, cores or MB; NaN before the first figures.
+
+        Booked now + free. A closed node offers nothing, not even what its VMs leave: no more than it has.
+        """
+        if self.last is None:
+            return math.nan
+        booked = self.last.booked_now
+        return min(booked, self.last.config) if self.last.closed else booked + self.free
+
+    @property
     def ratio(self) -> float:
-        """(booked now + free) / config; NaN if the configuration is unknown."""
+        """Capacity / config; NaN if the configuration is unknown."""
         if self.last is None or not self.last.config > 0:
             return math.nan
-        return (self.last.booked_now + self.free) / self.last.config
+        return self.capacity / self.last.config
 
     def aged(self, reason: str = "") -> ResourceStatus:
         """The status after a later slice without samples, or with samples that do not count for a reason."""
@@ -158,6 +172,7 @@ def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
         violation_rate=_none_if_nan(estimate.violation_rate),
         forecast_violation_rate=_none_if_nan(estimate.forecast_violation_rate),
         unguarded=estimate.unguarded,
+        closed=estimate.closed,
         limits=dict(estimate.limits),
     )
 

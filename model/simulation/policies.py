@@ -149,19 +149,18 @@ class StrategyPolicy(Policy):
 
     def update(self, ended: FleetSlice) -> Capacities:
         """Update the model of each node."""
-        n = self._size.nodes
-        free_cpu, free_mem, violated = np.zeros(n), np.zeros(n), np.full(n, math.nan)
+        n, fleet = self._size.nodes, ended.fleet
+        cpu, mem, violated = np.zeros(n), np.zeros(n), np.full(n, math.nan)
         counts = []
         for node, model in enumerate(self._models):
             estimate = model.update(self._slice(ended, node), self._feedback)
             counts.append(estimate.counts)
-            cpu, mem = (one.by_strategy[self._strategy] for one in (estimate.cpu, estimate.mem))
-            free_cpu[node], free_mem[node], violated[node] = cpu.published, mem.published, cpu.violated
+            of_cpu, of_mem = (one.by_strategy[self._strategy] for one in (estimate.cpu, estimate.mem))
+            cpu[node] = of_cpu.capacity(fleet.booked_cpu[node], self._size.cores)
+            mem[node] = of_mem.capacity(fleet.booked_mem[node], self._size.memory_mb)
+            violated[node] = of_cpu.violated
         self._feedback = self._fleet.update(counts)
-        fleet = ended.fleet
-        return Capacities(
-            fleet.booked_cpu + free_cpu, fleet.booked_mem + free_mem if self._publish_memory else None, violated
-        )
+        return Capacities(cpu, mem if self._publish_memory else None, violated)
 
     def _slice(self, ended: FleetSlice, node: int) -> Slice:
         rows = slice(int(ended.bounds[node]), int(ended.bounds[node + 1]))

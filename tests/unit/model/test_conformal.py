@@ -267,7 +267,7 @@ def test_violation_rate_is_that_of_the_published_score(seed: int) -> None:
         violated = terms.violation[~np.isnan(terms.misprediction)] > 1e-9
         last = [result for usage, result in zip(usages, results, strict=True) if usage.measured][-1]
         assert 10 < violated.size <= 100
-        assert last.violation_rate == pytest.approx(violated.mean())
+        assert last.forecast_violation_rate == pytest.approx(violated.mean())
         assert last.risk == 0.05
 
 

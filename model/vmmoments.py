@@ -1,0 +1,116 @@
+"""Mean and mean square of what each VM of a node uses, over about a scope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .numerics import BoolArray, FloatArray
+from .slices import Usage
+
+#: A scope of fewer slices counts as so many: moments cover about a day, not a single slice.
+LEAST_SCOPE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class VmFigures:
+    """The VMs of a slice, in its order; cores or MB.
+
+    Attributes
+    ----------
+    alive : (v,) bool
+        Whether a VM exists at the end of the slice.
+    config : (v,) float64
+        Allocations; NaN if unknown.
+    ages : (v,) float64
+        Slices with samples.
+    used : (v,) float64
+        Mean of the samples of the slice; NaN without samples.
+    means, squares : (v,) float64
+        Exponential averages of mean and mean square; 0 for a VM that never had a sample.
+    expected : (v,) float64
+        ``means`` before this slice; NaN for a VM that is new.
+    """
+
+    alive: BoolArray
+    config: FloatArray
+    ages: FloatArray
+    used: FloatArray
+    means: FloatArray
+    squares: FloatArray
+    expected: FloatArray
+
+    @property
+    def variances(self) -> FloatArray:
+        """(v,) float64."""
+        return np.maximum(self.squares - self.means**2, 0.0)
+
+
+class VmMoments:
+    """Follows the VMs of a node; a VM that was absent in a slice starts afresh.
+
+    A figure is the plain mean over the first slices of a VM, and then an exponential average over a scope.
+
+    Parameters
+    ----------
+    scope : int
+        Slices of a scope.
+    """
+
+    def __init__(self, scope: int) -> None:
+        self.scope = max(scope, LEAST_SCOPE)
+        self._names: tuple[str, ...] = ()
+        self._ages: FloatArray = np.empty(0)
+        self._means: FloatArray = np.empty(0)
+        self._squares: FloatArray = np.empty(0)
+
+    def update(self, vms: tuple[str, ...], usage: Usage) -> VmFigures:
+        """Add a slice."""
+        if vms != self._names:
+            self._reorder(vms)
+        present = ~np.isnan(usage.vm_usage)
+        number = present.sum(axis=1)
+        sampled = number > 0
+        divisor = np.maximum(number, 1)
+        filled = np.where(present, usage.vm_usage, 0.0)
+        mean, square = filled.sum(axis=1) / divisor, (filled * filled).sum(axis=1) / divisor
+        expected = np.where(self._ages > 0, self._means, np.nan)
+        self._ages = self._ages + sampled
+        step = np.where(sampled, np.maximum(1.0 / np.maximum(self._ages, 1.0), 1.0 / self.scope), 0.0)
+        self._means = self._means + step * (mean - self._means)
+        self._squares = self._squares + step * (square - self._squares)
+        alive = np.ones(len(vms), dtype=bool) if usage.vm_alive is None else usage.vm_alive
+        used = np.where(sampled, mean, np.nan)
+        return VmFigures(alive, usage.vm_config, self._ages, used, self._means, self._squares, expected)
+
+    def _reorder(self, vms: tuple[str, ...]) -> None:
+        at = {name: i for i, name in enumerate(self._names)}
+        index = np.array([at.get(name, -1) for name in vms], dtype=np.intp)
+        # Index -1 takes the zero behind the last VM.
+        self._ages, self._means, self._squares = (
+            np.append(values, 0.0)[index] for values in (self._ages, self._means, self._squares)
+        )
+        self._names = vms
+
+    def state(self) -> dict[str, Any]:
+        """The state as lists: three figures per VM."""
+        return {
+            "names": list(self._names),
+            "ages": self._ages.tolist(),
+            "means": self._means.tolist(),
+            "squares": self._squares.tolist(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the :meth:`state` of another instance.
+
+        Raises
+        ------
+        KeyError
+            When a field is missing.
+        """
+        self._names = tuple(state["names"])
+        self._ages, self._means, self._squares = (np.array(state[name], float) for name in ("ages", "means", "squares"))
