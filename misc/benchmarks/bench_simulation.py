@@ -2,8 +2,8 @@
 """Measures the closed loop: CPU seconds of a run per policy, compared with a fixed ratio, which is the floor.
 
 The workload is drawn of generated VMs, or of traces that are named. A fixed ratio costs arrivals, placement, usage of
-the VMs and figures; what a strategy costs more is its own. Policies are timed in alternation; figures are medians. Nothing
-is asserted.
+the VMs and figures; what a strategy costs more is its own. Policies are timed in alternation; figures are medians.
+Nothing is asserted.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,8 +219,27 @@ class Runner:
                 for number, ratio in tried.items()
                 if self._note(searches[number], number, ratio)
             }
-        best = {number: search.best for number, search in searches.items()}
-        return {number: ratio for number, ratio in best.items() if ratio is not None}
+        return {
+            number: self._least_equal(number, search.best)
+            for number, search in searches.items()
+            if search.best is not None
+        }
+
+    def _least_equal(self, number: int, best: float) -> float:
+        """The smallest ratio that sells as much: where memory or demand binds, ratios above some limit are equal."""
+        sold = {ratio: self._mean(number, ratio, "sold") for ratio in self._tried(number) if ratio <= best}
+        return min((ratio for ratio, value in sold.items() if value >= sold.get(best, math.inf)), default=best)
+
+    def _tried(self, number: int) -> set[float]:
+        """The fixed ratios that were simulated on a source."""
+        ratios = {task.setting.ratio for task in self.outcomes if task.source == number and not task.find_hosts}
+        return {ratio for ratio in ratios if ratio is not None}
+
+    def _mean(self, number: int, ratio: float, name: str) -> float:
+        """The mean of a figure of a ratio over the seeds; NaN when a run is missing."""
+        outcomes = [self.outcomes.get(task) for task in self._ratio_tasks(number, ratio)]
+        figures = [math.nan if one is None or one.figures is None else getattr(one.figures, name) for one in outcomes]
+        return float(np.mean(figures))
 
     def _ratio_tasks(self, number: int, ratio: float) -> list[Task]:
         seeds = seeds_of(self._plan.sources[number], self._options)
@@ -227,12 +247,10 @@ class Runner:
 
     def _note(self, search: RatioSearch, number: int, ratio: float) -> bool:
         """Enter the mean harm of a ratio into a search; False when a run is missing."""
-        outcomes = [self.outcomes.get(task) for task in self._ratio_tasks(number, ratio)]
-        figures = [one.figures for one in outcomes if one is not None and one.figures is not None]
-        if len(figures) < len(outcomes):
-            return False
-        search.note(ratio, float(np.mean([one.over for one in figures])))
-        return True
+        over = self._mean(number, ratio, "over")
+        if not math.isnan(over):
+            search.note(ratio, over)
+        return not math.isnan(over)
 
 
 def _result(

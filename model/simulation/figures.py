@@ -60,10 +60,11 @@ def _draw_point(axes: Axes, summary: Summary, label: str) -> None:
         yerr=[[sold.mean - sold.least], [sold.most - sold.mean]],
         color=_colour(setting),
         marker=_marker(setting),
-        markersize=7,
+        markersize=11 if setting.strategy == ORACLE else 7,
         markerfacecolor="white" if setting.guards is False else None,
         linewidth=0.8,
         linestyle="none",
+        zorder=3 if setting.strategy == ORACLE else 2,
         label=label or None,
     )
     text = setting.label.removeprefix(setting.strategy.replace("-", " ")).strip()

@@ -142,7 +142,7 @@ def sources_of(inputs: Inputs, options: SimulationOptions) -> list[Source]:
 def _of_traces(inputs: Inputs, options: SimulationOptions) -> Iterator[Source]:
     kinds = options.arrivals
     if not kinds or "replay" in kinds:
-        replayed = replayed_workload(inputs.traces, STEP_S, inputs.notes.append)
+        replayed = _replayed(inputs, asked=bool(kinds))
         if replayed is not None:
             yield GivenSource(_free_name("replay", inputs.workloads), bool(options.hosts_needed), replayed)
             if not kinds:
@@ -159,6 +159,17 @@ def _of_traces(inputs: Inputs, options: SimulationOptions) -> Iterator[Source]:
             finite = kind == "finite" if options.hosts_needed is None else options.hosts_needed
             name = _free_name(kind, inputs.workloads)
             yield DrawnSource(name, finite, pool, STEP_S, replace(draw, arrivals=kind))
+
+
+def _replayed(inputs: Inputs, *, asked: bool) -> Workload | None:
+    """The VMs of traces as they came and went; None when none did, or unasked for different times."""
+    try:
+        return replayed_workload(inputs.traces, STEP_S, inputs.notes.append)
+    except WorkloadError as error:
+        if asked:
+            raise
+        inputs.notes.append(f"{error}; workloads are drawn of their VMs")
+        return None
 
 
 def _of_list(arrivals: ArrivalList, inputs: Inputs, options: SimulationOptions) -> Source:

@@ -131,7 +131,7 @@ class Comparison:
         if math.isnan(needed):
             return ""
         by_ratio = math.nan if ratio is None else ratio.mean("hosts_needed")
-        compared = "" if math.isnan(by_ratio) else f", the ratio {by_ratio:.3g}"
+        compared = "" if math.isnan(by_ratio) else f", that ratio needs {by_ratio:.3g}"
         return f"; it needs {needed:.3g} nodes for 99 % of the vCPUs{compared}"
 
     def _memory(self, best: Summary) -> str:

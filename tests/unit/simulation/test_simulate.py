@@ -359,6 +359,28 @@ def test_arrivals_of_traces_are_replayed(tmp_path: Path, monkeypatch: pytest.Mon
     assert [one.name for one in plan.sources] == ["replay", "ramp"]
 
 
+def test_best_ratio_is_the_smallest_of_those_that_sell_as_much(workload: Path, tmp_path: Path) -> None:
+    """Memory binds: from some ratio on nothing changes."""
+    arguments = ("--strategy=borg", "--ratio=1,8", "--nodes=2", "--node-cores=16", "--node-memory-mb=20000", "--harm=1")
+    assert run_simulate(workload, *arguments, "--output", tmp_path).code == 0
+    rows = {(row["strategy"], row["ratio"]): row for row in rows_of(tmp_path / "simulation.csv")}
+    (best,) = (ratio for strategy, ratio in rows if strategy == "best-ratio")
+    assert 1 < float(best) <= 8
+    assert rows["best-ratio", best]["sold"] == rows["ratio", "8.0"]["sold"] > rows["ratio", "1.0"]["sold"]
+
+
+def test_workloads_are_drawn_of_traces_of_different_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ["--mix=bursty", "--vms=4", "--arrivals=3", *DAYS, "--scopes=2", "--samples=6", "--cores=16"]
+    for start in (86400, 8640000):
+        arguments = [*shape, "--memory-mb=65536", f"--start={start}", str(tmp_path / f"{start}.json")]
+        assert tracegen.main(arguments) == 0
+    plan, _ = plan_of(monkeypatch, tmp_path)
+    assert [one.name for one in plan.sources] == ["flood", "finite"]
+    finished = run_simulate(tmp_path, *FAST, "--arrivals=replay")
+    assert finished.code == 2
+    assert "the traces are not of the same time" in finished.err
+
+
 def test_saved_workload_gives_the_same_figures(traces: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     one = ("--arrivals=flood", "--save-workload", saved)
