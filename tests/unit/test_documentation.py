@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry, Metric
 
-from misc import evaluate, traceconvert, tracegen
+from misc import evaluate, simulate, traceconvert, tracegen
 from misc.fakeworkers import command as fakeworkers
 from model.commands import scroogevm, vmaggreg, vmballooning
 from model.commands.configuration import SETTINGS
@@ -21,6 +21,7 @@ from model.evaluation.grid import Pooled, Row, Variant
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.scoring import SUMMARY_COLUMNS
 from model.replay.trace import parse_trace
+from model.simulation.grid import COLUMNS
 from model.status import Figures, NodeStatus, ResourceStatus
 from tests.conftest import ROOT
 from tests.support.markdown import DOCS, PAGES, README, Page, code_of
@@ -30,6 +31,7 @@ PARSERS = {
     "vmaggreg.py": vmaggreg.build_parser,
     "vmballooning.py": vmballooning.build_parser,
     "misc/evaluate.py": evaluate.build_parser,
+    "misc/simulate.py": simulate.build_parser,
     "misc/tracegen.py": tracegen.build_parser,
     "misc/traceconvert.py": traceconvert.build_parser,
     "misc/fakeworkers": fakeworkers.build_parser,
@@ -148,6 +150,7 @@ def test_every_strategy_is_in_the_tables() -> None:
         ("scroogevm.py", "replay.md", "Options"),
         ("vmaggreg.py", "aggregator.md", "Start"),
         ("vmballooning.py", "ballooning.md", "Start"),
+        ("misc/simulate.py", "simulation.md", "Options"),
     ],
 )
 def test_every_option_is_documented_and_every_documented_option_exists(program: str, page: str, heading: str) -> None:
@@ -214,6 +217,11 @@ def test_every_column_of_an_evaluation_is_explained() -> None:
     named = {name for row in table for name in code_of(row[0])}
     columns = {column.name for kind in (Row, Pooled, Variant) for column in fields(kind)} - {"variant"}
     assert {name for name in columns if not name.startswith("replay_")} == named - {"replay_*"}
+
+
+def test_every_column_of_a_simulation_is_explained() -> None:
+    (table,) = DOCS["simulation.md"].tables("Columns")
+    assert [name for row in table for name in code_of(row[0])] == list(COLUMNS)
 
 
 # --- metrics ------------------------------------------------------------------------------------------
