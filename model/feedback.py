@@ -26,8 +26,8 @@ _LEAST_OBSERVATIONS = 30.0
 _DECAY = 0.05
 #: The level of caution, in standard deviations, rises with the share of full nodes and falls below the aim: by 0.24 in
 #: a day of 24 slices without a full node, by less where the target risk is small. A slice raises it by at most 2. The
-#: aim is half of the target risk: the sum over time stays below the target.
-_STEP, _MOST_GAIN, _MOST_STEP, _AIM = 0.01, 6.0, 2.0, 0.5
+#: aim is two fifths of the target risk: bad days come together, and the sum over time stays below the target.
+_STEP, _MOST_GAIN, _MOST_STEP, _AIM = 0.01, 6.0, 2.0, 0.4
 _LEAST_LEVEL, _MOST_LEVEL = -1.5, 10.0
 #: The deviation of the fleet from the sum of the means counts over a week, and starts at 0 over half a day.
 _COMMON_DECAY, _COMMON_PRIOR_SLICES = 1.0 / 168, 12

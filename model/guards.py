@@ -112,7 +112,9 @@ def _node_guard(state: NodeState, free: float) -> float:
 def _ramp_guard(state: NodeState, free: float) -> float:
     if free <= 0.0:
         return free
-    offered = state.ramp * free
+    part = state.ramp * free
+    # Where much is free, the largest VM finds a place beside the others of the slice.
+    offered = max(part, min(part + state.largest, free - state.largest))
     return max(offered, min(free, state.largest)) if state.in_turn else offered
 
 
