@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .feedback import ResourceFeedback, size_class
+from .feedback import ResourceFeedback
 from .slices import Resource
 from .vmmoments import VmFigures
 
@@ -51,7 +51,7 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
     alive = vms.alive
     size = np.nan_to_num(vms.config[alive])
     weight = vms.ages[alive] / (vms.ages[alive] + _PRIOR_SHARE * scope)
-    classes = size_class(resource, vms.config[alive])
+    classes = vms.classes[alive]
     class_mean, class_square = (np.array(values)[classes] for values in (feedback.mean, feedback.square))
     class_variance = _PRIOR_VARIANCE * np.maximum(class_square - class_mean**2, 0.0)
     mean = float((weight * vms.means[alive] + (1.0 - weight) * class_mean * size).sum())

@@ -15,11 +15,8 @@ import numpy as np
 
 from .numerics import FloatArray
 from .slices import CPU, RESOURCES, Resource, Usage
-from .vmmoments import VmFigures
+from .vmmoments import SIZE_CLASSES, VmFigures
 
-#: Classes of VM sizes: powers of two of the smallest class, cores or MB.
-SIZE_CLASSES = 8
-_SMALLEST = {"cpu": 1.0, "mem": 512.0}
 #: A class with fewer observations (a VM in a slice) takes the figures of all VMs.
 _LEAST_OBSERVATIONS = 30.0
 #: Share of the observations that a slice makes obsolete: they count for about 20 slices.
@@ -31,13 +28,6 @@ _STEP, _MOST_GAIN, _MOST_STEP, _AIM = 0.01, 6.0, 2.0, 0.4
 _LEAST_LEVEL, _MOST_LEVEL = -1.5, 10.0
 #: The deviation of the fleet from the sum of the means counts over a week, and starts at 0 over half a day.
 _COMMON_DECAY, _COMMON_PRIOR_SLICES = 1.0 / 168, 12
-
-
-def size_class(resource: Resource, sizes: FloatArray) -> np.ndarray:
-    """The class of each VM size, (v,) int; an unknown size is in the first class."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        power = np.rint(np.log2(sizes / _SMALLEST[resource.name]))
-    return np.clip(np.nan_to_num(power, nan=0.0, posinf=SIZE_CLASSES, neginf=0.0), 0, SIZE_CLASSES - 1).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +86,30 @@ class SliceCounts:
         return self.cpu if resource is CPU else self.mem
 
 
-def count_usage(resource: Resource, usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
+def count_usage(usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
     """Count one resource of a node in a slice; nothing is counted of a node without samples."""
     if not usage.measured:
         return ResourceCounts()
-    shares = usage.vm_usage / usage.vm_config[:, None]
     # Readings may exceed the size of a VM a little.
-    shares = np.clip(shares, 0.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.minimum(np.maximum(usage.vm_usage / usage.vm_config[:, None], 0.0), 1.0)
     present = ~np.isnan(shares)
     samples = present.sum(axis=1)
     sampled = samples > 0
-    filled = np.where(present, shares, 0.0)[sampled]
-    classes = size_class(resource, usage.vm_config[sampled])
-    number = samples[sampled]
+    filled = np.where(present, shares, 0.0)
+    number = np.maximum(samples, 1)
 
-    def by_class(values: FloatArray | None) -> tuple[float, ...]:
-        return tuple(np.bincount(classes, values, SIZE_CLASSES).astype(np.float64).tolist())
+    def by_class(values: FloatArray) -> tuple[float, ...]:
+        return tuple(np.bincount(vms.classes, values, SIZE_CLASSES).tolist())
 
     followed = ~np.isnan(vms.expected) & ~np.isnan(vms.used)
-    sizes = usage.vm_config[~np.isnan(usage.vm_config)]
     return ResourceCounts(
         nodes=1.0,
         full=float(full),
-        observations=by_class(None),
+        observations=by_class(sampled.astype(np.float64)),
         shares=by_class(filled.sum(axis=1) / number),
         squares=by_class((filled * filled).sum(axis=1) / number),
-        largest=float(sizes.max(initial=0.0)),
+        largest=float(np.fmax.reduce(usage.vm_config, initial=0.0)),
         expected=float(vms.expected[followed].sum()),
         used=float(vms.used[followed].sum()),
     )

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .feedback import ResourceFeedback, size_class
-from .slices import Resource, is_full
+from .feedback import ResourceFeedback
+from .slices import is_full
 from .vmmoments import LEAST_SCOPE, VmFigures
 
 #: Part of what is free that a node is offered in an hour of a day (1/24 of a scope).
@@ -154,14 +154,12 @@ class NodeCondition:
 
     Parameters
     ----------
-    resource : Resource
     settings : GuardSettings
     phase : int
         When the node has its turn: one slice in eight.
     """
 
-    def __init__(self, resource: Resource, settings: GuardSettings, phase: int) -> None:
-        self._resource = resource
+    def __init__(self, settings: GuardSettings, phase: int) -> None:
         self._settings = settings
         self.count = phase
         self.reserve = 0.0
@@ -193,8 +191,7 @@ class NodeCondition:
         young = (missing > 0) & vms.alive
         if not young.any():
             return 0.0
-        config = vms.config[young]
-        usual = np.array(feedback.mean)[size_class(self._resource, config)] * np.nan_to_num(config)
+        usual = np.array(feedback.mean)[vms.classes[young]] * np.nan_to_num(vms.config[young])
         excess = np.maximum(usual - np.nan_to_num(vms.used[young]), 0.0)
         return float((missing[young] * excess).sum())
 
