@@ -45,8 +45,9 @@ def test_results_have_a_row_per_trace_variant_and_resource(evaluated: tuple[Path
     rows = table(evaluated[0] / "results.csv")
     assert len(rows) == len(MIXES) * 2 * VARIANTS
     assert [row["trace"] for row in rows[:: 2 * VARIANTS]] == sorted(MIXES)
-    assert {row["risk"] for row in rows if row["strategy"] == "conformal"} == {"0.05", "0.2"}
-    assert {row["risk"] for row in rows if row["strategy"] != "conformal"} == {""}
+    for name, strategy in STRATEGIES.items():
+        risks = {"0.05", "0.2"} if "risk" in strategy.parameters else {""}
+        assert {row["risk"] for row in rows if row["strategy"] == name} == risks
     assert (evaluated[0] / "pareto.png").exists()
     assert not (evaluated[0] / "traces").exists()
 
