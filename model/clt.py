@@ -46,7 +46,9 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
 
     References
     ----------
-    P. Patel et al., "Audible: a convolution-based resource allocator for burstable VMs", ASPLOS 2024 (the bound).
+    S. Jokar Jandaghi et al., "AUDIBLE: a convolution-based resource allocator for oversubscribing burstable virtual
+    machines", ASPLOS 2024, compares a bound by the central limit theorem with others. Prior, correlation and the
+    feedback are of this project.
     """
     alive = vms.alive
     size = np.nan_to_num(vms.config[alive])

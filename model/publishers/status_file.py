@@ -91,7 +91,7 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "risk": last.risk,
         "realised_risk": last.violation_rate,
         "forecast_violation_rate": last.forecast_violation_rate,
-        "unguarded": last.unguarded,
+        "unguarded": last.unguarded if status.state == "ok" else None,
     }
     return {
         "state": status.state,
@@ -100,7 +100,7 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
         "closed": last.closed,
-        "limits": {guard: round(left, 6) for guard, left in last.limits.items()} if status.state == "ok" else {},
+        **({"limits": {guard: round(left, 6) for guard, left in last.limits.items()}} if status.state == "ok" else {}),
         **{name: rate for name, rate in rates.items() if rate is not None},
     }
 

@@ -33,10 +33,13 @@ _MISSING = "-"
 
 _DEFINITIONS = (
     "free: published free, what may still be placed; booked now: allocated to the VMs at the end of the slice; "
-    "of: what the node has; ratio: (booked now + free) / of, at most 1 where closed"
+    "of: what the node has; ratio: (booked now + free) / of"
 )
 _RISK_DEFINITION = "; risk: target (violation rate: share of the last slices in which the node was full or exceeded)"
-_GUARD_DEFINITION = "; before the guards: what the strategy computes, and what each guard left of it"
+_GUARD_DEFINITION = (
+    "; before the guards: what the strategy computes, and what each guard left of it; closed: nothing is offered, not "
+    "even what VMs leave"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def test_folder_in_place_of_a_file_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_settings_are_read_at_each_load_and_options_override_them(monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_configuration(options_with())
-    assert (first.model.strategies, first.settings.nodes) == (("scroogevm",), NODES)
+    assert (first.model.strategies, first.settings.nodes) == (("clt",), NODES)
     monkeypatch.setenv("SCHED_STRATEGY", "doa,rclike")
     monkeypatch.setenv("SCHED_SCOPE_HISTORICAL", "7")
     second = load_configuration(options_with())

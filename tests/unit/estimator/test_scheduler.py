@@ -147,6 +147,7 @@ def test_silent_node_is_stale_with_its_last_figures(
         "tier0": 8.0,
         "tier1": 0.0,
         "tier2": 0.0,
+        "closed": False,
     }
     assert written["last_known"]["cpu"] == {
         "free": 6.0, "booked": 2.0, "booked_now": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,
