@@ -1,0 +1,105 @@
+"""What a scheduler reads of the status file: how much it may book on each node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+
+class PublishedError(ValueError):
+    """The status file is not usable; the message is one line."""
+
+
+class _Resource(msgspec.Struct):
+    state: str
+    booked_now: float | None = None
+    realised_risk: float | None = None
+    closed: bool = False
+
+
+class _Node(msgspec.Struct):
+    strategy: str
+    slice_end: float | None
+    valid_until: float | None
+    free_cpu: float
+    cpu: _Resource
+
+
+_FILE = msgspec.json.Decoder(dict[str, _Node])
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCpu:
+    """The CPU of a node as it is published.
+
+    Attributes
+    ----------
+    strategy, state : str
+    slice_end_s, valid_until_s : float
+        Unix seconds; NaN before the first figures.
+    free, booked_now : float
+        Cores.
+    closed : bool
+        Whether the node takes nothing, not even in place of VMs that leave.
+    realised_risk : float
+        NaN when it is not known.
+    """
+
+    strategy: str
+    state: str
+    slice_end_s: float
+    valid_until_s: float
+    free: float
+    booked_now: float
+    closed: bool
+    realised_risk: float
+
+    def capacity(self, now_s: float) -> float:
+        """The vCPUs that may be booked in total; 0 on a node that takes nothing new.
+
+        That is a node whose figures are missing, stale or outdated, and one that is closed.
+        """
+        valid = self.state == "ok" and now_s <= self.valid_until_s
+        return self.booked_now + self.free if valid and not self.closed else 0.0
+
+
+UNKNOWN = PublishedCpu("", "unknown", math.nan, math.nan, 0.0, 0.0, closed=False, realised_risk=math.nan)
+
+
+def read_published(path: Path) -> Mapping[str, PublishedCpu]:
+    """Read the CPU of all nodes; nothing is published before there is a file.
+
+    Raises
+    ------
+    PublishedError
+        When the file cannot be read or is not a status file.
+    """
+    try:
+        nodes = _FILE.decode(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise PublishedError(f"{path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PublishedError(f"{path}: not a status file: {error}") from None
+    return {name: _published(node) for name, node in nodes.items()}
+
+
+def _published(node: _Node) -> PublishedCpu:
+    cpu = node.cpu
+    if node.slice_end is None or node.valid_until is None or cpu.booked_now is None:
+        return UNKNOWN
+    return PublishedCpu(
+        strategy=node.strategy,
+        state=cpu.state,
+        slice_end_s=node.slice_end,
+        valid_until_s=node.valid_until,
+        free=node.free_cpu,
+        booked_now=cpu.booked_now,
+        closed=cpu.closed,
+        realised_risk=math.nan if cpu.realised_risk is None else cpu.realised_risk,
+    )
