@@ -67,17 +67,24 @@ def _add_settings(parser: Parser) -> None:
     add(
         *("-s", "--strategy"),
         type=list_of(name_in((*STRATEGIES, "all"))),
-        default=["conformal"],
+        default=["clt"],
         metavar="NAME[,NAME...]|all",
-        help="strategies (default: conformal)",
+        help="strategies (default: clt)",
     )
     users = ", ".join(name for name, strategy in STRATEGIES.items() if "risk" in strategy.parameters)
     add(
         "--risk",
         type=list_of(number(0, 1)),
-        default=[0.05],
+        default=[0.01],
         metavar="SHARE[,SHARE...]",
-        help=f"target risk of {users}, above 0 and up to 0.3 (default: 0.05)",
+        help=f"target risk of {users}, above 0 and up to 0.3 (default: 0.01)",
+    )
+    add(
+        "--risk-mem",
+        type=number(0, 1),
+        default=0.001,
+        metavar="SHARE",
+        help="their target risk for memory, with --publish=both (default: 0.001)",
     )
     add(
         "--ratio",
@@ -257,6 +264,8 @@ def _run(args: Any) -> int:
     for risk in args.risk:
         if fault := risk_fault(risk, tuple(strategies)):
             raise UsageError(f"--risk: {fault}")
+    if fault := risk_fault(args.risk_mem, tuple(strategies)):
+        raise UsageError(f"--risk-mem: {fault}")
     if not args.inputs and args.arrival_list is None:
         raise UsageError("no INPUT: name workload files, traces, or folders of them")
     return run_simulation(
@@ -271,6 +280,7 @@ def _run(args: Any) -> int:
             historical=args.historical,
             warm_up_s=args.warm_up_s,
             publish_memory=args.publish == "both",
+            memory_risk=args.risk_mem,
             arrivals=tuple(args.arrivals),
             draw=DrawSettings(per_node_hour=args.per_node_hour, mix=args.mix, same_clock=args.same_clock),
             arrival_list=_arrival_list(args),

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .clt import MOST_RISK as CLT_MOST_RISK
 from .clt import moment_bound
+from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
@@ -97,6 +99,8 @@ class Strategy(ABC):
     """Whether it reads that usage in earlier slices, too, which then have to be kept in memory."""
     uses_vm_moments: ClassVar[bool] = False
     """Whether it reads mean and variance of single VMs over a scope."""
+    most_risk: ClassVar[float] = 1.0
+    """The largest target risk of a strategy with the parameter ``risk``."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
     state_fields: ClassVar[tuple[str, ...]] = ()
@@ -327,6 +331,7 @@ class Conformal(Strategy):
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
+    most_risk = CONFORMAL_MOST_RISK
     state_fields = STATE_FIELDS
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -385,6 +390,7 @@ class CentralLimit(Strategy):
     uses_vm_samples = True
     parameters = ("risk",)
     uses_vm_moments = True
+    most_risk = CLT_MOST_RISK
     state_fields = ("slices", "own")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:

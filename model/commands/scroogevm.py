@@ -25,6 +25,7 @@ strategies (T is the threshold: what counts as used; free = config - T):
   borg         booked / 1.1
   maxpeak      the larger of nsigma and rclike
   conformal    exceeded in a share --risk of the slices: forecasts plus a margin learnt from their errors
+  clt          sum of the VMs' means plus z standard deviations of the sum; z by --risk
 
 examples:
   scroogevm.py --check-config                       validate the settings
@@ -80,7 +81,7 @@ def _add_model_options(parser: Parser) -> None:
     add(
         *("-s", "--strategy"),
         metavar="NAME[,NAME...]|all",
-        help="strategies to compute; the first is published (default: SCHED_STRATEGY or scroogevm; with --load: all)",
+        help="strategies to compute; the first is published (default: SCHED_STRATEGY or clt; with --load: all)",
     )
     add("-c", "--cpu", type=number(0, 100), metavar="PCT", help="percentile for CPU (default: 90)")
     add("-m", "--mem", type=number(0, 100), metavar="PCT", help="percentile for memory (default: 90)")
@@ -99,16 +100,22 @@ def _add_model_options(parser: Parser) -> None:
         "--risk",
         type=number(0, 1),
         metavar="SHARE",
-        help="target risk: the share of slices that may be violated; conformal aims at it (above 0, up to 0.3), and it "
-        "orders the table (default: 0.05)",
+        help="target risk: the share of slices that may be violated; conformal (above 0, up to 0.3) and clt (up to "
+        "0.5) aim at it, and it orders the table (default: SCHED_RISK or 0.01; with --load: 0.05)",
     )
     for name, title in (("cpu", "CPU"), ("mem", "memory")):
         add(
             f"--risk-{name}",
             type=number(0, 1),
             metavar="SHARE",
-            help=f"target risk of conformal for {title} alone (default: --risk)",
+            help=f"target risk for {title} alone (default: "
+            + ("--risk)" if name == "cpu" else "SCHED_RISK_MEM or 0.001; with --load: --risk)"),
         )
+    parser.add_argument(
+        "--guards",
+        action=argparse.BooleanOptionalAction,
+        help="lower what is published, so that a scheduler may fill it (default: SCHED_GUARDS or yes; with --load: no)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from .slicing import Calendar, SliceRules
 
 LOG = logging.getLogger("scroogevm")
 
-DEFAULT_STRATEGY = "scroogevm"
+DEFAULT_STRATEGY = "clt"
 #: Of each node; more would keep the estimator busy for hours.
 _MOST_SLICES_AT_START = 100_000
 
@@ -124,7 +124,7 @@ AGGREGATION = _SECTION.whole(
     "Number of successive samples that are averaged before the figures of a slice (--aggreg).",
 )
 RISK = _SECTION.number(
-    "SCHED_RISK", 0.05, 0, 1, "Target risk of conformal: the share of slices that may be violated (--risk)."
+    "SCHED_RISK", 0.01, 0, 1, "Target risk of clt and conformal: the share of slices that may be violated (--risk)."
 )
 
 
@@ -136,7 +136,19 @@ RISK_CPU: Setting[float | None] = _SECTION.value(
     "SCHED_RISK_CPU", None, _risk, "Target risk for CPU alone (--risk-cpu).", limits=RISK.limits
 )
 RISK_MEM: Setting[float | None] = _SECTION.value(
-    "SCHED_RISK_MEM", None, _risk, "Target risk for memory alone (--risk-mem).", limits=RISK.limits
+    "SCHED_RISK_MEM",
+    0.001,
+    _risk,
+    "Target risk for memory (--risk-mem): a VM that lacks CPU waits, one that lacks memory is killed.",
+    limits=RISK.limits,
+)
+GUARDS = _SECTION.whole(
+    "SCHED_GUARDS",
+    1,
+    0,
+    1,
+    "1 lets guards lower what is published, so that a scheduler may fill it; 0 publishes the bare figure of the "
+    "strategy (--guards, --no-guards).",
 )
 STABILITY = _SECTION.choice(
     "SCHED_STABILITY",
@@ -181,6 +193,7 @@ _MODEL: Mapping[str, Setting[Any]] = {
     "risk_cpu": RISK_CPU,
     "risk_mem": RISK_MEM,
     "stability": STABILITY,
+    "guards": GUARDS,
 }
 
 
@@ -303,9 +316,8 @@ def _calendar(env: Environment) -> Calendar:
 
 def _model(env: Environment, given: Mapping[str, Any]) -> ModelOptions:
     """The options of the command line over the settings, with the faults of either."""
-    options = ModelOptions(
-        **{name: given[name] if name in given else env.read(setting) for name, setting in _MODEL.items()}
-    )
+    values = {name: given[name] if name in given else env.read(setting) for name, setting in _MODEL.items()}
+    options = ModelOptions(**{**values, "guards": bool(values["guards"])})
     strategies = strategies_of(options, DEFAULT_STRATEGY)
     for resource in RESOURCES:
         source = options.risk_source(resource.name)

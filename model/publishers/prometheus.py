@@ -117,11 +117,34 @@ def _violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
         yield _Sample(status.last.violation_rate)
 
 
+def _forecast_violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.forecast_violation_rate is not None:
+        yield _Sample(status.last.forecast_violation_rate)
+
+
+def _unguarded(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.unguarded is not None and status.state == "ok":
+        yield _Sample(status.last.unguarded)
+
+
+def _limits(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.state == "ok":
+        for guard, left in status.last.limits.items():
+            yield _Sample(max(left, 0.0), guard)
+
+
+def _closed(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(float(status.last.closed))
+
+
 _STATES: tuple[State, ...] = ("ok", "stale", "unknown")
 
 _BASE_UNITS = {CPU: _BaseUnit("cpu", "cores", 1.0), MEMORY: _BaseUnit("memory", "bytes", 2.0**20)}
 
-_VIOLATION_RATE = "Violation rate of the last 100 slices: share in which more than published was used, {title}."
+_VIOLATION_RATE = (
+    "Violation rate of the last 100 slices: share in which the node was full or more was used than was left, {title}."
+)
 
 _NODE_METRICS = (
     _NodeMetric("free_{name}_{unit}", "Published free, {title} in {unit}.", _free),
@@ -149,6 +172,27 @@ _NODE_METRICS = (
     # The former name of the next one.
     _NodeMetric("{name}_risk_realised_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
     _NodeMetric("{name}_violation_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
+    _NodeMetric(
+        "{name}_forecast_violation_ratio",
+        "Share of the last 100 slices in which the strategy's own figure was exceeded, {title}.",
+        _forecast_violation_rate,
+        is_amount=False,
+    ),
+    _NodeMetric(
+        "unguarded_free_{name}_{unit}", "What would be published without guards, {title} in {unit}.", _unguarded
+    ),
+    _NodeMetric(
+        "guard_left_{name}_{unit}",
+        "What a guard that lowered the figure left of it, {title} in {unit}.",
+        _limits,
+        "guard",
+    ),
+    _NodeMetric(
+        "{name}_closed",
+        "1 while what VMs leave is not offered again, because the node has less than nothing free: {title}.",
+        _closed,
+        is_amount=False,
+    ),
 )
 
 

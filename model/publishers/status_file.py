@@ -87,14 +87,21 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         return {"state": status.state} | dict.fromkeys(("config", "booked", "booked_now", "tier0", "tier1", "tier2"))
     # Without fresh samples the whole node counts as used.
     tiers = (last.tier0, last.tier1, last.tier2) if status.state == "ok" else (last.config, 0.0, 0.0)
-    risks = {"risk": last.risk, "realised_risk": last.violation_rate}
+    rates = {
+        "risk": last.risk,
+        "realised_risk": last.violation_rate,
+        "forecast_violation_rate": last.forecast_violation_rate,
+        "unguarded": last.unguarded,
+    }
     return {
         "state": status.state,
         "config": last.config,
         "booked": round(last.booked, 6),
         "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
-        **{name: risk for name, risk in risks.items() if risk is not None},
+        "closed": last.closed,
+        "limits": {guard: round(left, 6) for guard, left in last.limits.items()} if status.state == "ok" else {},
+        **{name: rate for name, rate in rates.items() if rate is not None},
     }
 
 
@@ -128,6 +135,11 @@ class PublishedResource(msgspec.Struct):
     """None in the file of an earlier version."""
     risk: float | None = None
     violation_rate: float | None = msgspec.field(default=None, name="realised_risk")
+    """Share of recent slices in which the node was full, or more was used than was left."""
+    forecast_violation_rate: float | None = None
+    unguarded: float | None = None
+    closed: bool = False
+    limits: dict[str, float] = {}
 
 
 class PublishedNode(msgspec.Struct):
@@ -141,6 +153,16 @@ class PublishedNode(msgspec.Struct):
     free_mem: float
     cpu: PublishedResource
     mem: PublishedResource
+
+    def capacity(self, resource: Resource) -> float | None:
+        """What a scheduler may book in total, cores or MB; None where it is not known.
+
+        Booked now + free; a closed node offers nothing, not even what its VMs leave.
+        """
+        free, published = self.of(resource)
+        if published.booked_now is None or published.config is None:
+            return None
+        return min(published.booked_now, published.config) if published.closed else published.booked_now + free
 
     def of(self, resource: Resource) -> tuple[float, PublishedResource]:
         """Published free, and the other figures of a resource."""

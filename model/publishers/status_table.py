@@ -33,9 +33,10 @@ _MISSING = "-"
 
 _DEFINITIONS = (
     "free: published free, what may still be placed; booked now: allocated to the VMs at the end of the slice; "
-    "of: what the node has; ratio: (booked now + free) / of"
+    "of: what the node has; ratio: (booked now + free) / of, at most 1 where closed"
 )
-_RISK_DEFINITION = "; risk: target (violation rate of the last slices)"
+_RISK_DEFINITION = "; risk: target (violation rate: share of the last slices in which the node was full or exceeded)"
+_GUARD_DEFINITION = "; before the guards: what the strategy computes, and what each guard left of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,9 @@ class NodeRow:
         return None if self.node.slice_end is None else max(0.0, self.now_s - self.node.slice_end)
 
     def ratio(self, resource: Resource) -> float | None:
-        """(booked now + free) / config; None where it is not known."""
-        free, published = self.node.of(resource)
-        if not published.config or published.booked_now is None:
-            return None
-        return (published.booked_now + free) / published.config
+        """Capacity / config; None where it is not known."""
+        capacity, config = self.node.capacity(resource), self.node.of(resource)[1].config
+        return None if capacity is None or not config else capacity / config
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,9 @@ class Column:
     wide_only : bool
         Left out on narrow terminals.
     risk_only : bool
-        Left out unless a node has a target risk.
+        Left out unless a node has a target risk or a violation rate.
+    guards_only : bool
+        Left out on narrow terminals, and unless a guard has lowered a figure.
     numeric : bool
         Aligned to the right.
     """
@@ -88,6 +89,7 @@ class Column:
     value: Callable[[NodeRow], str]
     wide_only: bool = False
     risk_only: bool = False
+    guards_only: bool = False
     numeric: bool = True
 
 
@@ -112,10 +114,21 @@ def _ratio(resource: Resource, row: NodeRow) -> str:
 def _risk(resource: Resource, row: NodeRow) -> str:
     """Target risk and violation rate: ``5% (4%)``."""
     _, published = row.node.of(resource)
-    if published.risk is None:
+    if published.risk is None and published.violation_rate is None:
         return _MISSING
+    target = _MISSING if published.risk is None else f"{100 * published.risk:.3g}%"
     rate = _MISSING if published.violation_rate is None else f"{100 * published.violation_rate:.0f}%"
-    return f"{100 * published.risk:.3g}% ({rate})"
+    return f"{target} ({rate})"
+
+
+def _limits(resource: Resource, row: NodeRow) -> str:
+    """Why less is published than the strategy computed: ``30.1: horizon 10.2, ramp 7.5``."""
+    _, published = row.node.of(resource)
+    if not published.limits and not published.closed:
+        return ""
+    reasons = [f"{guard} {_amount(resource, max(left, 0.0))}" for guard, left in published.limits.items()]
+    reasons += ["closed"] * published.closed
+    return f"{_amount(resource, published.unguarded)}: {', '.join(reasons)}"
 
 
 def _amount(resource: Resource, amount: float | None) -> str:
@@ -140,6 +153,13 @@ def _resource_columns(resource: Resource) -> tuple[Column, ...]:
     )
 
 
+def _guard_columns() -> tuple[Column, ...]:
+    return tuple(
+        Column(f"{one.title} before", "the guards", partial(_limits, one), guards_only=True, numeric=False)
+        for one in RESOURCES
+    )
+
+
 #: After the node's name and state.
 COLUMNS: tuple[Column, ...] = (
     *(Column("free", one.display_unit, partial(_free, one)) for one in RESOURCES),
@@ -147,6 +167,7 @@ COLUMNS: tuple[Column, ...] = (
     *_resource_columns(MEMORY),
     Column("age of", "the slice", _age, wide_only=True),
     Column("", "strategy", lambda row: row.node.strategy, numeric=False),
+    *_guard_columns(),
 )
 
 
@@ -212,7 +233,11 @@ def status_table(
         Longer names are folded; by default none is.
     """
     columns = [
-        column for column in COLUMNS if not (brief and column.wide_only) and (not column.risk_only or _has_risk(nodes))
+        column
+        for column in COLUMNS
+        if not (brief and (column.wide_only or column.guards_only))
+        and (not column.risk_only or _has_risk(nodes))
+        and (not column.guards_only or _is_limited(nodes))
     ]
     table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
@@ -257,6 +282,10 @@ def _resource_object(row: NodeRow, resource: Resource) -> dict[str, Any]:
         "ratio": row.ratio(resource),
         "target_risk": published.risk,
         "violation_rate": published.violation_rate,
+        "forecast_violation_rate": published.forecast_violation_rate,
+        "unguarded": published.unguarded,
+        "limits": published.limits,
+        "closed": published.closed,
     }
 
 
@@ -266,11 +295,18 @@ def _rows(nodes: Mapping[str, PublishedNode], now_s: float) -> list[NodeRow]:
 
 def _has_risk(nodes: Mapping[str, PublishedNode]) -> bool:
     resources: Iterator[PublishedResource] = (node.of(one)[1] for node in nodes.values() for one in RESOURCES)
-    return any(published.risk is not None for published in resources)
+    return any(published.risk is not None or published.violation_rate is not None for published in resources)
+
+
+def _is_limited(nodes: Mapping[str, PublishedNode]) -> bool:
+    resources = (node.of(one)[1] for node in nodes.values() for one in RESOURCES)
+    return any(published.limits or published.closed for published in resources)
 
 
 def _definitions(nodes: Mapping[str, PublishedNode]) -> Text:
-    return Text("\n" + _DEFINITIONS + (_RISK_DEFINITION if _has_risk(nodes) else ""), style="dim")
+    risk = _RISK_DEFINITION if _has_risk(nodes) else ""
+    guards = _GUARD_DEFINITION if _is_limited(nodes) else ""
+    return Text(f"\n{_DEFINITIONS}{risk}{guards}", style="dim")
 
 
 def _console() -> Console:

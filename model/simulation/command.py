@@ -136,7 +136,8 @@ def _plan(options: SimulationOptions, sources: Sequence[Source]) -> Plan:
         publish_memory=options.publish_memory,
         warm_up_s=warm_up_s,
     )
-    return Plan(tuple(sources), simulation, round(options.scope_s / options.slice_s), options.historical)
+    positions = round(options.scope_s / options.slice_s)
+    return Plan(tuple(sources), simulation, positions, options.historical, options.memory_risk)
 
 
 def _tasks(options: SimulationOptions, plan: Plan) -> Iterator[Task]:

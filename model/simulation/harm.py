@@ -83,7 +83,7 @@ class Harm:
         self.hosted = np.zeros(shape, np.intp)
         self.over, self.mem_over = np.zeros(shape, bool), np.zeros(shape, bool)
         self.violated = np.full(shape, math.nan)
-        self._load = np.zeros((size.nodes, slices, steps), np.float32)
+        self._load = np.zeros((size.nodes, slices, steps))
         self._offered = np.zeros((3, slices))
         self._accepted = np.zeros((3, slices))
 

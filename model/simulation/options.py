@@ -35,6 +35,8 @@ class SimulationOptions:
     warm_up_s : float or None
         None for four days, and at most a third of the workload.
     publish_memory : bool
+    memory_risk : float
+        Target risk for memory.
     arrivals : tuple of str
         Kinds of arrivals that are drawn from traces; empty for those that the traces show, or else ``flood`` and
         ``finite``.
@@ -72,6 +74,7 @@ class SimulationOptions:
     historical: int = 3
     warm_up_s: float | None = None
     publish_memory: bool = False
+    memory_risk: float = 0.001
     arrivals: tuple[ArrivalKind, ...] = ()
     draw: DrawSettings = field(default_factory=DrawSettings)
     arrival_list: ArrivalList | None = None

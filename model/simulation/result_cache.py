@@ -56,6 +56,6 @@ class ResultCache:
         plan = self._plan
         parts = (
             *(self._sources[task.source], task.seed, task.setting, task.find_hosts),
-            *(plan.simulation, plan.positions, plan.historical, SOURCE_DIGEST),
+            *(plan.simulation, plan.positions, plan.historical, plan.memory_risk, SOURCE_DIGEST),
         )
         return folder / "done" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"

@@ -12,6 +12,9 @@ import numpy as np
 
 from .grid import BEST_RATIO, FIGURES, Row, Setting
 
+#: Accepted share of node-slices that are over in memory: there something is killed.
+MEMORY_HARM = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -43,8 +46,8 @@ class Summary:
         return self.figures[name].mean
 
     def is_safe(self, harm: float) -> bool:
-        """Whether no more node-slices than accepted are over."""
-        return self.mean("over") <= harm
+        """Whether no more node-slices than accepted are over, in CPU and in memory."""
+        return self.mean("over") <= harm and self.mean("mem_over") <= min(harm, MEMORY_HARM)
 
 
 def summaries_of(rows: Iterable[Row]) -> list[Summary]:

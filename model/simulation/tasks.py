@@ -56,12 +56,15 @@ class Plan:
     simulation : SimulationSettings
     positions, historical : int
         Slices of a scope, and h, of the node models.
+    memory_risk : float
+        Target risk for memory, 0 to 1.
     """
 
     sources: tuple[Source, ...]
     simulation: SimulationSettings
     positions: int
     historical: int
+    memory_risk: float = 0.001
 
     def name(self, task: Task) -> str:
         """What a task is about, for messages."""
@@ -127,7 +130,7 @@ def policy_of(setting: Setting, workload: Workload, plan: Plan) -> Policy:
         historical=plan.historical,
         strategies=(setting.strategy,),
         cpu=parameters,
-        mem=parameters,
+        mem=StrategySettings(risk=plan.memory_risk),
         positions=plan.positions,
         guarded=bool(setting.guards),
     )

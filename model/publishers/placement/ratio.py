@@ -32,7 +32,7 @@ class NodeCapacity:
     free_mem : float or None
         MB of 2**20 bytes, likewise.
     booked_now_cpu, booked_now_mem : float
-        The allocations of the present VMs, as they were measured.
+        What the present VMs may keep: their allocations as they were measured; of a closed node no more than it has.
     """
 
     node: str
@@ -88,7 +88,7 @@ def _free(status: ResourceStatus) -> float | None:
 
 
 def _booked_now(status: ResourceStatus) -> float:
-    return 0.0 if status.last is None else status.last.booked_now
+    return 0.0 if status.last is None else status.capacity - status.free
 
 
 def allocation_ratio(amount: float, usable: int) -> float:

@@ -19,6 +19,8 @@ from model.stability import STABILITY_DETECTORS
 from tests.conftest import Run
 from tests.support.evaluation import Finished, run_main, same_tables, table, write_traces
 
+#: A strategy with a target risk is evaluated with two of them.
+VARIANTS = sum(2 if "risk" in strategy.parameters else 1 for strategy in STRATEGIES.values())
 MIXES = ("increasing", "decreasing", "bursty")
 
 
@@ -41,10 +43,11 @@ def evaluated(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_results_have_a_row_per_trace_variant_and_resource(evaluated: tuple[Path, Finished]) -> None:
     rows = table(evaluated[0] / "results.csv")
-    assert len(rows) == len(MIXES) * 2 * (len(STRATEGIES) + 1)
-    assert [row["trace"] for row in rows[:: 2 * (len(STRATEGIES) + 1)]] == sorted(MIXES)
-    assert {row["risk"] for row in rows if row["strategy"] == "conformal"} == {"0.05", "0.2"}
-    assert {row["risk"] for row in rows if row["strategy"] != "conformal"} == {""}
+    assert len(rows) == len(MIXES) * 2 * VARIANTS
+    assert [row["trace"] for row in rows[:: 2 * VARIANTS]] == sorted(MIXES)
+    for name, strategy in STRATEGIES.items():
+        risks = {"0.05", "0.2"} if "risk" in strategy.parameters else {""}
+        assert {row["risk"] for row in rows if row["strategy"] == name} == risks
     assert (evaluated[0] / "pareto.png").exists()
     assert not (evaluated[0] / "traces").exists()
 
@@ -80,7 +83,7 @@ def test_results_equal_those_of_the_dumps_by_the_published_score(
 
 def test_pooled_table_gives_every_slice_the_same_weight(evaluated: tuple[Path, Finished]) -> None:
     rows, points = (table(evaluated[0] / name) for name in ("results.csv", "pooled.csv"))
-    assert len(points) == 2 * (len(STRATEGIES) + 1)
+    assert len(points) == 2 * VARIANTS
     for point in points:
         own = [row for row in rows if all(row[name] == point[name] for name in ("strategy", *PARAMETERS, "resource"))]
         slices = [int(row["slices"]) for row in own]
@@ -98,7 +101,7 @@ def test_terminal_shows_the_pooled_table(evaluated: tuple[Path, Finished]) -> No
     folder, finished = evaluated
     lines = [line.split() for line in finished.out.splitlines() if line.strip()]
     for point in table(folder / "pooled.csv"):
-        name = f"conformal {point['risk']}" if point["strategy"] == "conformal" else point["strategy"]
+        name = f"{point['strategy']} {point['risk']}".strip()
         star = " *" if point["on_front"] == "True" else ""
         columns = ("violation_frequency", "worst", "misprediction", "published_free", "usable_free")
         assert f"{name}{star} {' '.join(f'{float(point[column]):.1%}' for column in columns)}".split() in lines

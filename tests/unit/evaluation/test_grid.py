@@ -71,7 +71,7 @@ def test_variants_in_a_shared_replay_equal_those_evaluated_alone() -> None:
     trace = restless_trace(25)
     values = {"percentile": [50.0, 95.0], "aggregation": [1, 2], "risk": [0.05, 0.2], "stability": ["mean", "never"]}
     chosen = variants(STRATEGIES, values)
-    assert len(chosen) == len(set(chosen)) == 2 + 2 + 8 + 4 + 4 + 2
+    assert len(chosen) == len(set(chosen)) == 2 + 2 + 8 + 4 + 4 + 2 + 2
     assert len(set(labels(chosen).values())) == len(chosen)
     together = evaluate(trace, chosen)
     assert len(together) == 2 * len(chosen)

@@ -118,7 +118,8 @@ def test_summary_has_mean_least_and_most_over_the_seeds() -> None:
         ([replace(ROW, over=0.02)], "no strategy is that safe; no fixed ratio is that safe"),
         ([RATIO], "the best fixed ratio is 5.2 and sells 5.0"),
         ([replace(ROW, hosts_needed=9), replace(RATIO, hosts_needed=12)], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0); it needs 9 nodes for 99 % of the vCPUs, that ratio needs 12"),
-        ([replace(ROW, mem_over=0.1), RATIO], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0); memory is over in 10.00% of its slices"),
+        ([replace(ROW, mem_over=0.0008), RATIO], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0); memory is over in 0.08% of its slices"),
+        ([replace(ROW, mem_over=0.0012), RATIO], "no strategy is that safe; the best fixed ratio is 5.2 and sells 5.0"),
     ],
 )  # fmt: skip
 def test_sentence_names_the_safe_setting_that_sells_most(rows: list[Row], sentence: str) -> None:

@@ -248,13 +248,13 @@ def test_option_of_the_drawing_reaches_the_runs(
     assert getattr(plan.sources[0].draw, name) == value
 
 
-def test_default_is_the_strategy_conformal_with_guards_a_flood_and_a_finite_stream(
+def test_default_is_the_strategy_clt_with_guards_a_flood_and_a_finite_stream(
     traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, seen = plan_of(monkeypatch, traces)
     assert [(one.name, one.finite) for one in plan.sources] == [("flood", False), ("finite", True)]
     assert list(dict.fromkeys(one.setting.label for one in seen)) == [
-        *("conformal 5%", "ratio 1", "ratio 2", "ratio 4", "oracle"),
+        *("clt 1%", "ratio 1", "ratio 2", "ratio 4", "oracle"),
         "ratio 8.5",  # the first one of the search
     ]
     assert {one.seed for one in seen} == {1, 2, 3}
@@ -518,7 +518,9 @@ def test_file_in_the_way_leaves_older_results_unchanged(traces: Path, tmp_path: 
         (["y" * 300], f"{'y' * 300}: File name too long"),
         (["x.json"], "no input could be used"),
         (["w.json", "--strategy=hope"], f"argument -s/--strategy: 'hope' is none of {', '.join(STRATEGIES)}, all"),
-        (["w.json", "--risk=0.05,0"], "--risk: conformal supports target risks above 0 and up to 0.3, not 0"),
+        (["w.json", "--strategy=conformal", "--risk=0.05,0"], "--risk: conformal supports target risks above 0 and up to 0.3, not 0"),
+        (["w.json", "--strategy=conformal", "--risk-mem=0.4"], "--risk-mem: conformal supports target risks above 0 and up to 0.3, not 0.4"),
+        (["w.json", "--risk-mem=2"], "argument --risk-mem: '2' is not a number from 0 to 1"),
         (["w.json", "--risk=x"], "argument --risk: 'x' is not a number from 0 to 1"),
         (["w.json", "--ratio=0.5"], "argument --ratio: '0.5' is not a number from 1 to 16"),
         (["w.json", "--ratio=1,17"], "argument --ratio: '17' is not a number from 1 to 16"),
