@@ -358,6 +358,8 @@ $(status_table)"
 # Unlike a plain sleep it is interrupted by signals.
 pause() { step sleep "$1"; }
 
+slices_begin() { [ "$(wc -l <scheduler.log)" -ge 3 ]; }
+
 # Show each slice when it has ended, then the figures.
 watch_scheduler() {
     local shown=2 lines ended=''
@@ -375,6 +377,7 @@ run_scheduler() {
     headline "VMs arrive above what fits. A scheduler books what is published: booked now + free"
     info "A slice is $SLICE_S s, a virtual day $DAY_SLICES slices. VMs are placed when all machines have figures."
     info "The same figures are on the status page until the demo ends: $STATUS_PAGE"
+    until_true 120 "figures of all machines" slices_begin
     info "Per slice: VMs; vCPUs sold and cores used, per core; machines over their size; vCPUs left; VMs refused"
     watch_scheduler
 }

@@ -21,12 +21,12 @@ from typing import Any
 
 from misc.closedloop.demand import drawn_workload, given_workload
 from misc.closedloop.loop import ClosedLoop, log_to
-from misc.closedloop.published import PublishedError
 from misc.fakeworkers.hosts import Host
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers
 from model.cli.parser import Parser, number, whole_number
 from model.common.atomic_files import write_atomically
+from model.publishers.status_file import StatusFileError
 from model.simulation.fleet import FleetSize
 from model.simulation.harm import Figures
 from model.simulation.workload_file import WorkloadError
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
                 log=log_to(log),
             )
             asyncio.run(_run(fakes, names, loop, args))
-    except PublishedError as error:
+    except StatusFileError as error:
         print(f"closedloop: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -112,7 +112,7 @@ class ClosedLoop:
 
         Raises
         ------
-        PublishedError
+        StatusFileError
         """
         nodes = read_published(self._path)
         capacity = []
@@ -136,7 +136,7 @@ class ClosedLoop:
 
         Raises
         ------
-        PublishedError
+        StatusFileError
         """
         self._remove_ended(step)
         self.read_status(now_s)
@@ -151,12 +151,14 @@ class ClosedLoop:
 
     def _remove_ended(self, step: int) -> None:
         ended = [vm for vm in self._running if self.workload.end_step[vm] <= step]
+        booked = self._fleet.booked_cpu.copy()
         self._fleet.remove_ended(step)
         for vm in ended:
             node = int(self._fleet.node_of[vm])
             self._running.remove(vm)
             self._hosts[node].remove_vm(vm_name(vm))
-            self._log_vm("stop", vm, step, node)
+            booked[node] -= self.workload.vcpu[vm]
+            self._log_vm("stop", vm, step, node, booked[node])
 
     def _place(self, vm: int, step: int) -> None:
         vcpu, memory_mb = float(self.workload.vcpu[vm]), float(self.workload.memory_mb[vm])
@@ -168,10 +170,10 @@ class ClosedLoop:
         self._scheduler.note_placed(node)
         self._running.append(vm)
         self._hosts[node].add_vm(vm_name(vm), int(vcpu), int(memory_mb * 1024))
-        self._log_vm("start", vm, step, node)
+        self._log_vm("start", vm, step, node, self._fleet.booked_cpu[node])
 
-    def _log_vm(self, event: str, vm: int, step: int, node: int) -> None:
-        figures = {"vcpu": float(self.workload.vcpu[vm]), "booked": float(self._fleet.booked_cpu[node])}
+    def _log_vm(self, event: str, vm: int, step: int, node: int, booked: float) -> None:
+        figures = {"vcpu": float(self.workload.vcpu[vm]), "booked": float(booked)}
         self._log({"event": event, "step": step, "vm": vm_name(vm), "node": self._names[node], **figures})
 
     def _run_hosts(self, step: int, begin_ms: int, end_ms: int) -> None:

@@ -7,29 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-
-class PublishedError(ValueError):
-    """The status file is not usable; the message is one line."""
-
-
-class _Resource(msgspec.Struct):
-    state: str
-    booked_now: float | None = None
-    realised_risk: float | None = None
-    closed: bool = False
-
-
-class _Node(msgspec.Struct):
-    strategy: str
-    slice_end: float | None
-    valid_until: float | None
-    free_cpu: float
-    cpu: _Resource
-
-
-_FILE = msgspec.json.Decoder(dict[str, _Node])
+from model.publishers.status_file import PublishedNode, read_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +27,14 @@ class PublishedCpu:
         NaN when it is not known.
     """
 
-    strategy: str
-    state: str
-    slice_end_s: float
-    valid_until_s: float
-    free: float
-    booked_now: float
-    closed: bool
-    realised_risk: float
+    strategy: str = ""
+    state: str = "unknown"
+    slice_end_s: float = math.nan
+    valid_until_s: float = math.nan
+    free: float = 0.0
+    booked_now: float = 0.0
+    closed: bool = False
+    realised_risk: float = math.nan
 
     def capacity(self, now_s: float) -> float:
         """The vCPUs that may be booked in total; 0 on a node that takes nothing new.
@@ -67,7 +45,7 @@ class PublishedCpu:
         return self.booked_now + self.free if valid and not self.closed else 0.0
 
 
-UNKNOWN = PublishedCpu("", "unknown", math.nan, math.nan, 0.0, 0.0, closed=False, realised_risk=math.nan)
+UNKNOWN = PublishedCpu()
 
 
 def read_published(path: Path) -> Mapping[str, PublishedCpu]:
@@ -75,21 +53,15 @@ def read_published(path: Path) -> Mapping[str, PublishedCpu]:
 
     Raises
     ------
-    PublishedError
+    StatusFileError
         When the file cannot be read or is not a status file.
     """
-    try:
-        nodes = _FILE.decode(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except OSError as error:
-        raise PublishedError(f"{path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PublishedError(f"{path}: not a status file: {error}") from None
-    return {name: _published(node) for name, node in nodes.items()}
+    return {name: _published(node) for name, node in read_status(path).items()}
 
 
-def _published(node: _Node) -> PublishedCpu:
+def _published(node: PublishedNode) -> PublishedCpu:
     cpu = node.cpu
     if node.slice_end is None or node.valid_until is None or cpu.booked_now is None:
         return UNKNOWN
@@ -101,5 +73,5 @@ def _published(node: _Node) -> PublishedCpu:
         free=node.free_cpu,
         booked_now=cpu.booked_now,
         closed=cpu.closed,
-        realised_risk=math.nan if cpu.realised_risk is None else cpu.realised_risk,
+        realised_risk=math.nan if cpu.violation_rate is None else cpu.violation_rate,
     )
