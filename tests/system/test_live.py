@@ -59,6 +59,8 @@ def env(tmp_path: Path) -> Environment:
         "SCHED_SCOPE_HISTORICAL": "1",
         "SCHED_SCOPE_INIT_FETCH_PREVIOUS": "0",
         "SCHED_SETTLE_S": "0.2",
+        # The figures of the strategies themselves; the guards have tests of their own.
+        "SCHED_GUARDS": "0",
         "STATE_ENDPOINT": str(tmp_path / "state" / "status.json"),
         "STORE_PATH": str(tmp_path / "store.sqlite"),
     }
