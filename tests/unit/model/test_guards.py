@@ -255,7 +255,7 @@ def test_more_reserve_never_publishes_more(free: float, state: NodeState, more: 
     assert FigureGuards(1).update(free, replace(state, recovering=True)).free == 0.0
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-1.5, 10), st.floats(0, 32), shares, st.booleans())
 def test_published_figures_of_a_node_are_within_the_bare_ones(
     seed: int, level: float, largest: float, share: float, own_fleet: bool
@@ -263,7 +263,7 @@ def test_published_figures_of_a_node_are_within_the_bare_ones(
     known = ResourceFeedback((share,) * SIZE_CLASSES, (share**2,) * SIZE_CLASSES, level, largest)
     feedback = None if own_fleet else Feedback(known, known)
     model = NodeModel(ModelSettings(1, STRATEGIES, positions=3, guarded=True), NEVER_STABLE, phase=seed)
-    for finished in odd_slices(seed, 25):
+    for finished in odd_slices(seed, 20):
         result = model.update(finished, feedback)
         for resource in RESOURCES:
             config = finished.usage(resource).config
@@ -387,7 +387,7 @@ def test_node_counts_for_its_fleet() -> None:
 
 
 @pytest.mark.parametrize("own_fleet", [True, False])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_guarded_figures_are_the_same_when_restarted_after_every_slice(seed: int, own_fleet: bool) -> None:
     """The state is encoded and decoded as in the checkpoints of the estimator."""
     parameters = ModelSettings(1, STRATEGIES, positions=3, guarded=True)
@@ -397,7 +397,7 @@ def test_guarded_figures_are_the_same_when_restarted_after_every_slice(seed: int
     past: dict[int, list[Slice]] = defaultdict(list)
     node = b""
     lowered = closed = 0
-    for finished in odd_slices(seed, 50):
+    for finished in odd_slices(seed, 40):
         at = finished.position
         restarted = NodeModel(parameters, NEVER_STABLE, phase=seed)
         state = restarted.state(at)
