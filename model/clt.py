@@ -56,11 +56,12 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
     classes = vms.classes[alive]
     class_mean, class_square = (np.array(values)[classes] for values in (feedback.mean, feedback.square))
     class_variance = _PRIOR_VARIANCE * np.maximum(class_square - class_mean**2, 0.0)
-    mean = float((weight * vms.means[alive] + (1.0 - weight) * class_mean * size).sum())
+    means = weight * vms.means[alive] + (1.0 - weight) * class_mean * size
+    mean = float(means.sum())
     variance = float((weight * vms.variances[alive] + (1.0 - weight) * class_variance * size**2).sum())
     z = max(NormalDist().inv_cdf(1.0 - risk) + min(feedback.level, 0.0), 0.0)
     bound = mean + z * math.sqrt(variance + (feedback.common * mean) ** 2)
     if at_once := _VMS_AT_ONCE[resource.name]:
-        room = np.sort(np.maximum(size - vms.means[alive], 0.0))
+        room = np.sort(np.maximum(size - means, 0.0))
         bound = max(bound, mean + float(room[-at_once:].sum()))
     return bound

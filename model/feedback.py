@@ -92,7 +92,8 @@ def count_usage(usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
         return ResourceCounts()
     # Readings may exceed the size of a VM a little.
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.minimum(np.maximum(usage.vm_usage / usage.vm_config[:, None], 0.0), 1.0)
+        sizes = np.where(usage.vm_config > 0, usage.vm_config, np.nan)
+        shares = np.minimum(np.maximum(usage.vm_usage / sizes[:, None], 0.0), 1.0)
     present = ~np.isnan(shares)
     samples = present.sum(axis=1)
     sampled = samples > 0
@@ -247,7 +248,8 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
     step = min(gain * (counts.full / counts.nodes - aim), _MOST_STEP)
     if counts.expected > 0:
         state.slices += 1
-        excess = max(counts.used / counts.expected - 1.0, 0.0)
+        # Twice what was expected is the most that counts: an idle fleet that wakes up is one deviation, not a thousand.
+        excess = min(max(counts.used / counts.expected - 1.0, 0.0), 1.0)
         weight = max(1.0 / (state.slices + _COMMON_PRIOR_SLICES), _COMMON_DECAY)
         state.deviation += weight * (2.0 * excess**2 - state.deviation)
     state.level = min(max(state.level + step, _LEAST_LEVEL), _MOST_LEVEL)
