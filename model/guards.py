@@ -8,6 +8,7 @@ gets the figure of the one before.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ _YOUNG_SHARE = 0.25
 #: fades within two scopes.
 _RECOVERY_SHARE = 0.5
 _NODE_RESERVE, _NODE_MOST, _NODE_FADES = 0.015, 0.2, 2.0
+
+
+def turn_of(node: str) -> int:
+    """When a node has its turn: a number that follows from its name, so that restarts and replays agree."""
+    return zlib.crc32(node.encode(errors="surrogatepass")) % _TURN
 
 
 @dataclass(frozen=True, slots=True)

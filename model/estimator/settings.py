@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,21 @@ VM_HOLD_S = _SECTION.number(
     "node is stale.",
 )
 DUMP_SLICES = _SECTION.whole("SCHED_DUMP_SLICES", 500, 1, 10**6, "Number of slices that a dump of --debug=1 holds.")
+
+
+def _master(text: str) -> str:
+    if text.endswith("\\"):
+        raise InvalidValue("ends with a backslash, which a tag of InfluxDB cannot")
+    return text
+
+
+MASTER = _SECTION.text(
+    "SCHED_MASTER",
+    "",
+    "Name of this master, under which it writes to the store what its nodes have learnt, for the other masters of the "
+    "store. The default is the host name.",
+    parse=_master,
+)
 METRICS_PORT = _SECTION.whole(
     "SCHED_METRICS_PORT", 0, 0, 65535, "Port of the status page (/) and of the metrics (/metrics). 0 disables them."
 )
@@ -225,6 +241,8 @@ class EstimatorSettings:
     placement : PlacementSettings or None
     model : ModelOptions
         Strategies and their parameters: the options of the command line over the settings.
+    master : str
+        Name of this master; without it, nothing is exchanged with other masters.
     """
 
     nodes: tuple[str, ...]
@@ -241,6 +259,7 @@ class EstimatorSettings:
     placement: PlacementSettings | None = None
     rules: SliceRules = field(default_factory=SliceRules)
     model: ModelOptions = field(default_factory=ModelOptions)
+    master: str = ""
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -285,6 +304,7 @@ def estimator_settings(
         placement=placement_settings(env),
         rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
+        master=env.read(MASTER, socket.gethostname()),
     )
     _check_files(env, settings)
     if settings.previous_scopes * calendar.positions > _MOST_SLICES_AT_START:

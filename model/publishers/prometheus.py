@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from .placement.reconciler import PlacementCounts
 
 
+@dataclass(frozen=True, slots=True)
+class FleetFigures:
+    """What the nodes have learnt from each other, by name of the resource.
+
+    Attributes
+    ----------
+    level : mapping of str to float
+        Caution, standard deviations.
+    common : mapping of str to float
+        Correlation of the VMs.
+    full_share : mapping of str to float
+        Share of full nodes in the slice that was closed last; without the resources of which nothing was measured.
+    """
+
+    level: Mapping[str, float]
+    common: Mapping[str, float]
+    full_share: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class EstimatorCounts:
     """Totals of the estimator since its start."""
@@ -28,6 +47,8 @@ class EstimatorCounts:
     publication_failures: int = 0
     lateness_s: float = 0.0
     """From the end of the last slice until every readable node was estimated."""
+    fleet: FleetFigures | None = None
+    """None when the nodes are no fleet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +251,8 @@ class EstimatorMetrics(Collector):
             for metric in _NODE_METRICS:
                 yield _node_metric(metric, resource, statuses)
         yield from _estimator_metrics(self._counts)
+        if self._counts.fleet is not None:
+            yield from _fleet_metrics(self._counts.fleet)
         if self._placement is not None:
             yield from _placement_metrics(self._placement())
 
@@ -277,6 +300,19 @@ def _estimator_metrics(counts: EstimatorCounts) -> Iterator[Metric]:
         "From the end of the last slice until every readable node was published.",
         value=counts.lateness_s,
     )
+
+
+def _fleet_metrics(figures: FleetFigures) -> Iterator[Metric]:
+    for name, text, by_resource in (
+        ("level", "Caution of the fleet, standard deviations; above 0 where nodes are full too often.", figures.level),
+        ("full_share", "Share of the nodes that were full in the last closed slice.", figures.full_share),
+        ("common", "By which share VMs together use more than the sum of their means.", figures.common),
+    ):
+        family = GaugeMetricFamily(f"scroogevm_fleet_{name}", text, labels=["resource"])
+        for resource in RESOURCES:
+            if resource.name in by_resource:
+                family.add_metric([_BASE_UNITS[resource].name], by_resource[resource.name])
+        yield family
 
 
 def _placement_metrics(counts: PlacementCounts) -> Iterator[Metric]:

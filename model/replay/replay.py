@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..guards import turn_of
 from ..nodemodel import ModelSettings, NodeEstimate, NodeModel
 from ..slices import Slice
 from ..stability import StabilityDetector
@@ -41,7 +42,7 @@ class Replay:
         self.trace = trace
         self.settings = replace(settings, positions=trace.config.positions)
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
-        self._model = NodeModel(self.settings, detectors)
+        self._model = NodeModel(self.settings, detectors, turn_of(trace.config.node_name))
 
     def run(
         self,

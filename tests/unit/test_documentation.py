@@ -269,8 +269,9 @@ def test_metrics_of_the_aggregator_are_documented() -> None:
 
 
 def test_metrics_of_the_estimator_are_documented() -> None:
-    from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
+    from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics, FleetFigures
 
+    fleet = FleetFigures(*({"cpu": 0.5, "mem": 0.0} for _ in range(3)))
     figures = Figures(
         *(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, 0.05, 0.04),
         forecast_violation_rate=0.03,
@@ -280,7 +281,7 @@ def test_metrics_of_the_estimator_are_documented() -> None:
     status = ResourceStatus("ok", figures, {"borg": 6.0})
     placement = cast(Any, SimpleNamespace(updates=1, conflicts=1, failures={"timeout": 1}))
     registry = CollectorRegistry()
-    metrics = EstimatorMetrics(registry, EstimatorCounts(), lambda: placement)
+    metrics = EstimatorMetrics(registry, EstimatorCounts(fleet=fleet), lambda: placement)
     metrics.publish([NodeStatus("n", "borg", 60.0, status, status)])
     assert exported(registry) == documented("Estimator")
 

@@ -162,12 +162,13 @@ class LiveRun:
         strategies: Sequence[str] = tuple(STRATEGIES),
         *,
         recorded: bool = False,
+        guarded: bool = False,
         on_slice: OnSlice = lambda *_: None,
         **publishers: Publisher,
     ) -> None:
         self.settings = settings
         self.store = store
-        self.model = ModelSettings(settings.historical, tuple(strategies))
+        self.model = ModelSettings(settings.historical, tuple(strategies), guarded=guarded)
         self.publishers = publishers
         self.recorded = recorded
         self.on_slice = on_slice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def test_settings_are_read_at_each_load_and_options_override_them(monkeypatch: p
     assert (second.model.strategies, second.model.historical) == (("doa", "rclike"), 7)
     assert first.of_checkpoints != second.of_checkpoints
     assert load_configuration(options_with(strategy="borg")).model.strategies == ("borg",)
+
+
+def test_name_of_the_master_is_the_host_name_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_configuration(options_with()).settings.master == socket.gethostname()
+    monkeypatch.setenv("SCHED_MASTER", "left, room=1")
+    assert load_configuration(options_with()).settings.master == "left, room=1"
+    monkeypatch.setenv("SCHED_MASTER", "left\\")
+    with pytest.raises(SettingsError) as error:
+        load_configuration(options_with())
+    assert error.value.faults == ["SCHED_MASTER: ends with a backslash, which a tag of InfluxDB cannot"]
 
 
 @pytest.mark.parametrize("model", [{"strategy": "no-such"}, {"strategy": "conformal", "risk": 0.9}])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.estimator.node_worker import BACKLOG_S, BacklogWait, StoreBehind
+from model.oversubscriptioncomputation import STRATEGIES
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
 from tests.unit.estimator.support import (
@@ -32,6 +33,11 @@ def messages(log: pytest.LogCaptureFixture) -> list[str]:
     """The log lines, without those about missing samples."""
     lines = [record.getMessage() for record in log.records]
     return [line for line in lines if "samples of" not in line]
+
+
+def _without_fleet(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of the strategies that learn nothing from other nodes."""
+    return {name: figure for name, figure in figures.items() if not STRATEGIES[name].uses_vm_moments}
 
 
 # --- outages of the store -------------------------------------------------------------------------------
@@ -140,6 +146,8 @@ def test_long_backlog_is_waited_for_as_long_as_samples_arrive() -> None:
 def test_node_that_cannot_be_read_does_not_affect_another_one(
     stored: SqliteStore, steady: Statuses, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
+    """Its fleet lacks the counts of that node: what it learns is what it learns without that node."""
+    alone = LiveRun(settings_for(tmp_path / "alone", nodes=NODES[1:]), stored).play(STORED[:6])
     store: Any = UnavailableStore(stored)
     live = LiveRun(settings_for(tmp_path), store)
     store.unavailable = {NODES[0]}
@@ -147,7 +155,8 @@ def test_node_that_cannot_be_read_does_not_affect_another_one(
     for k, number in enumerate(STORED[:6]):
         first, second = live.wake(number)
         assert (first.state, first.cpu.free) == ("unknown", 0.0)
-        assert second == steady[k][1]
+        assert second == alone[k][0]
+        assert _without_fleet(second.cpu.others) == _without_fleet(steady[k][1].cpu.others)
     lines = [record.getMessage() for record in event_log.records if NODES[1] not in record.getMessage()]
     assert lines == [f"{NODES[0]}: no connection"]
     live.stop()
