@@ -16,9 +16,10 @@ from dataclasses import fields
 
 from ..common.logs import ProblemLog
 from ..common.threads import LatestValue
-from ..feedback import SIZE_CLASSES, ResourceCounts, SliceCounts
+from ..feedback import ResourceCounts, SliceCounts
 from ..slices import LARGEST, RESOURCES
 from ..store.base import FleetRow, Store, StoreRefused, StoreUnavailable
+from ..vmmoments import SIZE_CLASSES
 from .slicing import Calendar
 
 LOG = logging.getLogger("scroogevm.estimator")
