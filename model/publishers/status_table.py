@@ -221,7 +221,12 @@ def watch_status(path: Path, sleep: Callable[[float], object] = time.sleep) -> N
 
 
 def status_table(
-    nodes: Mapping[str, PublishedNode], now_s: float, *, brief: bool = False, name_width: int | None = None
+    nodes: Mapping[str, PublishedNode],
+    now_s: float,
+    *,
+    brief: bool = False,
+    guards: bool = True,
+    name_width: int | None = None,
 ) -> Table:
     """A row per node with the columns of :data:`COLUMNS`.
 
@@ -232,15 +237,17 @@ def status_table(
         Unix seconds.
     brief : bool
         Without the columns for wide terminals.
+    guards : bool
+        With what the guards left of the figures.
     name_width : int, optional
         Longer names are folded; by default none is.
     """
     columns = [
         column
         for column in COLUMNS
-        if not (brief and (column.wide_only or column.guards_only))
+        if not (brief and column.wide_only)
         and (not column.risk_only or _has_risk(nodes))
-        and (not column.guards_only or _is_limited(nodes))
+        and (not column.guards_only or (guards and _is_limited(nodes)))
     ]
     table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
@@ -322,9 +329,10 @@ def _console() -> Console:
 def _tables(nodes: Mapping[str, PublishedNode], now_s: float) -> Iterator[Table]:
     """The whole table, then narrower ones."""
     yield status_table(nodes, now_s)
+    yield status_table(nodes, now_s, guards=False)
     longest = max(map(len, nodes), default=0)
     for width in _NAME_WIDTHS:
-        yield status_table(nodes, now_s, brief=True, name_width=min(longest, width))
+        yield status_table(nodes, now_s, brief=True, guards=False, name_width=min(longest, width))
 
 
 def _current(path: Path, console: Console) -> tuple[RenderableType, object]:
