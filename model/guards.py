@@ -112,7 +112,7 @@ def _fleet_guard(state: NodeState, free: float) -> float:
 
 def _node_guard(state: NodeState, free: float) -> float:
     left = free - state.node_reserve * state.config
-    return min(left, -CLOSED) if state.recovering else left
+    return min(left, _RECOVERING) if state.recovering else left
 
 
 def _ramp_guard(state: NodeState, free: float) -> float:
@@ -133,7 +133,8 @@ GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
     "ramp": _ramp_guard,
 }
 HORIZON = "horizon"
-CLOSED = 1.0
+#: Less than nothing is left of a node that recovers, cores or MB: that closes it.
+_RECOVERING = -1.0
 
 
 @dataclass(frozen=True, slots=True)

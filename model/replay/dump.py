@@ -231,6 +231,8 @@ def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
         f"{resource.name}_tier1": estimate.tier1,
         f"{resource.name}_tier2": estimate.tier2,
         f"published_{resource.name}": estimate.published,
+        f"unguarded_{resource.name}": estimate.unguarded,
+        f"violated_{resource.name}": estimate.violated,
     }
 
 

@@ -55,6 +55,10 @@ class Amounts:
         What was published last as free; empty unless the resource is stale.
     state : str
         Empty when it is the state of the node.
+    guards : str
+        What the guards left of the strategy's figure; empty when they lowered nothing.
+    realised : str
+        The share of recent slices in which the node was full or exceeded; empty when there was none.
     chart : Sparkline
     """
 
@@ -65,6 +69,8 @@ class Amounts:
     last_free: str
     state: str
     chart: Sparkline
+    guards: str = ""
+    realised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +253,18 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
         last_free=_figure(last.free, resource) if last and published.state == "stale" else "",
         state=published.state if published.state != status.state else "",
         chart=chart,
+        guards=_guards(resource, published),
+        realised=f"{last.violation_rate:.0%}" if last and last.violation_rate else "",
     )
+
+
+def _guards(resource: Resource, published: ResourceStatus) -> str:
+    """``30.1: horizon 10.2, ramp 7.5``."""
+    last = published.last
+    if last is None or last.unguarded is None or published.state != "ok" or not (last.limits or last.closed):
+        return ""
+    reasons = [f"{guard} {_figure(max(left, 0.0), resource)}" for guard, left in last.limits.items()]
+    return f"{_figure(last.unguarded, resource)}: {', '.join([*reasons, *['closed'] * last.closed])}"
 
 
 def _alternatives(of_resources: Iterable[ResourceStatus]) -> list[tuple[str, list[str]]]:
