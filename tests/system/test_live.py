@@ -21,13 +21,16 @@ import numpy as np
 import pytest
 
 from model import __version__
-from model.nodemodel import ModelSettings
+from model.feedback import FleetModel
+from model.guards import turn_of
+from model.nodemodel import ModelSettings, NodeEstimate, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.dump import read_dumps
 from model.replay.replay import Replay
 from model.replay.results import load_results
 from model.replay.trace import read_trace
 from model.samples import ScrapeSample
+from model.slices import RESOURCES
 from model.stability import mean_predictor
 from model.store.base import Store, StoreUnavailable
 from model.store.influxdb import InfluxStore
@@ -219,7 +222,10 @@ def test_silent_node_is_stale_and_recovers_and_the_others_stay_ok(env: Environme
 
 
 def test_killed_daemon_continues_without_losing_a_slice(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
-    """Killed at three arbitrary moments; at the end all strategies have the figures of a replay of the store."""
+    """Killed at three arbitrary moments; at the end the strategies have the figures of a replay of the store.
+
+    What a strategy learns from other nodes is not in the trace of one node: the next test compares it.
+    """
     with written(store):
         for moment in (2.3, 1.7, 2.9):
             with running(env, "-s", "all", "-d", "1", "-o", str(tmp_path)) as daemon:
@@ -244,11 +250,62 @@ def test_killed_daemon_continues_without_losing_a_slice(env: Environment, store:
         model = ModelSettings(1, tuple(STRATEGIES))
         replay = Replay(read_trace(out), model, {"cpu": mean_predictor, "mem": mean_predictor}).run()
         histories = replay.recorder.histories(2)
-        for dump in live:
+        for dump in (dump for dump in live if not STRATEGIES[dump.strategy].uses_vm_moments):
             for resource in ("cpu", "mem"):
                 np.testing.assert_array_equal(
                     dump.histories[resource].published, histories[dump.strategy, resource].published
                 )
+
+
+def test_killed_daemon_learns_of_its_fleet_what_it_would_have_learnt(
+    env: Environment, store: SqliteStore, tmp_path: Path
+) -> None:
+    """Killed at arbitrary moments; each figure is that of the nodes in step, each with the feedback of all of them."""
+    env |= {"SCHED_SCOPE_S": "4", "SCHED_SCOPE_SLICE_S": "2"}
+    options = ("-s", "clt", "-d", "1", "-o", str(tmp_path))
+    with written(store):
+        for moment in (4.3, 1.3, 2.1, 1.7, 5.2, 2.9):
+            with running(env, *options) as daemon:
+                time.sleep(moment)
+                daemon.kill()
+        with running(env, *options) as daemon:
+            wait_for(all_ok(env))
+            time.sleep(2.0)
+            log = end(daemon)
+    assert "fleet" not in log
+    dumps = [read_dumps(path)[0] for node in NODES for path in tmp_path.glob(f"dump-{node.replace('/', '')}_*.json")]
+    epochs = [dump.epoch for dump in dumps]
+    first, last = epochs[0][0], min(epoch[-1] for epoch in epochs)
+    assert [epoch[0] for epoch in epochs] == [first] * len(NODES)
+    assert last - first >= 12
+    expected = fleet_in_step(env, first, last, tmp_path)
+    for i, dump in enumerate(dumps):
+        number = int(np.searchsorted(dump.epoch, last)) + 1
+        assert np.array_equal(np.diff(dump.epoch), np.full(len(dump.epoch) - 1, 2.0)), "no slice was left out"
+        for resource in RESOURCES:
+            published = dump.histories[resource.name].published[:number]
+            np.testing.assert_array_equal(
+                published, [one[i].of(resource).by_strategy["clt"].published for one in expected]
+            )
+    assert np.unique(dumps[0].histories["cpu"].published).size > 5, "the figures change"
+
+
+def fleet_in_step(env: Environment, first: float, last: float, folder: Path) -> list[list[NodeEstimate]]:
+    """The estimates of all nodes for each slice of their traces, computed one slice after the other."""
+    slices = []
+    for node in NODES:
+        out = folder / "trace.json"
+        done = run(env, f"--export={out}", f"--since={first - 2}", f"--until={last}", f"--url={json.dumps([node])}")
+        assert done.returncode == 0, done.stderr
+        slices.append(list(read_trace(out).slices()))
+    settings = ModelSettings(1, ("clt",), positions=2)
+    models = [NodeModel(settings, {"cpu": mean_predictor, "mem": mean_predictor}, turn_of(node)) for node in NODES]
+    fleet, estimates = FleetModel(settings.cpu.risk, settings.mem.risk), []
+    for of_nodes in zip(*slices, strict=True):
+        feedback = fleet.feedback()
+        estimates.append([model.update(one, feedback) for model, one in zip(models, of_nodes, strict=True)])
+        fleet.update([one.counts for one in estimates[-1]])
+    return estimates
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
