@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -153,9 +154,22 @@ def decode(data: bytes, kind: type[T]) -> T:
     CheckpointCorrupt
     """
     try:
-        return msgspec.msgpack.decode(data, type=kind, strict=False)
+        return _decoder(kind).decode(data)
     except (msgspec.DecodeError, ValueError) as error:
         raise CheckpointCorrupt(str(error)) from None
+
+
+#: msgspec reads the fields of a class when it is decoded for the first time; when two threads do that at once, it
+#: crashes the process.
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+_decoders_lock = threading.Lock()
+
+
+def _decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    with _decoders_lock:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.msgpack.Decoder(kind, strict=False)
+        return _decoders[kind]
 
 
 def decode_node(data: bytes) -> NodeCheckpoint:

@@ -171,7 +171,7 @@ class Fleet:
         with self._lock:
             if self._open is None or is_ahead(self._open - 1, due):
                 self._start(upcoming_of(), due)
-            if idle:
+            if idle or self._waited_s() >= self._wait_s:
                 self._share()
             self.reading = False
             if self._number < due:
@@ -230,8 +230,11 @@ class Fleet:
         missing = {node for node, number in upcoming.items() if number <= self._number}
         if len(missing) == len(upcoming):
             return False  # the store was unavailable, or nothing was computed yet
-        waited_s = self._monotonic() - self._delivered_at
-        return at_once or missing <= self._late or waited_s >= self._wait_s
+        return at_once or missing <= self._late or self._waited_s() >= self._wait_s
+
+    def _waited_s(self) -> float:
+        """Seconds since a node delivered."""
+        return self._monotonic() - self._delivered_at
 
     def _close(self, upcoming: Mapping[str, int], wake: Callable[[], object]) -> None:
         """Close the open slice, unless the counts of other masters are still being read."""

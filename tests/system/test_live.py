@@ -428,7 +428,7 @@ def test_influxdb_that_is_killed_or_frozen_costs_no_slice(env: Environment, tmp_
 def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: SqliteStore) -> None:
     port = free_port()
     env |= {"SCHED_METRICS_PORT": str(port), "SCHED_SCOPE_SLICE_S": "2"}
-    with written(store), running(env, "-s", "scroogevm,rclike"):
+    with written(store), running(env, "-s", "scroogevm,rclike,clt"):
         wait_for(all_ok(env))
         before = status(env)
         text = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
@@ -441,6 +441,9 @@ def test_metrics_pass_promtool_and_agree_with_the_file(env: Environment, store: 
         assert metrics[f'scroogevm_node_free_memory_bytes{{node="{node}"}}'] == published["free_mem"] * 2**20
         assert metrics[f'scroogevm_node_state{{node="{node}",state="ok"}}'] == 1
         assert f'scroogevm_node_strategy_free_cpu_cores{{node="{node}",strategy="rclike"}}' in text
+    # The first slices have no full node: the level falls.
+    assert -1.0 <= metrics['scroogevm_fleet_level{resource="cpu"}'] <= 0.0
+    assert metrics['scroogevm_fleet_common{resource="memory"}'] >= 0.0
     if shutil.which("promtool") is None:
         pytest.skip("no promtool on PATH: Debian's package prometheus has it")
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)

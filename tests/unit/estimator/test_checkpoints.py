@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from model.nodemodel import ModelSettings
 from model.oversubscriptioncomputation import STRATEGIES
 from model.status import NodeStatus
 from model.store.sqlite import SqliteStore
+from tests.conftest import ROOT
 from tests.unit.estimator.support import (
     FIRST,
     NODES,
@@ -225,6 +228,29 @@ def test_late_thread_saves_nothing_in_a_closed_file(stored: SqliteStore, tmp_pat
     live.stop()
     live.checkpoints.save(NODES[0], checkpoint, 0, position, None)
     assert not live.checkpoints._held_nodes
+
+
+def test_threads_that_decode_at_once_in_a_new_process_do_not_crash_it() -> None:
+    """msgspec prepares the classes of a type when it is decoded for the first time, which is not safe in threads."""
+    code = (
+        "import sys, threading\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "from model.estimator.bookings import LastConfigs\n"
+        "from model.estimator.checkpoint_format import NodeCheckpoint, decode, encode\n"
+        "from model.status import NodeStatus\n"
+        "data = encode(NodeCheckpoint(1, {}, LastConfigs(), NodeStatus('n', 'borg')))\n"
+        "barrier, decoded = threading.Barrier(8), []\n"
+        "def run():\n"
+        "    barrier.wait()\n"
+        "    decoded.append(decode(data, NodeCheckpoint))\n"
+        "threads = [threading.Thread(target=run) for _ in range(8)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "assert len(decoded) == 8\n"
+    )
+    # Without the lock about one process in three crashes.
+    for _ in range(10):
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_packed_slice_is_the_same_slice(stored: SqliteStore, tmp_path: Path) -> None:

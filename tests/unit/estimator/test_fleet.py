@@ -304,11 +304,22 @@ def test_counts_of_other_masters_are_read_when_the_next_slice_is_due(tmp_path: P
     nodes.advance(0)
     nodes.advance(0)
     # Also when one node is missing: otherwise one that fails would hide the others from their peers.
-    totals = [sum(counts.cpu.nodes for counts in (one,)) for _, one in peers.shared]
-    assert (totals, [number for number, _ in peers.shared]) == ([2.0, 3.0], [0, 0])
+    assert [(number, counts.cpu.nodes) for number, counts in peers.shared] == [(0, 2.0), (0, 3.0)]
     assert nodes.advance(1) == 0
     assert nodes.fleet.reading
     peers.others = [counts_of(True, 4), counts_of(True, 5)]
     assert nodes.advance(1) == 1
     assert not nodes.fleet.reading
     assert nodes.fleet.feedback() == model_of([*every(), *peers.others]).feedback()
+
+
+def test_node_that_hangs_does_not_hide_the_others_from_their_peers(tmp_path: Path) -> None:
+    peers = ListedPeers()
+    nodes = Nodes(tmp_path, peers=peers)
+    nodes.advance(0)
+    nodes.deliver("a", 0)
+    nodes.deliver("b", 0)
+    nodes.clock.now_s += WAIT_S
+    for _ in range(2):
+        nodes.advance(0, idle=False)
+    assert [(number, counts.cpu.nodes) for number, counts in peers.shared] == [(0, 2.0)]
