@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import clt, conformal
 from .clt import moment_bound
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
@@ -101,6 +102,8 @@ class Strategy(ABC):
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
+    most_risk: ClassVar[float | None] = None
+    """The largest target risk that it supports, above 0; None for a strategy without a target risk."""
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         self.resource = resource
@@ -327,6 +330,7 @@ class Conformal(Strategy):
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
+    most_risk = conformal.MOST_RISK
     state_fields = STATE_FIELDS
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -376,14 +380,15 @@ class CentralLimit(Strategy):
     """T = own + sum m_i + z sqrt(sum s_i^2): means and variances of the single VMs over about a scope.
 
     z is the normal quantile of the target risk, ``--risk``. VMs that are young count in part as VMs of their size do.
-    :func:`~model.clt.moment_bound` has the formula and its source. T is at
-    least the 99th percentile of the slice, at most what is booked now plus own, the usage of the node itself.
+    :func:`~model.clt.moment_bound` has the formula and its source. T is at least the 99th percentile of the slice, and
+    otherwise at most what is booked now plus own, the usage of the node itself.
     """
 
     summary = "sum of the VMs' means plus z standard deviations of the sum; z by --risk"
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
+    most_risk = clt.MOST_RISK
     uses_vm_moments = True
     state_fields = ("slices", "own")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..common.errors import UsageError
-from ..conformal import MOST_RISK
 from ..nodemodel import ModelSettings
 from ..oversubscriptioncomputation import STRATEGIES, StrategySettings
 from ..slices import RESOURCES
@@ -30,6 +29,8 @@ class ModelOptions:
         Target risk; of one resource alone, where that is not None.
     stability : str
         Name of a stability detector.
+    guards : bool
+        Whether guards lower what is published.
     """
 
     strategy: str | None = None
@@ -40,6 +41,7 @@ class ModelOptions:
     risk_cpu: float | None = None
     risk_mem: float | None = None
     stability: str = "mean"
+    guards: bool = False
 
     def risk_source(self, resource: str) -> str:
         """The field that sets the target risk of a resource: ``risk_cpu``, ``risk_mem`` or ``risk``."""
@@ -102,14 +104,17 @@ def model_settings(options: ModelOptions, strategies: tuple[str, ...], historica
         strategies=strategies,
         cpu=StrategySettings(options.cpu, options.aggreg, options.risk_of("cpu")),
         mem=StrategySettings(options.mem, options.aggreg, options.risk_of("mem")),
+        guarded=options.guards,
     )
 
 
 def risk_fault(risk: float, strategies: tuple[str, ...]) -> str:
     """Why the strategies do not support a target risk; empty when they do."""
-    if "conformal" not in strategies or 0 < risk <= MOST_RISK:
-        return ""
-    return f"conformal supports target risks above 0 and up to {MOST_RISK:g}, not {risk:g}"
+    for name in strategies:
+        most = STRATEGIES[name].most_risk
+        if most is not None and not 0 < risk <= most:
+            return f"{name} supports target risks above 0 and up to {most:g}, not {risk:g}"
+    return ""
 
 
 def chosen_detectors(options: ModelOptions) -> Mapping[str, StabilityDetector]:

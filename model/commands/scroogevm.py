@@ -25,6 +25,7 @@ strategies (T is the threshold: what counts as used; free = config - T):
   borg         booked / 1.1
   maxpeak      the larger of nsigma and rclike
   conformal    exceeded in a share --risk of the slices: forecasts plus a margin learnt from their errors
+  clt          sum of the VMs' means plus z standard deviations of the sum; z by --risk
 
 examples:
   scroogevm.py --check-config                       validate the settings
@@ -99,16 +100,22 @@ def _add_model_options(parser: Parser) -> None:
         "--risk",
         type=number(0, 1),
         metavar="SHARE",
-        help="target risk: the share of slices that may be violated; conformal aims at it (above 0, up to 0.3), and it "
-        "orders the table (default: 0.05)",
+        help="target risk: the share of slices that may be violated; conformal (above 0, up to 0.3), clt (up to 0.5) "
+        "and the guards aim at it, and it orders the table (default: 0.05)",
     )
     for name, title in (("cpu", "CPU"), ("mem", "memory")):
         add(
             f"--risk-{name}",
             type=number(0, 1),
             metavar="SHARE",
-            help=f"target risk of conformal for {title} alone (default: --risk)",
+            help=f"target risk for {title} alone (default: --risk)",
         )
+    add(
+        "--guards",
+        action=argparse.BooleanOptionalAction,
+        help="lower what is published by guards, because a scheduler fills it (default: SCHED_GUARDS or on; with "
+        "--load: off)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -124,7 +124,11 @@ AGGREGATION = _SECTION.whole(
     "Number of successive samples that are averaged before the figures of a slice (--aggreg).",
 )
 RISK = _SECTION.number(
-    "SCHED_RISK", 0.05, 0, 1, "Target risk of conformal: the share of slices that may be violated (--risk)."
+    "SCHED_RISK",
+    0.05,
+    0,
+    1,
+    "Target risk of conformal, clt and the guards: the share of slices that may be violated (--risk).",
 )
 
 
@@ -143,6 +147,14 @@ STABILITY = _SECTION.choice(
     "mean",
     tuple(STABILITY_DETECTORS),
     "Detector of stable slices for greedy and scroogevm (--stability).",
+)
+GUARDS = _SECTION.whole(
+    "SCHED_GUARDS",
+    1,
+    0,
+    1,
+    "1 lowers what is published by guards, because a scheduler fills it (--guards). 0 publishes what the strategy "
+    "computes (--no-guards).",
 )
 CHECKPOINT_PATH = _SECTION.text(
     "SCHED_CHECKPOINT_PATH",
@@ -181,6 +193,7 @@ _MODEL: Mapping[str, Setting[Any]] = {
     "risk_cpu": RISK_CPU,
     "risk_mem": RISK_MEM,
     "stability": STABILITY,
+    "guards": GUARDS,
 }
 
 
@@ -303,9 +316,8 @@ def _calendar(env: Environment) -> Calendar:
 
 def _model(env: Environment, given: Mapping[str, Any]) -> ModelOptions:
     """The options of the command line over the settings, with the faults of either."""
-    options = ModelOptions(
-        **{name: given[name] if name in given else env.read(setting) for name, setting in _MODEL.items()}
-    )
+    values = {name: given[name] if name in given else env.read(setting) for name, setting in _MODEL.items()}
+    options = ModelOptions(**{**values, "guards": bool(values["guards"])})
     strategies = strategies_of(options, DEFAULT_STRATEGY)
     for resource in RESOURCES:
         source = options.risk_source(resource.name)
