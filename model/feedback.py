@@ -100,7 +100,8 @@ def count_usage(resource: Resource, usage: Usage, vms: VmFigures, *, full: bool)
     """Count one resource of a node in a slice; nothing is counted of a node without samples."""
     if not usage.measured:
         return ResourceCounts()
-    shares = usage.vm_usage / usage.vm_config[:, None]
+    # A VM of size 0 or of unknown size has no share.
+    shares = usage.vm_usage / np.where(usage.vm_config > 0, usage.vm_config, np.nan)[:, None]
     # Readings may exceed the size of a VM a little.
     shares = np.clip(shares, 0.0, 1.0)
     present = ~np.isnan(shares)

@@ -76,6 +76,22 @@ def _free(status: ResourceStatus) -> Iterator[_Sample]:
     yield _Sample(status.free)
 
 
+def _unguarded(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.unguarded is not None:
+        yield _Sample(status.last.unguarded if status.state == "ok" else 0.0)
+
+
+def _limits(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.state == "ok":
+        for guard, amount in status.last.limits.items():
+            yield _Sample(amount, guard)
+
+
+def _closed(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(float(status.last.closed))
+
+
 def _config(status: ResourceStatus) -> Iterator[_Sample]:
     if status.last is not None:
         yield _Sample(status.last.config)
@@ -117,14 +133,34 @@ def _violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
         yield _Sample(status.last.violation_rate)
 
 
+def _forecast_violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.forecast_violation_rate is not None:
+        yield _Sample(status.last.forecast_violation_rate)
+
+
 _STATES: tuple[State, ...] = ("ok", "stale", "unknown")
 
 _BASE_UNITS = {CPU: _BaseUnit("cpu", "cores", 1.0), MEMORY: _BaseUnit("memory", "bytes", 2.0**20)}
 
-_VIOLATION_RATE = "Violation rate of the last 100 slices: share in which more than published was used, {title}."
+_VIOLATION_RATE = (
+    "Violation rate of the last 100 slices: share in which the node was full, or more was used than was left of what "
+    "was published, {title}."
+)
 
 _NODE_METRICS = (
     _NodeMetric("free_{name}_{unit}", "Published free, {title} in {unit}.", _free),
+    _NodeMetric(
+        "unguarded_free_{name}_{unit}", "What would be published without guards, {title} in {unit}.", _unguarded
+    ),
+    _NodeMetric(
+        "guard_limit_{name}_{unit}",
+        "What was left by each guard that lowered the figure, below 0 for less than nothing, {title} in {unit}.",
+        _limits,
+        "guard",
+    ),
+    _NodeMetric(
+        "{name}_closed", "1 if what the VMs of the node leave is not offered again, {title}.", _closed, is_amount=False
+    ),
     _NodeMetric("config_{name}_{unit}", "Configuration of the node, {title} in {unit}.", _config),
     _NodeMetric("booked_{name}_{unit}", "Allocated to the VMs of the slice, {title} in {unit}.", _booked),
     _NodeMetric(
@@ -138,17 +174,26 @@ _NODE_METRICS = (
         "strategy",
     ),
     _NodeMetric(
-        "{name}_oversubscription_ratio", "(booked now + free) / config, {title}.", _oversubscription, is_amount=False
+        "{name}_oversubscription_ratio",
+        "(booked now + free) / config, at most 1 where the node is closed, {title}.",
+        _oversubscription,
+        is_amount=False,
     ),
     _NodeMetric(
         "{name}_risk_target_ratio",
-        "Target risk: share of slices in which more than published may be used, {title}.",
+        "Target risk: share of slices that may be violated, {title}.",
         _target_risk,
         is_amount=False,
     ),
     # The former name of the next one.
     _NodeMetric("{name}_risk_realised_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
     _NodeMetric("{name}_violation_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
+    _NodeMetric(
+        "{name}_forecast_violation_ratio",
+        "Share of the last 100 slices that violated the strategy's own figure, without guards, {title}.",
+        _forecast_violation_rate,
+        is_amount=False,
+    ),
 )
 
 

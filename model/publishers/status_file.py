@@ -86,16 +86,29 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
     if last is None:
         return {"state": status.state} | dict.fromkeys(("config", "booked", "booked_now", "tier0", "tier1", "tier2"))
     # Without fresh samples the whole node counts as used.
-    tiers = (last.tier0, last.tier1, last.tier2) if status.state == "ok" else (last.config, 0.0, 0.0)
-    risks = {"risk": last.risk, "realised_risk": last.violation_rate}
+    fresh = status.state == "ok"
+    tiers = (last.tier0, last.tier1, last.tier2) if fresh else (last.config, 0.0, 0.0)
+    optional = {
+        "risk": last.risk,
+        "realised_risk": last.violation_rate,
+        "forecast_violation_rate": last.forecast_violation_rate,
+        # What was left of an earlier slice explains nothing.
+        "unguarded": last.unguarded if fresh else None,
+        "limits": _rounded(last.limits) if fresh else None,
+    }
     return {
         "state": status.state,
         "config": last.config,
         "booked": round(last.booked, 6),
         "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
-        **{name: risk for name, risk in risks.items() if risk is not None},
+        "closed": last.closed,
+        **{name: value for name, value in optional.items() if value is not None},
     }
+
+
+def _rounded(limits: Mapping[str, float]) -> dict[str, float]:
+    return {guard: round(left, 6) for guard, left in limits.items()}
 
 
 def _last(figures: Figures) -> dict[str, Any]:
@@ -128,6 +141,16 @@ class PublishedResource(msgspec.Struct):
     """None in the file of an earlier version."""
     risk: float | None = None
     violation_rate: float | None = msgspec.field(default=None, name="realised_risk")
+    forecast_violation_rate: float | None = None
+    unguarded: float | None = None
+    closed: bool | None = None
+    """None in the file of an earlier version."""
+    limits: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if self.closed is None:
+            # In the file of an earlier version realised_risk is the violation rate of the strategy's own figures.
+            self.violation_rate, self.forecast_violation_rate = None, self.violation_rate
 
 
 class PublishedNode(msgspec.Struct):

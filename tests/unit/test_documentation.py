@@ -258,7 +258,7 @@ def test_metrics_of_the_aggregator_are_documented() -> None:
 def test_metrics_of_the_estimator_are_documented() -> None:
     from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 
-    figures = Figures(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, 0.05, 0.04)
+    figures = Figures(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, 60.0, 0.05, 0.04, 0.03, 7.0, limits={"ramp": 6.0})
     status = ResourceStatus("ok", figures, {"borg": 6.0})
     placement = cast(Any, SimpleNamespace(updates=1, conflicts=1, failures={"timeout": 1}))
     registry = CollectorRegistry()

@@ -12,6 +12,7 @@ import numpy as np
 from ...numerics import FloatArray
 from ...slices import RESOURCES, Resource
 from ...status import NodeStatus, ResourceStatus
+from ..explanation import explain_limits
 from .history import COLUMNS, END_COLUMN, RESOURCE_COLUMNS, SLICES_KEPT, Snapshot
 from .query import LONGEST_FILTER, PAGE_STATES, PageState, Query
 from .sparklines import HEIGHT, STEP, WIDTH, Sparkline, draw_sparkline
@@ -51,6 +52,12 @@ class Amounts:
     Attributes
     ----------
     free, booked_now, config, ratio : str
+    why : str
+        What the guards left of what would be free without them; empty where they lowered nothing.
+    closed : bool
+        Whether what VMs leave is not offered again.
+    violated : str
+        The violation rate; empty when no slice was violated.
     last_free : str
         What was published last as free; empty unless the resource is stale.
     state : str
@@ -65,6 +72,9 @@ class Amounts:
     last_free: str
     state: str
     chart: Sparkline
+    why: str = ""
+    closed: bool = False
+    violated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +257,16 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
         last_free=_figure(last.free, resource) if last and published.state == "stale" else "",
         state=published.state if published.state != status.state else "",
         chart=chart,
+        why=_why(resource, published),
+        closed=last is not None and last.closed,
+        violated=f"{last.violation_rate:.0%} violated" if last and last.violation_rate else "",
     )
+
+
+def _why(resource: Resource, published: ResourceStatus) -> str:
+    if published.last is None or published.state != "ok":
+        return ""
+    return explain_limits(resource, published.free, published.last.unguarded, published.last.limits)
 
 
 def _alternatives(of_resources: Iterable[ResourceStatus]) -> list[tuple[str, list[str]]]:
@@ -270,13 +289,14 @@ def _totals(statuses: Sequence[NodeStatus], charts: _Charts) -> list[Amounts]:
 
 def _total(resource: Resource, statuses: Sequence[NodeStatus], chart: Sparkline) -> Amounts:
     last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
-    free = sum(status.of(resource).free for status in statuses)
+    known = [published for status in statuses if (published := status.of(resource)).last is not None]
+    free, capacity = (sum(getattr(published, name) for published in known) for name in ("free", "capacity"))
     booked_now, config = sum(figures.booked_now for figures in last), sum(figures.config for figures in last)
     return Amounts(
         free=_figure(free, resource),
         booked_now=_figure(booked_now, resource),
         config=_figure(config, resource),
-        ratio=_ratio((booked_now + free) / config if config > 0 else math.nan),
+        ratio=_ratio(capacity / config if config > 0 else math.nan),
         last_free="",
         state="",
         chart=chart,

@@ -161,13 +161,14 @@ class LiveRun:
         store: Store,
         strategies: Sequence[str] = tuple(STRATEGIES),
         *,
+        guarded: bool = False,
         recorded: bool = False,
         on_slice: OnSlice = lambda *_: None,
         **publishers: Publisher,
     ) -> None:
         self.settings = settings
         self.store = store
-        self.model = ModelSettings(settings.historical, tuple(strategies))
+        self.model = ModelSettings(settings.historical, tuple(strategies), guarded=guarded)
         self.publishers = publishers
         self.recorded = recorded
         self.on_slice = on_slice

@@ -133,7 +133,8 @@ def test_json_has_the_figures_of_the_status_file(
         **{"node": "n1", "state": "ok", "slice_end": 1000, "age_s": 60.0, "strategy": "borg"},
         "cpu": {
             **{"state": "ok", "free": 12.0, "booked": 26.0, "booked_now": 20.0, "config": 32.0, "ratio": 1.0},
-            **{"target_risk": 0.05, "violation_rate": None},
+            **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
+            **{"unguarded": None, "closed": False, "limits": {}},
         },
         "mem": {
             **{
@@ -144,7 +145,8 @@ def test_json_has_the_figures_of_the_status_file(
                 "config": 65536.0,
                 "ratio": 0.9375,
             },
-            **{"target_risk": 0.05, "violation_rate": None},
+            **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
+            **{"unguarded": None, "closed": False, "limits": {}},
         },
     }
     assert [entries[1][key] for key in ("state", "slice_end", "age_s")] == ["unknown", None, None]
