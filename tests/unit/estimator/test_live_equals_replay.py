@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.estimator.trace_export import export
-from model.nodemodel import ModelSettings
+from model.nodemodel import ModelSettings, NodeEstimate
 from model.oversubscriptioncomputation import STRATEGIES
 from model.publishers.status_file import StatusFile, read_status
 from model.replay.replay import Replay
@@ -79,6 +79,54 @@ def test_replay_of_the_exported_trace_gives_the_live_figures(
         measured = [finished.usage(one) for finished in trace.slices() for one in RESOURCES if one.name == resource]
         assert booked_now == [usage.booked_now for usage in measured if usage.measured]
     assert trace.epoch == [(number + 1) * SLICE_S for number in REPLAYED]
+
+
+@pytest.mark.parametrize("published", ["clt", "conformal", "percentile"])
+def test_guarded_replay_of_the_exported_trace_gives_what_the_guarded_estimator_published(
+    published: str, stored: SqliteStore, trace: Trace, tmp_path: Path
+) -> None:
+    """With a restart after every slice, for every strategy; a full slice and a closed node are among them."""
+    settings = settings_for(tmp_path, nodes=NODES[:1])
+    strategies = (published, *(name for name in STRATEGIES if name != published))
+    live = LiveRun(settings, stored, strategies, guarded=True).play(REPLAYED, restart=True)
+    estimates: list[NodeEstimate] = []
+    guarded = ModelSettings(settings.historical, strategies, guarded=True)
+    replay = Replay(trace, guarded, DETECTORS).run(lambda _, estimate: estimates.append(estimate))
+    seen: set[str] = set()
+    for (node,), estimate in zip(live, estimates, strict=True):
+        for resource in RESOURCES:
+            status, computed = node.of(resource), estimate.of(resource).by_strategy
+            if status.state != "ok" or status.last is None:
+                continue
+            assert status.others == {name: one.published for name, one in computed.items()}
+            one, last = computed[published], status.last
+            assert (last.free, last.unguarded, last.closed) == (one.published, one.unguarded, one.closed)
+            assert list(last.limits.items()) == list(one.limits.items())
+            for shown, rate in (
+                (last.violation_rate, one.violation_rate),
+                (last.forecast_violation_rate, one.forecast_violation_rate),
+            ):
+                assert shown == rate or (shown is None and math.isnan(rate))
+            assert status.capacity == one.capacity(last.booked_now, last.config)
+            seen.update(last.limits)
+    assert {"horizon", "ramp"} <= seen
+    assert replay.recorder.histories(3)[published, "cpu"].published.tolist() == [status.cpu.free for (status,) in live]
+
+
+def test_guards_lower_what_is_published_live_and_not_what_strategies_compute(
+    stored: SqliteStore, steady: list[list[NodeStatus]], tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path, nodes=NODES[:1])
+    guarded = LiveRun(settings, stored, guarded=True).play(STORED)
+    lowered = 0
+    for (node,), (bare, _) in zip(guarded, steady, strict=True):
+        for resource in RESOURCES:
+            status, plain = node.of(resource), bare.of(resource)
+            assert status.state == plain.state
+            assert status.last is None or plain.last is None or status.last.unguarded == plain.last.free
+            assert all(free <= plain.others[name] or name == "conformal" for name, free in status.others.items())
+            lowered += status.free < plain.free
+    assert lowered > 20
 
 
 def test_configuration_scraped_before_any_usage_is_used_live_as_in_a_replay(store: SqliteStore, tmp_path: Path) -> None:

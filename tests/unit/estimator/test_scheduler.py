@@ -145,6 +145,7 @@ def test_silent_node_is_stale_with_its_last_figures(
         "booked": 2.0,
         "booked_now": 2.0,
         "tier0": 8.0,
+        "closed": False,
         "tier1": 0.0,
         "tier2": 0.0,
     }
