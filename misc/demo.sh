@@ -2,12 +2,17 @@
 # Runs all of ScroogeVM on simulated workers for about a minute. Needs no server, and no root once python3-venv is
 # installed. The first run creates the virtual environment, which takes some minutes.
 #
-#   misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb]
+#   misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb] [--scheduler]
 #
 #   --seconds N     how long the figures are shown (default 60, at least 10)
 #   --keep FOLDER   work in this new folder and keep it; the default is a temporary folder that is removed
 #   --influxdb      store the samples in InfluxDB: the one of INFLUXDB_URL, _TOKEN, _ORG and _BUCKET if these are set,
 #                   otherwise one that is started for the demo with influxd or misc/influxdb.sh
+#   --scheduler     let a scheduler place VMs on the workers by what is published, a line per slice; with it:
+#     --ratio R         compare with this fixed ratio, at which the same arrivals are simulated (default 3)
+#     --workload FILE   VMs of a workload file (docs/simulation.md), one of its steps for each scrape; default: drawn VMs
+#     --strategy NAME   the strategy that is published (default clt)
+#     --no-guards       publish its bare figures
 #
 # All processes listen on the loopback only. They end with this script, however it ends.
 set -euo pipefail
@@ -16,6 +21,10 @@ HERE=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=$HERE/.venv/bin/python
 SLICE_S=3
 SECONDS_SHOWN=60 KEEP='' INFLUXDB=''
+SCHEDULER='' RATIO='' WORKLOAD='' STRATEGY='' NO_GUARDS=''
+# Slices of a "virtual day" with a scheduler.
+DAY_SLICES=24
+NODE=http://node0
 FOLDER='' CONTAINER=''
 # The daemons that have to run until the end.
 PIDS=() NAMES=()
@@ -23,7 +32,7 @@ PIDS=() NAMES=()
 info() { printf '%s\n' "$*"; }
 headline() { printf '\n== %s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$2" >&2; exit "$1"; }
-usage() { fail 2 "$1 (usage: misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb])"; }
+usage() { fail 2 "$1 (usage: misc/demo.sh [--seconds N] [--keep FOLDER] [--influxdb] [--scheduler])"; }
 
 read_arguments() {
     while [ $# -gt 0 ]; do
@@ -33,13 +42,21 @@ read_arguments() {
             exit 0
             ;;
         --influxdb) INFLUXDB=yes ;;
-        --seconds=* | --keep=*)
+        --scheduler) SCHEDULER=yes ;;
+        --no-guards) NO_GUARDS=yes ;;
+        --seconds=* | --keep=* | --ratio=* | --workload=* | --strategy=*)
             set -- "${1%%=*}" "${1#*=}" "${@:2}"
             continue
             ;;
-        --seconds | --keep)
+        --seconds | --keep | --ratio | --workload | --strategy)
             [ $# -ge 2 ] && [ -n "$2" ] || usage "$1 needs a value"
-            if [ "$1" = --keep ]; then KEEP=$2; else SECONDS_SHOWN=$2; fi
+            case $1 in
+            --seconds) SECONDS_SHOWN=$2 ;;
+            --keep) KEEP=$2 ;;
+            --ratio) RATIO=$2 ;;
+            --workload) WORKLOAD=$2 ;;
+            --strategy) STRATEGY=$2 ;;
+            esac
             shift
             ;;
         *) usage "unknown option: $1" ;;
@@ -50,6 +67,18 @@ read_arguments() {
         usage "--seconds: '$SECONDS_SHOWN' is not a whole number of at least 10"
     SECONDS_SHOWN=$((10#$SECONDS_SHOWN))
     [ -z "$KEEP" ] || [ ! -e "$KEEP" ] || usage "--keep: $KEEP exists already"
+    if [ -z "$SCHEDULER" ]; then
+        [ -z "$RATIO$WORKLOAD$STRATEGY$NO_GUARDS" ] ||
+            usage "--ratio, --workload, --strategy and --no-guards need --scheduler"
+        return
+    fi
+    [ -n "$RATIO" ] || RATIO=3
+    [ -n "$STRATEGY" ] || STRATEGY=clt
+    [[ $RATIO =~ ^[0-9]{1,3}(\.[0-9]{1,3})?$ ]] && [[ $RATIO =~ [1-9] ]] || usage "--ratio: '$RATIO' is not a ratio"
+    if [ -n "$WORKLOAD" ]; then
+        [ -f "$WORKLOAD" ] && [ -r "$WORKLOAD" ] || usage "--workload: $WORKLOAD is not a file that can be read"
+        WORKLOAD=$(cd -- "$(dirname -- "$WORKLOAD")" && pwd)/$(basename -- "$WORKLOAD")
+    fi
 }
 
 # --- processes ----------------------------------------------------------------------------------------
@@ -147,7 +176,9 @@ at_end() {
 set_up_python() {
     step "$HERE/misc/setup.sh" live || fail 1 "the Python packages could not be installed; see above"
     BALLOONING=yes
-    if ! "$PYTHON" -c 'import libvirt' 2>/dev/null; then
+    if [ -n "$SCHEDULER" ]; then
+        BALLOONING=''
+    elif ! "$PYTHON" -c 'import libvirt' 2>/dev/null; then
         info "compiling libvirt-python for the ballooning daemon; if that fails, the demo runs without this daemon"
         step "$HERE/misc/setup.sh" all || BALLOONING=''
     fi
@@ -219,16 +250,28 @@ start_influxdb() {
     info "  InfluxDB runs in the container $CONTAINER"
 }
 
-workers_listed() { [ "$(wc -l <fakeworkers.log)" -ge 2 ]; }
+workers_listed() { [ "$(wc -l <"$1.log")" -ge 2 ]; }
 
 start_workers() {
     start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers" --workers 3 --vms 8 --port 0 --format labels \
         --dialect tinkoff --stats-period 1 --print-stubs
-    until_true 30 "the simulated workers respond" workers_listed
+    until_true 30 "the simulated workers respond" workers_listed fakeworkers
     # Short names leave room for the figures of a table.
     STUBS=$(sed -nE '2s,"node": "[^"]*-0000([0-9])/node","node": "http://node\1",gp' fakeworkers.log)
     BASE=$(grep -oE 'http://[0-9.]+:[0-9]+' <<<"$STUBS" | head -n 1)
-    NODE=http://node0
+    info "  it simulates node_exporter and a libvirt exporter of 3 machines with 8 VMs each, at $BASE"
+    }
+
+# The workers of this process have no VMs until its scheduler starts some.
+start_scheduler() {
+    local options=(--status status.json --log scheduler.jsonl --figures figures.json --slice-s "$SLICE_S"
+        --slices $((SECONDS_SHOWN / SLICE_S)) --ratio "$RATIO")
+    [ -z "$WORKLOAD" ] || options+=(--workload "$WORKLOAD")
+    python "$HERE/misc/closedloop" --check "${options[@]}" || exit 2
+    start scheduler "$PYTHON" "$HERE/misc/closedloop" "${options[@]}"
+    until_true 60 "the simulated workers respond" workers_listed scheduler
+    STUBS=$(sed -n 2p scheduler.log)
+    info "  it simulates node_exporter and a libvirt exporter of 3 machines without VMs, and places VMs on them"
 }
 
 write_settings() {
@@ -239,7 +282,7 @@ write_settings() {
 AGGREG_STUB_LIST='$STUBS'
 AGGREG_FETCH_DELAY=0.5
 AGGREG_METRICS_PORT=${ports[0]}
-SCHED_SCOPE_S=$((2 * SLICE_S))
+SCHED_SCOPE_S=$(($([ -n "$SCHEDULER" ] && echo $DAY_SLICES || echo 2) * SLICE_S))
 SCHED_SCOPE_SLICE_S=$SLICE_S
 SCHED_SCOPE_HISTORICAL=1
 SCHED_SCOPE_INIT_FETCH_PREVIOUS=0
@@ -251,6 +294,7 @@ BALLOONING_SCOPE_SLEEP_S=5
 BALLOONING_STATS_AGE_S=3
 BALLOONING_METRICS_PORT=${ports[2]}
 END
+    [ -z "$NO_GUARDS" ] || echo SCHED_GUARDS=0 >>.env
     STATUS_PAGE=http://127.0.0.1:${ports[1]}/
     ENDPOINTS=("vmaggreg ${ports[0]}" "scroogevm ${ports[1]}")
     [ -z "$BALLOONING" ] || ENDPOINTS+=("vmballooning ${ports[2]}")
@@ -314,6 +358,30 @@ $(status_table)"
 # Unlike a plain sleep it is interrupted by signals.
 pause() { step sleep "$1"; }
 
+slices_begin() { [ "$(wc -l <scheduler.log)" -ge 3 ]; }
+
+# Show each slice when it has ended, then the figures.
+watch_scheduler() {
+    local shown=2 lines ended=''
+    while [ -z "$ended" ]; do
+        check_daemons
+        pause 1
+        [ ! -e figures.json ] || ended=yes
+        lines=$(wc -l <scheduler.log)
+        [ "$lines" -eq "$shown" ] || sed -n "$((shown + 1)),${lines}p" scheduler.log
+        shown=$lines
+    done
+}
+
+run_scheduler() {
+    headline "VMs arrive above what fits. A scheduler books what is published: booked now + free"
+    info "A slice is $SLICE_S s, a virtual day $DAY_SLICES slices. VMs are placed when all machines have figures."
+    info "The same figures are on the status page until the demo ends: $STATUS_PAGE"
+    until_true 120 "figures of all machines" slices_begin
+    info "Per slice: VMs; vCPUs sold and cores used, per core; machines over their size; vCPUs left; VMs refused"
+    watch_scheduler
+}
+
 show_results() {
     local entry name port count
     headline "The status file, for schedulers: its first node"
@@ -342,6 +410,14 @@ print(json.dumps({name: node}, indent=2))'
     info "$count slices of $SLICE_S s are too few and too short to choose a strategy. On a real node, replay days of half-hour slices."
 }
 
+run_figures() {
+    headline "Free CPU and memory of each machine by the measured usage of its VMs, every $SLICE_S s"
+    until_true 60 "the first figures" estimated
+    info "The same figures are on the status page until the demo ends: $STATUS_PAGE"
+    watch_figures
+    show_results
+}
+
 main() {
     read_arguments "$@"
     trap at_end EXIT
@@ -356,32 +432,28 @@ main() {
 
     headline "ScroogeVM on simulated workers; all files are in $FOLDER"
     [ -z "$INFLUXDB" ] || start_influxdb
-    start_workers
-    info "  it simulates node_exporter and a libvirt exporter of 3 machines with 8 VMs each, at $BASE"
+    if [ -n "$SCHEDULER" ]; then start_scheduler; else start_workers; fi
     write_settings
     check_settings
     start vmaggreg "$PYTHON" "$HERE/vmaggreg.py"
     BEGUN=$(date +%s)
-    start scroogevm "$PYTHON" "$HERE/scroogevm.py" --strategy=scroogevm,percentile,nsigma,rclike,borg
+    start scroogevm "$PYTHON" "$HERE/scroogevm.py" --strategy="${STRATEGY:-scroogevm,percentile,nsigma,rclike,borg}"
     if [ -n "$BALLOONING" ]; then
         start vmballooning "$PYTHON" "$HERE/vmballooning.py" --dry-run
-    else
+    elif [ -z "$SCHEDULER" ]; then
         info "  vmballooning.py does not run: libvirt-python could not be built here"
     fi
-
-    headline "Free CPU and memory of each machine by the measured usage of its VMs, every $SLICE_S s"
-    until_true 60 "the first figures" estimated
-    info "The same figures are on the status page until the demo ends: $STATUS_PAGE"
-    watch_figures
-    show_results
+    if [ -n "$SCHEDULER" ]; then run_scheduler; else run_figures; fi
 
     headline "The end"
     stop_all
     info "  all processes are stopped"
-    if [ -n "$KEEP" ]; then
+    if [ -n "$KEEP" ] && [ -n "$SCHEDULER" ]; then
+        info "  in $FOLDER: .env, the store, status.json, logs, scheduler.jsonl with all events, figures.json"
+    elif [ -n "$KEEP" ]; then
         info "  in $FOLDER: .env, the store, status.json, logs, trace.json; the report is $FOLDER/replay/report.html"
     else
-        info "  $FOLDER is removed; --keep FOLDER keeps settings, store, logs and replay/report.html"
+        info "  $FOLDER is removed; --keep FOLDER keeps settings, store, logs and results"
     fi
 }
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.cli.main import require_libraries, run_cli, run_interruptible
-from model.cli.parser import Parser, number, whole_number
+from model.cli.parser import Parser, list_of, name_in, number, whole_number
 
 with require_libraries("offline"):
     from model.cli.model_options import risk_fault
@@ -26,26 +24,6 @@ with require_libraries("offline"):
     from model.evaluation.grid import variants
     from model.oversubscriptioncomputation import STRATEGIES
     from model.stability import STABILITY_DETECTORS
-
-
-def _list_of(value_type: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argument type: values separated by commas, duplicates dropped."""
-
-    def parse(text: str) -> list[Any]:
-        return list(dict.fromkeys(value_type(word.strip()) for word in text.split(",")))
-
-    return parse
-
-
-def _name_in(names: Collection[str]) -> Callable[[str], str]:
-    """An argument type: one of several names."""
-
-    def parse(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
-        return text
-
-    return parse
 
 
 def _users_of(parameter: str) -> str:
@@ -61,36 +39,35 @@ def build_parser() -> Parser:
     add("-o", "--output", required=True, metavar="FOLDER", help="folder of the tables and pictures")
     add(
         *("-s", "--strategy"),
-        type=_list_of(_name_in((*STRATEGIES, "all"))),
+        type=list_of(name_in((*STRATEGIES, "all"))),
         default=["all"],
         metavar="NAME[,NAME...]|all",
         help="strategies to evaluate (default: all)",
     )
     add(
         "--percentile",
-        type=_list_of(number(0, 100)),
+        type=list_of(number(0, 100)),
         default=[90.0],
         metavar="PCT[,PCT...]",
         help=f"percentile of {_users_of('percentile')} (default: 90)",
     )
     add(
         "--aggreg",
-        type=_list_of(whole_number(1)),
+        type=list_of(whole_number(1)),
         default=[1],
         metavar="N[,N...]",
         help=f"average N successive samples; for {_users_of('aggregation')} (default: 1)",
     )
     add(
         "--risk",
-        type=_list_of(number(0, 1)),
+        type=list_of(number(0, 1)),
         default=[0.05],
         metavar="SHARE[,SHARE...]",
-        help=f"target risk of {_users_of('risk')}; of every strategy with --guards (default: 0.05)",
+        help=f"target risk of {_users_of('risk')}, above 0 and up to 0.3 (default: 0.05)",
     )
-    add("--guards", action="store_true", help="lower what is published by guards, as the estimator does")
     add(
         "--stability",
-        type=_list_of(_name_in(STABILITY_DETECTORS)),
+        type=list_of(name_in(STABILITY_DETECTORS)),
         default=["mean"],
         metavar="NAME[,NAME...]",
         help=f"stability detector of {_users_of('stability')}: {', '.join(STABILITY_DETECTORS)} (default: mean)",
@@ -149,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         EvaluationOptions(
             traces=tuple(args.traces),
             output=Path(args.output),
-            variants=tuple(variants(strategies, values, guards=args.guards)),
+            variants=tuple(variants(strategies, values)),
             after=args.after,
             jobs=args.jobs,
             dask=args.dask,

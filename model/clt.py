@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .feedback import ResourceFeedback, size_class
+from .feedback import ResourceFeedback
 from .slices import Resource
 from .vmmoments import VmFigures
 
@@ -15,6 +15,9 @@ from .vmmoments import VmFigures
 _PRIOR_SHARE = 0.25
 #: Variance of a VM of which nothing is known, in variances of what VMs of its size use: it may be one of the busy ones.
 _PRIOR_VARIANCE = 1.5
+#: So many VMs may use all of their size at once. Who lacks CPU waits, who lacks memory is killed; and the memory of a
+#: few large VMs is far from a normal distribution.
+_VMS_AT_ONCE = {"cpu": 0, "mem": 2}
 
 #: The largest target risk: z is 0 there.
 MOST_RISK = 0.5
@@ -27,8 +30,9 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
     age a (slices) and prior p, the weight of its own moments is a / (a + p); the rest is the mean, and 1.5 times the
     variance, of the VMs of its size on the fleet. The central limit theorem takes VMs as independent. Those of a fleet
     are not: c is the relative deviation of the whole fleet from the sum of the means, which independent VMs would not
-    show. z is the normal quantile of the target risk; where the nodes of the fleet are full less often than the risk
-    permits, it is lowered, by 1 at most.
+    show. For memory the sum is at least that of the means with the two VMs full that have the most room. z is the
+    normal quantile of the target risk; where the nodes of the fleet are full less often than the risk permits, it is
+    lowered, by 1.5 at most.
 
     Parameters
     ----------
@@ -42,15 +46,22 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
 
     References
     ----------
-    P. Patel et al., "Audible: a convolution-based resource allocator for burstable VMs", ASPLOS 2024 (the bound).
+    S. Jokar Jandaghi et al., "AUDIBLE: a convolution-based resource allocator for oversubscribing burstable virtual
+    machines", ASPLOS 2024, compares a bound by the central limit theorem with others. Prior, correlation and the
+    feedback are of this project.
     """
     alive = vms.alive
     size = np.nan_to_num(vms.config[alive])
     weight = vms.ages[alive] / (vms.ages[alive] + _PRIOR_SHARE * scope)
-    classes = size_class(resource, vms.config[alive])
+    classes = vms.classes[alive]
     class_mean, class_square = (np.array(values)[classes] for values in (feedback.mean, feedback.square))
     class_variance = _PRIOR_VARIANCE * np.maximum(class_square - class_mean**2, 0.0)
-    mean = float((weight * vms.means[alive] + (1.0 - weight) * class_mean * size).sum())
+    means = weight * vms.means[alive] + (1.0 - weight) * class_mean * size
+    mean = float(means.sum())
     variance = float((weight * vms.variances[alive] + (1.0 - weight) * class_variance * size**2).sum())
-    z = NormalDist().inv_cdf(1.0 - risk) + min(feedback.level, 0.0)
-    return mean + z * math.sqrt(variance + (feedback.common * mean) ** 2)
+    z = max(NormalDist().inv_cdf(1.0 - risk) + min(feedback.level, 0.0), 0.0)
+    bound = mean + z * math.sqrt(variance + (feedback.common * mean) ** 2)
+    if at_once := _VMS_AT_ONCE[resource.name]:
+        room = np.sort(np.maximum(size - means, 0.0))
+        bound = max(bound, mean + float(room[-at_once:].sum()))
+    return bound

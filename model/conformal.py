@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from .numerics import FloatArray, round_up
 from .slices import is_full
+from .vmmoments import previous_rows
 
 # The constants were fitted on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated nodes of 2,000 slices.
 # The traces of the published comparison are not among them. A range in brackets changes the misprediction by less than
@@ -163,11 +164,24 @@ class ConformalBound:
         self.own = self.own_most = 0.0  # usage of the node beside its VMs: smoothed, maximum
         self.envelopes: list[float] = []
         self.season: dict[int, float] = {}  # decaying maximum by position
-        self.vms: dict[str, list[float]] = {}  # by name: smoothed mean, decaying peak
+        self._names: tuple[str, ...] = ()  # (v,)
+        self._usual: FloatArray = np.empty(0)  # (v,) smoothed mean
+        self._top: FloatArray = np.empty(0)  # (v,) decaying peak
         self.forecasts: FloatArray = np.empty(0)  # (i,)
         self.bounds: FloatArray = np.empty(0)  # (i,)
         self.losses: FloatArray = np.empty(0)  # (i,)
         self.errors: FloatArray = np.empty((0, 0))  # (i, up to N), oldest first
+
+    @property
+    def vms(self) -> dict[str, list[float]]:
+        """By VM: smoothed mean and decaying peak."""
+        levels = zip(self._usual.tolist(), self._top.tolist(), strict=True)
+        return {name: [usual, top] for name, (usual, top) in zip(self._names, levels, strict=True)}
+
+    @vms.setter
+    def vms(self, vms: Mapping[str, Sequence[float]]) -> None:
+        levels = np.array(list(vms.values()), dtype=np.float64).reshape(len(vms), 2)
+        self._names, self._usual, self._top = tuple(vms), levels[:, 0], levels[:, 1]
 
     @property
     def violation_rate(self) -> float:
@@ -202,25 +216,24 @@ class ConformalBound:
         float
             Mean usage of the VMs that arrived less that of those that left.
         """
-        tracked: dict[str, list[float]] = {}
-        arrived = used = 0.0
-        figures = (observation.vm_config.tolist(), observation.vm_mean.tolist(), observation.vm_peak.tolist())
-        for name, config, mean, peak in zip(observation.vms, *figures, strict=True):
-            previous = self.vms.pop(name, None)
-            if math.isnan(mean):
-                # No samples: keep the previous levels; a new VM may use its whole allocation.
-                tracked[name] = previous or [0.0, 0.0 if math.isnan(config) else config]
-                used += tracked[name][0]
-                continue
-            used += mean
-            if previous is None:
-                tracked[name] = [mean, peak]
-                arrived += mean
-            else:
-                usual, top = previous
-                tracked[name] = [usual + _VM_DECAY * (mean - usual), max(peak, top + _VM_DECAY * (peak - top))]
-        left = sum(usual for usual, _ in self.vms.values())
-        self.vms = tracked
+        mean, peak = observation.vm_mean, observation.vm_peak
+        usual, top, known, left = self._usual, self._top, np.ones(len(observation.vms), dtype=bool), 0.0
+        if observation.vms != self._names:
+            index = previous_rows(self._names, observation.vms)
+            known = index >= 0
+            gone = np.ones(len(self._names), dtype=bool)
+            gone[index[known]] = False
+            left = _running_sum(self._usual[gone])
+            usual, top = (np.append(levels, 0.0)[index] for levels in (usual, top))
+        sampled = ~np.isnan(mean)
+        # No samples: keep the previous levels; a new VM may use its whole allocation.
+        start = np.where(sampled, peak, np.nan_to_num(observation.vm_config))
+        moved = np.maximum(peak, top + _VM_DECAY * (peak - top))
+        self._top = np.where(known, np.where(sampled, moved, top), start)
+        self._usual = np.where(sampled, np.where(known, usual + _VM_DECAY * (mean - usual), mean), usual)
+        self._names = observation.vms
+        used = _running_sum(np.where(sampled, mean, usual))
+        arrived = _running_sum(mean[sampled & ~known])
         own = observation.mean - used
         self.own = self.own + _VM_DECAY * (own - self.own) if self.slices else own
         self.own_most = max(self.own_most, own, observation.peak - observation.booked)
@@ -255,7 +268,7 @@ class ConformalBound:
     def _candidates(self, observation: SliceObservation) -> FloatArray:
         """f_i, (i,) float64."""
         peak = observation.peak
-        levels = [peak, *self.envelopes, self.own + sum(top for _, top in self.vms.values())]
+        levels = [peak, *self.envelopes, self.own + _running_sum(self._top)]
         if observation.positions > 1:
             levels.append(max(peak, self.season.get((observation.position + 1) % observation.positions, peak)))
         return np.maximum(np.array(levels), 0.0)
@@ -311,6 +324,11 @@ class ConformalBound:
             value = state[name]
             is_array = isinstance(getattr(self, name), np.ndarray)
             setattr(self, name, np.array(value, dtype=np.float64) if is_array else copy.copy(value))
+
+
+def _running_sum(values: FloatArray) -> float:
+    """The sum, added in the order of the values (numpy adds in pairs, which differs in the last bit)."""
+    return float(np.cumsum(values)[-1]) if values.size else 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -15,29 +15,19 @@ import numpy as np
 
 from .numerics import FloatArray
 from .slices import CPU, RESOURCES, Resource, Usage
-from .vmmoments import VmFigures
+from .vmmoments import SIZE_CLASSES, VmFigures
 
-#: Classes of VM sizes: powers of two of the smallest class, cores or MB.
-SIZE_CLASSES = 8
-_SMALLEST = {"cpu": 1.0, "mem": 512.0}
 #: A class with fewer observations (a VM in a slice) takes the figures of all VMs.
 _LEAST_OBSERVATIONS = 30.0
 #: Share of the observations that a slice makes obsolete: they count for about 20 slices.
 _DECAY = 0.05
-#: The level of caution, in standard deviations: in a day without full nodes it falls by 0.24, at its aim it stays, and
-#: a slice raises it by at most 0.3. The aim is half of the target risk: the sum over time stays below the target.
-_STEP, _AIM, _MOST_STEP = 0.01, 0.5, 0.3
-_LEAST_LEVEL, _MOST_LEVEL = -1.0, 10.0
-
+#: The level of caution, in standard deviations, rises with the share of full nodes and falls below the aim: by 0.24 in
+#: a day of 24 slices without a full node, by less where the target risk is small. A slice raises it by at most 2. The
+#: aim is two fifths of the target risk: bad days come together, and the sum over time stays below the target.
+_STEP, _MOST_GAIN, _MOST_STEP, _AIM = 0.01, 6.0, 2.0, 0.4
+_LEAST_LEVEL, _MOST_LEVEL = -1.5, 10.0
 #: The deviation of the fleet from the sum of the means counts over a week, and starts at 0 over half a day.
 _COMMON_DECAY, _COMMON_PRIOR_SLICES = 1.0 / 168, 12
-
-
-def size_class(resource: Resource, sizes: FloatArray) -> np.ndarray:
-    """The class of each VM size, (v,) int; an unknown size is in the first class."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        power = np.rint(np.log2(sizes / _SMALLEST[resource.name]))
-    return np.clip(np.nan_to_num(power, nan=0.0, posinf=SIZE_CLASSES, neginf=0.0), 0, SIZE_CLASSES - 1).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +86,31 @@ class SliceCounts:
         return self.cpu if resource is CPU else self.mem
 
 
-def count_usage(resource: Resource, usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
+def count_usage(usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
     """Count one resource of a node in a slice; nothing is counted of a node without samples."""
     if not usage.measured:
         return ResourceCounts()
-    # A VM of size 0 or of unknown size has no share.
-    shares = usage.vm_usage / np.where(usage.vm_config > 0, usage.vm_config, np.nan)[:, None]
     # Readings may exceed the size of a VM a little.
-    shares = np.clip(shares, 0.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes = np.where(usage.vm_config > 0, usage.vm_config, np.nan)
+        shares = np.minimum(np.maximum(usage.vm_usage / sizes[:, None], 0.0), 1.0)
     present = ~np.isnan(shares)
     samples = present.sum(axis=1)
     sampled = samples > 0
-    filled = np.where(present, shares, 0.0)[sampled]
-    classes = size_class(resource, usage.vm_config[sampled])
-    number = samples[sampled]
+    filled = np.where(present, shares, 0.0)
+    number = np.maximum(samples, 1)
 
-    def by_class(values: FloatArray | None) -> tuple[float, ...]:
-        return tuple(np.bincount(classes, values, SIZE_CLASSES).astype(np.float64).tolist())
+    def by_class(values: FloatArray) -> tuple[float, ...]:
+        return tuple(np.bincount(vms.classes, values, SIZE_CLASSES).tolist())
 
     followed = ~np.isnan(vms.expected) & ~np.isnan(vms.used)
-    sizes = usage.vm_config[~np.isnan(usage.vm_config)]
     return ResourceCounts(
         nodes=1.0,
         full=float(full),
-        observations=by_class(None),
+        observations=by_class(sampled.astype(np.float64)),
         shares=by_class(filled.sum(axis=1) / number),
         squares=by_class((filled * filled).sum(axis=1) / number),
-        largest=float(sizes.max(initial=0.0)),
+        largest=float(np.fmax.reduce(usage.vm_config, initial=0.0)),
         expected=float(vms.expected[followed].sum()),
         used=float(vms.used[followed].sum()),
     )
@@ -256,10 +244,12 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
     state.shares = kept * state.shares + np.array(counts.shares)
     state.squares = kept * state.squares + np.array(counts.squares)
     state.largest = max(kept * state.largest, counts.largest)
-    step = min(_STEP * (counts.full / counts.nodes / aim - 1.0), _MOST_STEP) if aim > 0 else _MOST_STEP * counts.full
+    gain = min(_STEP / aim, _MOST_GAIN) if aim > 0 else _MOST_GAIN
+    step = min(gain * (counts.full / counts.nodes - aim), _MOST_STEP)
     if counts.expected > 0:
         state.slices += 1
-        excess = max(counts.used / counts.expected - 1.0, 0.0)
+        # Twice what was expected is the most that counts: an idle fleet that wakes up is one deviation, not a thousand.
+        excess = min(max(counts.used / counts.expected - 1.0, 0.0), 1.0)
         weight = max(1.0 / (state.slices + _COMMON_PRIOR_SLICES), _COMMON_DECAY)
         state.deviation += weight * (2.0 * excess**2 - state.deviation)
     state.level = min(max(state.level + step, _LEAST_LEVEL), _MOST_LEVEL)

@@ -8,6 +8,7 @@ gets the figure of the one before.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .feedback import ResourceFeedback, size_class
-from .slices import Resource, is_full
+from .feedback import ResourceFeedback
+from .slices import is_full
 from .vmmoments import LEAST_SCOPE, VmFigures
 
 #: Part of what is free that a node is offered in an hour of a day (1/24 of a scope).
@@ -31,6 +32,11 @@ _YOUNG_SHARE = 0.25
 #: fades within two scopes.
 _RECOVERY_SHARE = 0.5
 _NODE_RESERVE, _NODE_MOST, _NODE_FADES = 0.015, 0.2, 2.0
+
+
+def turn_of(node: str) -> int:
+    """When a node has its turn: a number that follows from its name, so that restarts and replays agree."""
+    return zlib.crc32(node.encode(errors="surrogatepass")) % _TURN
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +112,15 @@ def _fleet_guard(state: NodeState, free: float) -> float:
 
 def _node_guard(state: NodeState, free: float) -> float:
     left = free - state.node_reserve * state.config
-    return min(left, -CLOSED) if state.recovering else left
+    return min(left, _RECOVERING) if state.recovering else left
 
 
 def _ramp_guard(state: NodeState, free: float) -> float:
     if free <= 0.0:
         return free
-    offered = state.ramp * free
+    part = state.ramp * free
+    # Where much is free, the largest VM finds a place beside the others of the slice.
+    offered = max(part, min(part + state.largest, free - state.largest))
     return max(offered, min(free, state.largest)) if state.in_turn else offered
 
 
@@ -125,7 +133,8 @@ GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
     "ramp": _ramp_guard,
 }
 HORIZON = "horizon"
-CLOSED = 1.0
+#: Less than nothing is left of a node that recovers, cores or MB: that closes it.
+_RECOVERING = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +161,12 @@ class NodeCondition:
 
     Parameters
     ----------
-    resource : Resource
     settings : GuardSettings
     phase : int
         When the node has its turn: one slice in eight.
     """
 
-    def __init__(self, resource: Resource, settings: GuardSettings, phase: int) -> None:
-        self._resource = resource
+    def __init__(self, settings: GuardSettings, phase: int) -> None:
         self._settings = settings
         self.count = phase
         self.reserve = 0.0
@@ -191,8 +198,7 @@ class NodeCondition:
         young = (missing > 0) & vms.alive
         if not young.any():
             return 0.0
-        config = vms.config[young]
-        usual = np.array(feedback.mean)[size_class(self._resource, config)] * np.nan_to_num(config)
+        usual = np.array(feedback.mean)[vms.classes[young]] * np.nan_to_num(vms.config[young])
         excess = np.maximum(usual - np.nan_to_num(vms.used[young]), 0.0)
         return float((missing[young] * excess).sum())
 

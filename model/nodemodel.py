@@ -211,8 +211,8 @@ class _ResourceModel:
         self.begun_s = math.inf  # end of the first slice with samples
         self.measured = False  # whether the slice before has samples
         guards = GuardSettings(settings.positions) if settings.guarded else None
-        self.condition = None if guards is None else NodeCondition(resource, guards, phase)
-        self.moments = VmMoments(settings.positions) if settings.uses_vm_moments else None
+        self.condition = None if guards is None else NodeCondition(guards, phase)
+        self.moments = VmMoments(resource, settings.positions) if settings.uses_vm_moments else None
         self.publications = {name: _Publication(guards) for name in settings.strategies}
 
     def _instances(self, per_position: bool) -> dict[str, Strategy]:
@@ -285,7 +285,7 @@ class _ResourceModel:
         vms, counts, node = None, ResourceCounts(), None
         if self.moments is not None:
             vms = self.moments.update(finished.vms, usage)
-            counts = count_usage(self.resource, usage, vms, full=is_full(peak, usage.config))
+            counts = count_usage(usage, vms, full=is_full(peak, usage.config))
             if self.condition is not None:
                 node = self.condition.update(usage.config, peak, vms, feedback)
         observed = Observation(

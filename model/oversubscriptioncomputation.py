@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import clt, conformal
+from .clt import MOST_RISK as CLT_MOST_RISK
 from .clt import moment_bound
+from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
@@ -98,12 +99,12 @@ class Strategy(ABC):
     """Whether it reads that usage in earlier slices, too, which then have to be kept in memory."""
     uses_vm_moments: ClassVar[bool] = False
     """Whether it reads mean and variance of single VMs over a scope."""
+    most_risk: ClassVar[float] = 1.0
+    """The largest target risk of a strategy with the parameter ``risk``."""
     parameters: ClassVar[tuple[str, ...]] = ()
     """The parameters that change its result: fields of :class:`StrategySettings`, and ``stability``."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes that form its state: numbers, strings, None, and lists or dicts of them."""
-    most_risk: ClassVar[float | None] = None
-    """The largest target risk that it supports, above 0; None for a strategy without a target risk."""
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
         self.resource = resource
@@ -330,7 +331,7 @@ class Conformal(Strategy):
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
-    most_risk = conformal.MOST_RISK
+    most_risk = CONFORMAL_MOST_RISK
     state_fields = STATE_FIELDS
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:
@@ -380,16 +381,16 @@ class CentralLimit(Strategy):
     """T = own + sum m_i + z sqrt(sum s_i^2): means and variances of the single VMs over about a scope.
 
     z is the normal quantile of the target risk, ``--risk``. VMs that are young count in part as VMs of their size do.
-    :func:`~model.clt.moment_bound` has the formula and its source. T is at least the 99th percentile of the slice, and
-    otherwise at most what is booked now plus own, the usage of the node itself.
+    :func:`~model.clt.moment_bound` has the formula and its source. T is at
+    least the 99th percentile of the slice, at most what is booked now plus own, the usage of the node itself.
     """
 
     summary = "sum of the VMs' means plus z standard deviations of the sum; z by --risk"
     per_position = False
     uses_vm_samples = True
     parameters = ("risk",)
-    most_risk = clt.MOST_RISK
     uses_vm_moments = True
+    most_risk = CLT_MOST_RISK
     state_fields = ("slices", "own")
 
     def __init__(self, resource: Resource, settings: StrategySettings) -> None:

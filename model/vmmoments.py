@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .numerics import BoolArray, FloatArray
-from .slices import Usage
+from .slices import Resource, Usage
 
+#: Classes of VM sizes: powers of two of the smallest class, cores or MB.
+SIZE_CLASSES = 8
+_SMALLEST = {"cpu": 1.0, "mem": 512.0}
 #: A scope of fewer slices counts as so many: moments cover about a day, not a single slice.
 LEAST_SCOPE = 24
+
+
+def size_classes(resource: Resource, sizes: FloatArray) -> NDArray[np.intp]:
+    """The class of each VM size, (v,) int; an unknown size is in the first class."""
+    known = np.where(sizes > 0, sizes, _SMALLEST[resource.name])
+    power = np.rint(np.log2(known / _SMALLEST[resource.name]))
+    return np.clip(power, 0, SIZE_CLASSES - 1).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,8 @@ class VmFigures:
         Exponential averages of mean and mean square; 0 for a VM that never had a sample.
     expected : (v,) float64
         ``means`` before this slice; NaN for a VM that is new.
+    classes : (v,) int
+        Class of the allocation, see :func:`size_classes`.
     """
 
     alive: BoolArray
@@ -42,11 +55,24 @@ class VmFigures:
     means: FloatArray
     squares: FloatArray
     expected: FloatArray
+    classes: NDArray[np.intp]
 
     @property
     def variances(self) -> FloatArray:
         """(v,) float64."""
         return np.maximum(self.squares - self.means**2, 0.0)
+
+
+def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.intp]:
+    """The row that each VM had before, (v,) int; -1 for a new one.
+
+    Parameters
+    ----------
+    before, now : sequences of str
+        Names in the order of the rows.
+    """
+    rows = {name: i for i, name in enumerate(before)}
+    return np.fromiter((rows.get(name, -1) for name in now), np.intp, len(now))
 
 
 class VmMoments:
@@ -56,11 +82,13 @@ class VmMoments:
 
     Parameters
     ----------
+    resource : Resource
     scope : int
         Slices of a scope.
     """
 
-    def __init__(self, scope: int) -> None:
+    def __init__(self, resource: Resource, scope: int) -> None:
+        self._resource = resource
         self.scope = max(scope, LEAST_SCOPE)
         self._names: tuple[str, ...] = ()
         self._ages: FloatArray = np.empty(0)
@@ -84,11 +112,11 @@ class VmMoments:
         self._squares = self._squares + step * (square - self._squares)
         alive = np.ones(len(vms), dtype=bool) if usage.vm_alive is None else usage.vm_alive
         used = np.where(sampled, mean, np.nan)
-        return VmFigures(alive, usage.vm_config, self._ages, used, self._means, self._squares, expected)
+        classes = size_classes(self._resource, usage.vm_config)
+        return VmFigures(alive, usage.vm_config, self._ages, used, self._means, self._squares, expected, classes)
 
     def _reorder(self, vms: tuple[str, ...]) -> None:
-        at = {name: i for i, name in enumerate(self._names)}
-        index = np.array([at.get(name, -1) for name in vms], dtype=np.intp)
+        index = previous_rows(self._names, vms)
         # Index -1 takes the zero behind the last VM.
         self._ages, self._means, self._squares = (
             np.append(values, 0.0)[index] for values in (self._ages, self._means, self._squares)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,8 +47,10 @@ _SLICE_S = 1800
 _PERIOD_S = 5
 _HISTORICAL = 3
 _LAST = 900_000  # number of the measured slice, in 2021
-_FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", *(f"other_{i:02}" for i in range(20)))
-_STRATEGIES = {"scroogevm": ("scroogevm",), "all": tuple(STRATEGIES)}
+_CONFIG, _VM_CONFIG = (64.0, 262144.0), (4.0, 8192.0)
+_OF_NODE = ("elapsed_time", "oc_cpu", "oc_mem")
+_FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", *_OF_NODE, *(f"other_{i:02}" for i in range(17)))
+_STRATEGIES = {"scroogevm": ("scroogevm",), "all": tuple(STRATEGIES), "clt": ("clt",), "clt with guards": ("clt",)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(folder: Path, most: int, vms: int, strategies: str) -> None:
-    print(f"strategies: {', '.join(_STRATEGIES[strategies])}")
+    guards = ", with guards" if "guards" in strategies else ""
+    print(f"strategies: {', '.join(_STRATEGIES[strategies])}{guards}")
     walls = []
     for nodes in (most // 4, most // 2, most):
         for path in folder.glob("estimator.sqlite*"):
@@ -123,12 +126,20 @@ def _node(i: int) -> str:
     return f"http://worker-{i:05}:9100/metrics"
 
 
+def _node_fields(vms: int) -> dict[str, float]:
+    """What the estimator needs of a node to confirm its samples: the time that a rate covers, and all allocations."""
+    ratios = (vms * one / config for one, config in zip(_VM_CONFIG, _CONFIG, strict=True))
+    return dict(zip(_OF_NODE, (_PERIOD_S * 1000.0, *ratios), strict=True))
+
+
 def _values(draw: np.random.Generator, samples: int, vms: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """(samples, fields of node and VMs): random values, since only their number matters."""
     values = draw.uniform(0, 4, (samples, (vms + 1) * len(_FIELDS)))
     table = values.reshape(samples, vms + 1, len(_FIELDS))
-    table[:, :, _FIELDS.index("cpu")] = [64.0, *[4.0] * vms]
-    table[:, :, _FIELDS.index("mem")] = [262144.0, *[8192.0] * vms]
+    for i, name in enumerate(("cpu", "mem")):
+        table[:, :, _FIELDS.index(name)] = [_CONFIG[i], *[_VM_CONFIG[i]] * vms]
+    for name, value in _node_fields(vms).items():
+        table[:, :, _FIELDS.index(name)] = value
     return values
 
 
@@ -162,19 +173,21 @@ class _Generated:
         self._vms = vms
         self._draw = np.random.default_rng(2)
 
-    def _samples(self, start_ms: int, config: tuple[float, float]) -> Samples:
+    def _samples(self, start_ms: int, config: tuple[float, float], more: Mapping[str, float]) -> Samples:
         times = np.arange(start_ms, start_ms + _SLICE_S * 1000, _PERIOD_S * 1000)
         fields = {name: self._draw.uniform(0, 4, times.size) for name in ("cpu_usage", "mem_usage")}
-        return Samples(times, fields | {"cpu": np.full(times.size, config[0]), "mem": np.full(times.size, config[1])})
+        constant = {"cpu": config[0], "mem": config[1], **more}
+        return Samples(times, fields | {name: np.full(times.size, value) for name, value in constant.items()})
 
     def read(self, _node: str, start_ms: int, _end_ms: int, _fields: object, *, domains: bool = True) -> Period:
         names = [f"vm-{i:03}" for i in range(self._vms if domains else 0)]
         return Period(
-            self._samples(start_ms, (64.0, 262144.0)), {name: self._samples(start_ms, (4.0, 8192.0)) for name in names}
+            self._samples(start_ms, _CONFIG, _node_fields(self._vms)),
+            {name: self._samples(start_ms, _VM_CONFIG, {}) for name in names},
         )
 
     def last_configs(self, _node: str, _start_ms: int, end_ms: int) -> dict[str, LastConfig]:
-        last = LastConfig({"cpu": 4.0, "mem": 8192.0}, end_ms - _PERIOD_S * 1000)
+        last = LastConfig(dict(zip(("cpu", "mem"), _VM_CONFIG, strict=True)), end_ms - _PERIOD_S * 1000)
         return {f"vm-{i:03}": last for i in range(self._vms)}
 
 
@@ -194,7 +207,7 @@ def _estimator(
         metrics_address="127.0.0.1",
         store=StoreSettings(None, folder / "store.sqlite", 86400),
     )
-    model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies])
+    model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies], guarded="guards" in strategies)
     checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1).open()
     registry = CollectorRegistry()
     detectors = {"cpu": mean_predictor, "mem": mean_predictor}

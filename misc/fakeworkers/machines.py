@@ -6,6 +6,7 @@ import math
 import uuid
 from dataclasses import dataclass, field
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ _SHAPES = 32
 
 #: vCPUs of a VM, and how many VMs in a hundred have them.
 _SIZES = ((1, 30), (2, 35), (4, 20), (8, 12), (16, 3))
+
+#: CPU time of the host itself and of waiting for disks, ns per ms.
+OVERHEAD, _IOWAIT = 500_000, 20_000
 
 _MEMORY_PER_VCPU_KIB = (1 << 20, 2 << 20, 4 << 20)
 
@@ -132,6 +136,9 @@ class Worker:
         Layouts of the pages by endpoint; valid until a VM comes or goes.
     """
 
+    #: Whether the events of the control endpoint may happen to it.
+    takes_events: ClassVar[bool] = True
+
     index: int
     plan: Plan
     shapes: Shapes
@@ -183,7 +190,19 @@ class Worker:
         series = self.shapes.time_ns
         return (series[self.shape, step + 1] - series[self.shape, step]) // _STEP_MS * self.vcpus
 
-    def share(self, series: FloatArray, at_ms: int | IntArray) -> npt.NDArray[np.float64]:
+    def iowait_ns(self, at_ms: int) -> int:
+        """Time that the CPUs waited for disks since the host booted, ns."""
+        return (at_ms - self.boot_ms) * _IOWAIT
+
+    def memory_share(self, at_ms: int | IntArray) -> npt.NDArray[np.float64]:
+        """(vms,) float64: share of its memory that each guest uses, 0 to 1."""
+        return self._share(self.shapes.memory, at_ms)
+
+    def resident_share(self, at_ms: int | IntArray) -> npt.NDArray[np.float64]:
+        """(vms,) float64: share of each guest's memory that is resident on the host, 0 to 1."""
+        return self._share(self.shapes.resident, at_ms)
+
+    def _share(self, series: FloatArray, at_ms: int | IntArray) -> npt.NDArray[np.float64]:
         """(vms,) float64: a memory series of the shapes for each VM, 0 to 1."""
         _, step, rest = self._place(at_ms)
         start, end = series[self.shape, step], series[self.shape, (step + 1) % _STEPS]
@@ -253,3 +272,9 @@ def build_worker(plan: Plan, shapes: Shapes, index: int) -> Worker:
         boot_ms=boot_ms,
         started_ms=boot_ms + draw.integers(_MONTH_MS, size=n),
     )
+
+
+def build_workers(plan: Plan) -> list[Worker]:
+    """Build all workers of a plan."""
+    shapes = shapes_of(plan.seed)
+    return [build_worker(plan, shapes, index) for index in range(plan.workers)]

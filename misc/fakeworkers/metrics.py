@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from misc.fakeworkers.machines import IntArray, Worker
+from misc.fakeworkers.machines import OVERHEAD, IntArray, Worker
 
 #: The kernel counts CPU time in hundredths of a second.
 JIFFY_NS = 10_000_000
-
-#: CPU time of the host itself and of waiting for disks, ns per ms.
-_OVERHEAD, _IOWAIT = 500_000, 20_000
 
 _UNLIMITED = 2**64 - 1
 
@@ -33,7 +30,7 @@ def domain_metrics(worker: Worker, at_ms: int) -> dict[str, IntArray]:
     stats_ms = np.maximum(at_ms - age_ms, worker.started_ms)
     stats_used = worker.cpu_ns(stats_ms) - worker.base
     visible = visible_kib(worker)
-    share = worker.share(worker.shapes.memory, stats_ms)
+    share = worker.memory_share(stats_ms)
     unused = visible - (visible * share).astype(np.int64)
     pages = _resident_kib(worker, at_ms) // 4
     microcores = worker.microcores(at_ms)
@@ -94,21 +91,21 @@ def visible_kib(worker: Worker) -> IntArray:
 def _resident_kib(worker: Worker, at_ms: int) -> IntArray:
     """Memory of each VM that is resident on the host, KiB: all that the guest's kernel takes, and a share."""
     visible = visible_kib(worker)
-    resident = (visible * worker.share(worker.shapes.resident, at_ms)).astype(np.int64)
+    resident = (visible * worker.resident_share(at_ms)).astype(np.int64)
     return worker.memory_kib - visible + resident
 
 
 def node_metrics(worker: Worker, at_ms: int) -> dict[str, int]:
     """Compute the metrics of the host, by name."""
     elapsed_ms = at_ms - worker.boot_ms
-    busy = worker.counted_ns(at_ms) + elapsed_ms * _OVERHEAD
-    iowait = elapsed_ms * _IOWAIT
+    busy = worker.counted_ns(at_ms) + elapsed_ms * OVERHEAD
+    iowait = worker.iowait_ns(at_ms)
     idle = elapsed_ms * 1_000_000 * worker.cores - busy - iowait
     kernel = busy * 3 // 20
     total = worker.memory_total_kib
     resident = sum(np.where(worker.away, 0, _resident_kib(worker, at_ms)).tolist())
-    available = total - resident - (2 << 20)
-    cached = 3 << 20
+    available = max(total - resident - (2 << 20), 0)
+    cached = min(3 << 20, available)
     microcores = sum(np.where(worker.away, 0, worker.microcores(at_ms)).tolist())
     instructions = microcores * 2000
     return {

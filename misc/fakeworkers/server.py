@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT
 from misc.fakeworkers.lies import LIES, Liar
-from misc.fakeworkers.machines import Plan, Worker, build_worker, shapes_of
+from misc.fakeworkers.machines import Plan, Worker, build_workers
 from misc.fakeworkers.pages import RENDERERS
 from misc.fakeworkers.responses import Fault, PageRequest, page_response
 from model.common.threads import start_thread
@@ -32,6 +32,8 @@ class FakeWorkers:
         0 = any free port; see ``base_url``.
     clock : callable
         Returns Unix seconds.
+    workers : sequence of Worker, optional
+        Instead of those that are built by the plan, one for each of its number.
 
     Attributes
     ----------
@@ -42,13 +44,17 @@ class FakeWorkers:
     """
 
     def __init__(
-        self, plan: Plan, host: str = "127.0.0.1", port: int = 0, clock: Callable[[], float] = time.time
+        self,
+        plan: Plan,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
+        workers: Sequence[Worker] | None = None,
     ) -> None:
         self.plan = plan
         self.base_url = ""
         self.requests = 0
-        shapes = shapes_of(plan.seed)
-        self.workers = [build_worker(plan, shapes, index) for index in range(plan.workers)]
+        self.workers = build_workers(plan) if workers is None else list(workers)
         self._host, self._port, self._clock = host, port, clock
         self._faults: dict[int, Fault] = {}
         self._pages: dict[tuple[int, str], tuple[int, bytes]] = {}
@@ -190,6 +196,8 @@ class FakeWorkers:
         return range(worker, worker + 1)
 
     def _apply_event(self, worker: Worker, event: str, vm: int | None) -> None:
+        if not worker.takes_events:
+            raise ValueError(f"{event}: the VMs of worker {worker.index} are started and stopped by a scheduler")
         at_ms = worker.epoch_ms(self._now_ms())
         if event == "reset":
             if vm is not None:

@@ -111,9 +111,9 @@ def model_settings(options: ModelOptions, strategies: tuple[str, ...], historica
 def risk_fault(risk: float, strategies: tuple[str, ...]) -> str:
     """Why the strategies do not support a target risk; empty when they do."""
     for name in strategies:
-        most = STRATEGIES[name].most_risk
-        if most is not None and not 0 < risk <= most:
-            return f"{name} supports target risks above 0 and up to {most:g}, not {risk:g}"
+        strategy = STRATEGIES[name]
+        if "risk" in strategy.parameters and not 0 < risk <= strategy.most_risk:
+            return f"{name} supports target risks above 0 and up to {strategy.most_risk:g}, not {risk:g}"
     return ""
 
 

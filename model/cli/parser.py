@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
@@ -75,6 +75,26 @@ def whole_number(least: int) -> Callable[[str], int]:
         if number < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return number
+
+    return parse
+
+
+def list_of(value_type: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """An argument type: values separated by commas, duplicates dropped."""
+
+    def parse(text: str) -> list[Any]:
+        return list(dict.fromkeys(value_type(word.strip()) for word in text.split(",")))
+
+    return parse
+
+
+def name_in(names: Collection[str]) -> Callable[[str], str]:
+    """An argument type: one of several names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
 
     return parse
 

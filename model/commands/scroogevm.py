@@ -81,7 +81,7 @@ def _add_model_options(parser: Parser) -> None:
     add(
         *("-s", "--strategy"),
         metavar="NAME[,NAME...]|all",
-        help="strategies to compute; the first is published (default: SCHED_STRATEGY or scroogevm; with --load: all)",
+        help="strategies to compute; the first is published (default: SCHED_STRATEGY or clt; with --load: all)",
     )
     add("-c", "--cpu", type=number(0, 100), metavar="PCT", help="percentile for CPU (default: 90)")
     add("-m", "--mem", type=number(0, 100), metavar="PCT", help="percentile for memory (default: 90)")
@@ -100,21 +100,21 @@ def _add_model_options(parser: Parser) -> None:
         "--risk",
         type=number(0, 1),
         metavar="SHARE",
-        help="target risk: the share of slices that may be violated; conformal (above 0, up to 0.3), clt (up to 0.5) "
-        "and the guards aim at it, and it orders the table (default: 0.05)",
+        help="target risk: the share of slices that may be violated; conformal (above 0, up to 0.3) and clt (up to "
+        "0.5) aim at it, and it orders the table (default: SCHED_RISK or 0.01; with --load: 0.05)",
     )
     for name, title in (("cpu", "CPU"), ("mem", "memory")):
         add(
             f"--risk-{name}",
             type=number(0, 1),
             metavar="SHARE",
-            help=f"target risk for {title} alone (default: --risk)",
+            help=f"target risk for {title} alone (default: "
+            + ("--risk)" if name == "cpu" else "SCHED_RISK_MEM or 0.001; with --load: --risk)"),
         )
-    add(
+    parser.add_argument(
         "--guards",
         action=argparse.BooleanOptionalAction,
-        help="lower what is published by guards, because a scheduler fills it (default: SCHED_GUARDS or on; with "
-        "--load: off)",
+        help="lower what is published, so that a scheduler may fill it (default: SCHED_GUARDS or yes; with --load: no)",
     )
 
 

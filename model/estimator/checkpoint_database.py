@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.atomic_files import identity, make_folder_of, resolve_database
-from .checkpoint_format import FORMAT, NodeCheckpoint, PositionCheckpoint, encode, pack_slice
+from .checkpoint_format import FORMAT, FleetCheckpoint, NodeCheckpoint, PositionCheckpoint, encode, pack_slice
 
 LOG = logging.getLogger("scroogevm.checkpoints")
 
@@ -25,6 +25,7 @@ _SCHEMA = (
     "PRIMARY KEY (name, position)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS slice(name TEXT, position INTEGER, number INTEGER, data BLOB NOT NULL, "
     "PRIMARY KEY (name, position, number))",
+    "CREATE TABLE IF NOT EXISTS fleet(id INTEGER PRIMARY KEY CHECK (id = 1), data BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS figures(name TEXT, number INTEGER, data BLOB NOT NULL, PRIMARY KEY (name, number))",
 )
 _TABLES_OF_NODES = ("node", "position", "slice", "figures")
@@ -94,7 +95,13 @@ class CheckpointDatabase:
         """
         return self.connection.execute(statement, values).fetchall()
 
-    def write(self, nodes: Mapping[str, NodeCheckpoint], positions: Positions, figures: Iterable[Any] = ()) -> None:
+    def write(
+        self,
+        nodes: Mapping[str, NodeCheckpoint],
+        positions: Positions,
+        figures: Iterable[Any] = (),
+        fleet: FleetCheckpoint | None = None,
+    ) -> None:
         """Write states, and figures of slices as (node, number, data, oldest number to keep), in one transaction.
 
         Raises
@@ -105,6 +112,8 @@ class CheckpointDatabase:
         execute = self.connection.execute
         execute("BEGIN IMMEDIATE")
         try:
+            if fleet is not None:
+                execute("INSERT OR REPLACE INTO fleet VALUES (1, ?)", (encode(fleet),))
             for node, checkpoint in nodes.items():
                 execute("INSERT OR REPLACE INTO node VALUES (?, ?)", (node, encode(checkpoint)))
             for (node, position), state in positions.items():

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from ..feedback import SliceCounts
 from ..numerics import BoolArray, FloatArray
 from ..slices import RESOURCES, Slice, Usage
 from ..status import NodeStatus
@@ -35,12 +36,15 @@ class NodeCheckpoint(msgspec.Struct):
     configs : LastConfigs
     status : NodeStatus
         The status that was published.
+    counts : SliceCounts or None
+        What the fleet learns from the slice; None where the node is a fleet of its own.
     """
 
     number: int
     model: dict[str, Any] = msgspec.field(name="common")
     configs: LastConfigs = msgspec.field(name="known")
     status: NodeStatus
+    counts: SliceCounts | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +61,20 @@ class PositionCheckpoint:
 
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     past: dict[int, Slice] = field(default_factory=dict)
+
+
+class FleetCheckpoint(msgspec.Struct):
+    """The state of the fleet after the slice that was closed last.
+
+    Attributes
+    ----------
+    number : int
+        The number of that slice.
+    model : dict
+    """
+
+    number: int
+    model: dict[str, Any]
 
 
 class _PackedUsage(msgspec.Struct, array_like=True):

@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..replay.dump import SliceFigures
 from .checkpoint_database import LOG, CheckpointDatabase, CheckpointRefused
 from .checkpoint_format import (
     CheckpointCorrupt,
+    FleetCheckpoint,
     NodeCheckpoint,
     PositionCheckpoint,
     decode,
@@ -68,6 +69,7 @@ class CheckpointFile:
         self._open = False
         self._held_nodes: dict[str, NodeCheckpoint] = {}
         self._held_positions: dict[tuple[str, int], PositionCheckpoint] = {}
+        self._held_fleet: FleetCheckpoint | None = None
         self._retry_at = 0.0
 
     @property
@@ -155,18 +157,44 @@ class CheckpointFile:
                 return  # by a thread whose read did not return before the end of the run
             self._held_nodes[node] = checkpoint
             self._held_positions[node, position] = state
-            if self._clock() < self._retry_at:
-                return
-            try:
-                self._database.recreate_if_removed()
-                self._database.write(self._held_nodes, self._held_positions, rows)
-            except (OSError, sqlite3.Error) as error:
-                self._retry_at = self._clock() + _RETRY_S
-                self._problems.report(str(self.path), f"cannot be written, the state is held in RAM: {error}")
-            else:
-                self._held_nodes.clear()
-                self._held_positions.clear()
-                self._problems.resolve(str(self.path))
+            self._write_held(rows)
+
+    def fleet(self) -> FleetCheckpoint | None:
+        """The checkpoint of the fleet; None if there is none.
+
+        Raises
+        ------
+        CheckpointCorrupt, sqlite3.Error
+        """
+        with self._lock:
+            rows = self._database.query("SELECT data FROM fleet", ())
+        return decode(rows[0][0], FleetCheckpoint) if rows else None
+
+    def save_fleet(self, checkpoint: FleetCheckpoint) -> None:
+        """Save the state of the fleet after a slice; never fails.
+
+        No state of a node is written before the state of the fleet from which it was computed.
+        """
+        with self._lock:
+            if self._open:
+                self._held_fleet = checkpoint
+                self._write_held(())
+
+    def _write_held(self, figures: Iterable[Any]) -> None:
+        """Write what is held in RAM, unless that failed just now."""
+        if self._clock() < self._retry_at:
+            return
+        try:
+            self._database.recreate_if_removed()
+            self._database.write(self._held_nodes, self._held_positions, figures, self._held_fleet)
+        except (OSError, sqlite3.Error) as error:
+            self._retry_at = self._clock() + _RETRY_S
+            self._problems.report(str(self.path), f"cannot be written, the state is held in RAM: {error}")
+        else:
+            self._held_nodes.clear()
+            self._held_positions.clear()
+            self._held_fleet = None
+            self._problems.resolve(str(self.path))
 
     def figures(self, node: str) -> list[SliceFigures]:
         """The figures of the last slices of a node, oldest first.
@@ -195,8 +223,8 @@ class CheckpointFile:
     def close(self) -> None:
         """Write the held state if possible, and close the file."""
         with self._lock:
-            if self._open and self._held_nodes:
+            if self._open and (self._held_nodes or self._held_fleet is not None):
                 with contextlib.suppress(sqlite3.Error):
-                    self._database.write(self._held_nodes, self._held_positions)
+                    self._database.write(self._held_nodes, self._held_positions, (), self._held_fleet)
             self._open = False
             self._database.close()

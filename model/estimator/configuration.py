@@ -44,7 +44,7 @@ class RunConfiguration:
             "aggregation": self.model.cpu.aggregation,
             "risks": [self.model.cpu.risk, self.model.mem.risk],
             "stability": self.settings.model.stability,
-            "guarded": self.model.guarded,
+            "guards": self.model.guarded,
         }
 
 

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from ..feedback import SliceCounts
+from ..guards import turn_of
 from ..nodemodel import ModelSettings, ModelState, NodeEstimate, NodeModel
 from ..publishers.prometheus import EstimatorCounts
 from ..replay.dump import slice_figures
@@ -22,7 +24,8 @@ from ..store.base import StoreRefused, StoreUnavailable
 from .bookings import LastConfigs
 from .checkpoint_format import CheckpointCorrupt, NodeCheckpoint, PositionCheckpoint
 from .checkpoints import CheckpointFile
-from .slicing import SliceClock, SliceReader
+from .fleet import Fleet
+from .slicing import SliceClock, SliceReader, is_ahead
 
 LOG = logging.getLogger("scroogevm.estimator")
 
@@ -110,14 +113,14 @@ class ModelRunner:
     settings: ModelSettings
     detectors: Mapping[str, StabilityDetector]
 
-    def restore(self, before: NodeCheckpoint | None, state: PositionCheckpoint, position: int) -> NodeModel:
+    def restore(self, node: str, before: NodeCheckpoint | None, state: PositionCheckpoint, position: int) -> NodeModel:
         """The model of a node at a position; a new one without a checkpoint.
 
         Raises
         ------
         CheckpointCorrupt
         """
-        model = NodeModel(self.settings, self.detectors)
+        model = NodeModel(self.settings, self.detectors, turn_of(node))
         if before is not None:
             past = [state.past[number] for number in sorted(state.past)]
             try:
@@ -142,6 +145,8 @@ class NodeWorker:
     runner : ModelRunner
     checkpoints : CheckpointFile
     counts : EstimatorCounts
+    fleet : Fleet, optional
+        What the nodes of the master learn from each other; without it the node is a fleet of its own.
     previous_scopes : int
         Scopes before the current one that are read for a node without a checkpoint.
     recorded : bool
@@ -161,6 +166,7 @@ class NodeWorker:
         checkpoints: CheckpointFile,
         counts: EstimatorCounts,
         *,
+        fleet: Fleet | None = None,
         previous_scopes: int = 0,
         recorded: bool = False,
         on_slice: OnSlice = lambda *_: None,
@@ -176,6 +182,7 @@ class NodeWorker:
         self._runner = runner
         self._checkpoints = checkpoints
         self._counts = counts
+        self._fleet = fleet
         self._previous_scopes = previous_scopes
         self._recorded = recorded
         self._on_slice = on_slice
@@ -189,20 +196,39 @@ class NodeWorker:
             return
         if checkpoint is not None:
             self.progress = Progress(checkpoint.number, checkpoint.status)
+            if self._fleet is not None:
+                self._fleet.resume(self.node, checkpoint.number, checkpoint.counts)
 
     def is_behind(self, due: int) -> bool:
         """Whether there is something to compute or to correct."""
         number = self.progress.number
-        return number is None or number < due or _is_ahead(number, due)
+        return number is None or number < due or is_ahead(number, due)
 
-    def catch_up(self, due: int, is_stopping: Callable[[], bool] = lambda: False) -> NodeStatus:
-        """Compute all slices up to the due one; returns the status at the end of the last one that could be read.
+    def upcoming(self, due: int) -> int:
+        """The next slice that is computed while a slice is due."""
+        number = self.progress.number
+        if number is not None and not is_ahead(number, due):
+            return number + 1  # the slices before were computed, or were read and had no data
+        return self._calendar.scope_start(due) - self._previous_scopes * self._calendar.positions
 
-        Never raises: ``error`` is the reason why the due slice could not be computed, or empty.
+    def catch_up(
+        self, due: int, is_stopping: Callable[[], bool] = lambda: False, last: int | None = None
+    ) -> NodeStatus:
+        """Compute the slices that are missing; returns the status at the end of the last one that could be read.
+
+        Never raises: ``error`` is the reason why a slice could not be computed, or empty.
+
+        Parameters
+        ----------
+        due : int
+        is_stopping : callable
+            Whether to return after the present slice.
+        last : int, optional
+            The last slice to compute, by default the due one.
         """
         try:
             self._backlog.check(lambda: self._has_samples_after(due), lambda: self._reader.newest_ms(self.node))
-            self._advance(due, is_stopping)
+            self._advance(due, is_stopping, due if last is None else min(due, last))
             self.error = ""
         except StoreUnavailable as error:
             self.error = str(error)
@@ -223,24 +249,24 @@ class NodeWorker:
     def _has_samples_after(self, due: int) -> bool:
         return self._reader.has_samples_from(self.node, self._calendar.bounds_ms(due)[1], self._slice_clock.now_s())
 
-    def _advance(self, due: int, is_stopping: Callable[[], bool]) -> None:
+    def _advance(self, due: int, is_stopping: Callable[[], bool], last: int) -> None:
         try:
-            self._compute_missing(due, is_stopping)
+            self._compute_missing(due, is_stopping, last)
         except CheckpointCorrupt as error:
             LOG.warning("%s: checkpoint discarded, the node starts from the stored samples: %s", self.node, error)
             self._checkpoints.delete(self.node)
             self.progress = Progress(None, self._unknown)
-            self._compute_missing(due, is_stopping)
+            self._compute_missing(due, is_stopping, last)
 
-    def _compute_missing(self, due: int, is_stopping: Callable[[], bool]) -> None:
+    def _compute_missing(self, due: int, is_stopping: Callable[[], bool], last: int) -> None:
         checkpoint = self._checkpoints.node(self.node)
-        if checkpoint is not None and _is_ahead(checkpoint.number, due):
+        if checkpoint is not None and is_ahead(checkpoint.number, due):
             end = format_utc(self._calendar.end_s(checkpoint.number))
             raise CheckpointCorrupt(f"its last slice ends in the future, at {end}")
         if checkpoint is not None:
             # Also when a slice was saved and a later step of it failed.
             self.progress = Progress(checkpoint.number, checkpoint.status)
-        for number in range(self._first(checkpoint, due), due + 1):
+        for number in range(self.upcoming(due), last + 1):
             # The clock may have been corrected meanwhile.
             if is_stopping() or number > self._slice_clock.due():
                 return
@@ -253,16 +279,8 @@ class NodeWorker:
                 self.progress = Progress(number, checkpoint.status)
             else:
                 self.progress = Progress(number, self.progress.status.aged(self._calendar.end_s(number)))
+                self._deliver(number, SliceCounts())
             self._counts.slices += 1
-
-    def _first(self, checkpoint: NodeCheckpoint | None, due: int) -> int:
-        """The first slice to compute."""
-        if checkpoint is not None:
-            return checkpoint.number + 1
-        number = self.progress.number
-        if number is not None and not _is_ahead(number, due):
-            return number + 1  # the slices before were read and had no data
-        return self._calendar.scope_start(due) - self._previous_scopes * self._calendar.positions
 
     def _compute(
         self, number: int, finished: Slice, before: NodeCheckpoint | None, configs: LastConfigs
@@ -270,24 +288,26 @@ class NodeWorker:
         """Update the model with a slice, and save the checkpoint."""
         position = finished.position
         state = self._checkpoints.position(self.node, position)
-        model = self._runner.restore(before, state, position)
+        model = self._runner.restore(self.node, before, state, position)
+        feedback = self._fleet.feedback() if self._fleet is not None else None
         # Impossible samples may overflow; the results are infinite, as in a replay.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            estimate = model.update(finished)
+            estimate = model.update(finished, feedback)
         status = (before.status if before else self._unknown).after(finished, estimate)
         after = model.state(position)
-        checkpoint = NodeCheckpoint(number, after.node, configs, status)
+        counts = estimate.counts if self._fleet is not None else None
+        checkpoint = NodeCheckpoint(number, after.node, configs, status, counts)
         state.own = after.position
         state.past[number] = self._runner.kept(finished)
         figures = slice_figures(finished, estimate) if self._recorded else None
         self._checkpoints.save(self.node, checkpoint, position, state, figures)
+        self._deliver(number, estimate.counts)
         self._on_slice(self.node, number, finished, estimate)
         return checkpoint
 
-
-def _is_ahead(number: int, due: int) -> bool:
-    """Whether a slice is so far in the future that the clock must have been wrong; one slice ahead is waited for."""
-    return number - due > 1
+    def _deliver(self, number: int, counts: SliceCounts) -> None:
+        if self._fleet is not None:
+            self._fleet.deliver(self.node, number, counts)
 
 
 def _has_data(finished: Slice) -> bool:

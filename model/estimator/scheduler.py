@@ -1,18 +1,21 @@
 """The loop of the estimator: starts a job for each node that is behind the due slice, and publishes the results.
 
-A node is computed slice by slice, in order, by one job in one of a few threads; nodes do not wait for each other.
+A node is computed slice by slice, in order, by one job in one of a few threads. Nodes do not wait for each other; where
+they learn from each other, the slices that are caught up are those of the fleet, one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..common.threads import DaemonThreads
+from ..feedback import FleetModel
 from ..nodemodel import ModelSettings
 from ..publishers.base import Publisher
 from ..publishers.prometheus import EstimatorCounts
@@ -20,6 +23,8 @@ from ..stability import StabilityDetector
 from ..status import NodeStatus
 from ..store.base import Store
 from .checkpoints import CheckpointFile
+from .fleet import Fleet, NoPeers, Peers, longest_wait_s
+from .fleet_peers import StorePeers
 from .node_problems import NodeProblems
 from .node_worker import ModelRunner, NodeWorker, OnSlice
 from .publish_policy import PublishPolicy, published_status
@@ -71,6 +76,8 @@ class Scheduler:
         Number of threads.
     monotonic : callable
         Monotonic seconds.
+    fleet : Fleet, optional
+        That of the workers, if they learn from each other.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Scheduler:
         threads: Threads,
         at_once: int,
         monotonic: Callable[[], float] = time.monotonic,
+        fleet: Fleet | None = None,
     ) -> None:
         self.counts = counts
         self._nodes = [_Node(worker) for worker in workers]
@@ -91,6 +99,7 @@ class Scheduler:
         self._problems = NodeProblems(at_once)
         self._retry_s = min(_RETRY_S, slice_clock.calendar.slice_s / 4)
         self._monotonic = monotonic
+        self._fleet = fleet
         self._loaded = False
         self._stopping = False
 
@@ -116,17 +125,27 @@ class Scheduler:
         self._load()
         finished = asyncio.Event()
         due = self._slice_clock.due()
-        self._start_jobs(due, finished)
-        while any(node.running for node in self._nodes):
-            await finished.wait()
+        for node in self._nodes:
+            node.retry_at = 0.0
+        # Nodes that failed are not tried again. They are waited for until there is nothing else to do.
+        while self._start_jobs(due, finished, math.inf) or self._start_jobs(due, finished, math.inf, at_once=True):
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # one class since Python 3.11
+                await asyncio.wait_for(finished.wait(), _TICK_S)
             finished.clear()
+            while any(node.running for node in self._nodes):
+                await finished.wait()
+                finished.clear()
+            due = min(due, self._slice_clock.due())  # the clock may have been corrected meanwhile
         self._publish(due, at_once=True)
         return sum(bool(node.worker.error) for node in self._nodes)
 
     def close(self) -> bool:
         """End the threads; False when a job hangs, which then still uses the store."""
         self._stopping = True
-        return self._threads.close(_END_S)
+        closed = self._threads.close(_END_S)
+        if self._fleet is not None:
+            self._fleet.close()
+        return closed
 
     def statuses(self, due: int | None = None) -> list[NodeStatus]:
         """The status of every node that is published while a slice is due, by default the present one."""
@@ -146,9 +165,32 @@ class Scheduler:
         """Seconds until the next slice is due, within bounds."""
         return max(0.005, min(_TICK_S, self._slice_clock.until_due_s(due + 1)))
 
-    def _start_jobs(self, due: int, finished: asyncio.Event) -> None:
+    def _start_jobs(
+        self, due: int, finished: asyncio.Event, retry_s: float | None = None, *, at_once: bool = False
+    ) -> bool:
+        """Start a job for each node that is behind.
+
+        Parameters
+        ----------
+        due : int
+        finished : asyncio.Event
+            Set at the end of each job.
+        retry_s : float, optional
+            When a node that fails is tried again.
+        at_once : bool
+            Whether the fleet waits for no node unless some node is being computed.
+
+        Returns
+        -------
+        bool
+            Whether a node is being computed, or the counts of other masters are being read.
+        """
         loop = asyncio.get_running_loop()
         now = self._monotonic()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(finished.set)
 
         def finish(node: _Node) -> None:
             node.running = False
@@ -157,17 +199,30 @@ class Scheduler:
         def job(node: _Node) -> None:
             if self._stopping:
                 return
-            node.worker.catch_up(due, lambda: self._stopping)
+            node.worker.catch_up(due, lambda: self._stopping, *until)
             if node.worker.error:
-                node.retry_at = self._monotonic() + self._retry_s
+                node.retry_at = self._monotonic() + (self._retry_s if retry_s is None else retry_s)
             if not self._stopping:
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                     loop.call_soon_threadsafe(finish, node)
 
+        until = () if self._fleet is None else (self._advance_fleet(self._fleet, due, wake, at_once=at_once),)
         for node in self._nodes:
-            if node.worker.is_behind(due) and not node.running and now >= node.retry_at:
+            is_startable = not node.running and now >= node.retry_at and node.worker.is_behind(due)
+            if is_startable and (not until or node.worker.upcoming(due) <= until[0]):
                 node.running = True
                 self._threads.run(job, node)
+        return any(node.running for node in self._nodes) or (self._fleet is not None and self._fleet.reading)
+
+    def _advance_fleet(self, fleet: Fleet, due: int, wake: Callable[[], object], *, at_once: bool) -> int:
+        """Close the slices of the fleet that are complete; the slice up to which nodes may be computed."""
+        idle = not any(node.running for node in self._nodes)
+        return fleet.advance(
+            lambda: {node.worker.node: node.worker.upcoming(due) for node in self._nodes},
+            *(due, wake),
+            idle=idle,
+            at_once=at_once,
+        )
 
     def _publish(self, due: int, *, at_once: bool = False) -> None:
         """Publish what has changed, and log problems."""
@@ -176,8 +231,10 @@ class Scheduler:
         self._problems.report_failures(errors, running)
         progress, statuses = [node.worker.progress for node in self._nodes], self.statuses(due)
         late_s = self._slice_clock.late_s(due)
-        published = self._policy.publish_if_changed(progress, statuses, late_s, busy=bool(running), at_once=at_once)
-        if published and not running:
+        # Between two slices that are caught up no node is running.
+        busy = bool(running) or (self._fleet is not None and self._fleet.is_behind(due))
+        published = self._policy.publish_if_changed(progress, statuses, late_s, busy=busy, at_once=at_once)
+        if published and not busy:
             self._problems.report_missing_samples(statuses, errors)
 
 
@@ -223,9 +280,11 @@ def build_scheduler(
     with_vm_samples = model.uses_vm_samples or recorded
     reader = SliceReader(store, settings.calendar, settings.rules, with_vm_samples=with_vm_samples)
     runner = ModelRunner(model, detectors)
+    fleet = _build_fleet(settings, model, store, checkpoints, counts, monotonic) if model.uses_vm_moments else None
     workers = [
         NodeWorker(
             *(node, slice_clock, reader, runner, checkpoints, counts),
+            fleet=fleet,
             previous_scopes=settings.previous_scopes,
             recorded=recorded,
             on_slice=on_slice,
@@ -235,7 +294,27 @@ def build_scheduler(
     ]
     policy = PublishPolicy(publishers, counts, monotonic)
     threads = DaemonThreads(at_once, "node")
-    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic)
+    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic, fleet)
+
+
+def _build_fleet(
+    settings: EstimatorSettings,
+    model: ModelSettings,
+    store: Store,
+    checkpoints: CheckpointFile,
+    counts: EstimatorCounts,
+    monotonic: Callable[[], float],
+) -> Fleet:
+    """The fleet of all nodes; with a name of the master, also that of the other masters of the store."""
+    wait_s = longest_wait_s(settings.calendar.slice_s)
+    peers: Peers = NoPeers()
+    if settings.master:
+        peers = StorePeers(store, settings.master, settings.calendar, wait_s, monotonic)
+    return Fleet(
+        settings.nodes,
+        lambda: FleetModel(model.cpu.risk, model.mem.risk),
+        *(checkpoints, counts, wait_s, peers, monotonic),
+    )
 
 
 async def _first_of(stopped: asyncio.Task[bool], finished: asyncio.Event, timeout_s: float) -> None:

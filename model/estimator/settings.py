@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from .slicing import Calendar, SliceRules
 
 LOG = logging.getLogger("scroogevm")
 
-DEFAULT_STRATEGY = "scroogevm"
+DEFAULT_STRATEGY = "clt"
 #: Of each node; more would keep the estimator busy for hours.
 _MOST_SLICES_AT_START = 100_000
 
@@ -124,11 +125,7 @@ AGGREGATION = _SECTION.whole(
     "Number of successive samples that are averaged before the figures of a slice (--aggreg).",
 )
 RISK = _SECTION.number(
-    "SCHED_RISK",
-    0.05,
-    0,
-    1,
-    "Target risk of conformal, clt and the guards: the share of slices that may be violated (--risk).",
+    "SCHED_RISK", 0.01, 0, 1, "Target risk of clt and conformal: the share of slices that may be violated (--risk)."
 )
 
 
@@ -140,21 +137,25 @@ RISK_CPU: Setting[float | None] = _SECTION.value(
     "SCHED_RISK_CPU", None, _risk, "Target risk for CPU alone (--risk-cpu).", limits=RISK.limits
 )
 RISK_MEM: Setting[float | None] = _SECTION.value(
-    "SCHED_RISK_MEM", None, _risk, "Target risk for memory alone (--risk-mem).", limits=RISK.limits
-)
-STABILITY = _SECTION.choice(
-    "SCHED_STABILITY",
-    "mean",
-    tuple(STABILITY_DETECTORS),
-    "Detector of stable slices for greedy and scroogevm (--stability).",
+    "SCHED_RISK_MEM",
+    0.001,
+    _risk,
+    "Target risk for memory (--risk-mem): a VM that lacks CPU waits, one that lacks memory is killed.",
+    limits=RISK.limits,
 )
 GUARDS = _SECTION.whole(
     "SCHED_GUARDS",
     1,
     0,
     1,
-    "1 lowers what is published by guards, because a scheduler fills it (--guards). 0 publishes what the strategy "
-    "computes (--no-guards).",
+    "1 lets guards lower what is published, so that a scheduler may fill it; 0 publishes the bare figure of the "
+    "strategy (--guards, --no-guards).",
+)
+STABILITY = _SECTION.choice(
+    "SCHED_STABILITY",
+    "mean",
+    tuple(STABILITY_DETECTORS),
+    "Detector of stable slices for greedy and scroogevm (--stability).",
 )
 CHECKPOINT_PATH = _SECTION.text(
     "SCHED_CHECKPOINT_PATH",
@@ -179,6 +180,21 @@ VM_HOLD_S = _SECTION.number(
     "node is stale.",
 )
 DUMP_SLICES = _SECTION.whole("SCHED_DUMP_SLICES", 500, 1, 10**6, "Number of slices that a dump of --debug=1 holds.")
+
+
+def _master(text: str) -> str:
+    if text.endswith("\\"):
+        raise InvalidValue("ends with a backslash, which a tag of InfluxDB cannot")
+    return text
+
+
+MASTER = _SECTION.text(
+    "SCHED_MASTER",
+    "",
+    "Name of this master, under which it writes to the store what its nodes have learnt, for the other masters of the "
+    "store. The default is the host name.",
+    parse=_master,
+)
 METRICS_PORT = _SECTION.whole(
     "SCHED_METRICS_PORT", 0, 0, 65535, "Port of the status page (/) and of the metrics (/metrics). 0 disables them."
 )
@@ -225,6 +241,8 @@ class EstimatorSettings:
     placement : PlacementSettings or None
     model : ModelOptions
         Strategies and their parameters: the options of the command line over the settings.
+    master : str
+        Name of this master; without it, nothing is exchanged with other masters.
     """
 
     nodes: tuple[str, ...]
@@ -241,6 +259,7 @@ class EstimatorSettings:
     placement: PlacementSettings | None = None
     rules: SliceRules = field(default_factory=SliceRules)
     model: ModelOptions = field(default_factory=ModelOptions)
+    master: str = ""
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -285,6 +304,7 @@ def estimator_settings(
         placement=placement_settings(env),
         rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
+        master=env.read(MASTER, socket.gethostname()),
     )
     _check_files(env, settings)
     if settings.previous_scopes * calendar.positions > _MOST_SLICES_AT_START:

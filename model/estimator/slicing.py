@@ -76,6 +76,11 @@ class Calendar:
         }
 
 
+def is_ahead(number: int, due: int) -> bool:
+    """Whether a slice is so far in the future that the clock must have been wrong; one slice ahead is waited for."""
+    return number - due > 1
+
+
 class SliceClock:
     """The calendar at the present time.
 

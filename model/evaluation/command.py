@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import staged
 from ..common.errors import UsageError
+from ..parallel.workers import finish
 from .grid import Pooled, Row, Variant, pooled, table_csv
 from .result_cache import ResultCache
 from .tables import print_pooled
-from .tasks import EvaluationPlan, Outcome, Task, tasks_of
+from .tasks import EvaluationPlan, Task, evaluation_work, tasks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,11 @@ def _evaluate_all(
         _report(f"{len(rows_of)} of {len(tasks)} traces are already done")
     # The largest first, so that the last worker does not run long after the others.
     pending = sorted((task for task in tasks if task not in rows_of), key=lambda task: task.stamp, reverse=True)
+    work = evaluation_work(plan)
     errors: list[str] = []
     try:
         with ProgressBar().counted("evaluating", len(pending)) as advance:
-            for task, outcome in _outcomes(options, pending, plan):
+            for task, outcome in finish(work, pending, options.jobs, options.dask):
                 if outcome.error:
                     errors.append(outcome.error)
                 else:
@@ -99,21 +101,6 @@ def _evaluate_all(
         for error in sorted(errors):
             _report(error)
     return [row for task in tasks for row in rows_of.get(task, ())], errors
-
-
-def _outcomes(
-    options: EvaluationOptions, pending: Sequence[Task], plan: EvaluationPlan
-) -> Iterator[tuple[Task, Outcome]]:
-    if not pending:
-        return
-    if options.dask is not None:
-        from .dask_cluster import evaluate_on_cluster
-
-        yield from evaluate_on_cluster(pending, plan, options.dask)
-    else:
-        from .workers import evaluate_in_processes
-
-        yield from evaluate_in_processes(pending, plan, options.jobs)
 
 
 def _write_results(folder: Path, rows: Sequence[Row]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from ..common.atomic_files import write_atomically
+from ..parallel.source import SOURCE_DIGEST
 from ..slices import RESOURCES
 from .grid import Row
-from .source import SOURCE_DIGEST
 from .tasks import EvaluationPlan, Outcome, Task
 
 

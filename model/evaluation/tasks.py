@@ -15,11 +15,11 @@ import numpy as np
 from ..common.errors import UsageError
 from ..common.text import printable
 from ..numerics import FloatArray
+from ..parallel.work import Work
 from ..replay.results import Results
 from ..replay.trace import TraceError, read_trace
 from ..slices import RESOURCES
 from .grid import Histories, Row, Variant, evaluate, labels, row_of
-from .source import SOURCE_DIGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +107,16 @@ def _task(path: Path, unique: bool) -> Task:
     return Task(str(path), name, (status.st_size, status.st_mtime_ns))
 
 
-def evaluate_file(task: Task, plan: EvaluationPlan, source_digest: str) -> tuple[Task, Outcome]:
+def evaluation_work(plan: EvaluationPlan) -> Work[Task, EvaluationPlan, Outcome]:
+    """What workers do with each trace."""
+    return Work(_evaluate_file, plan, _failed, verb="evaluated", noun="traces")
+
+
+def _evaluate_file(task: Task, plan: EvaluationPlan) -> Outcome:
     """Evaluate all variants on one trace, in a worker.
 
     Errors are part of the outcome and are not raised: one trace must not cost the others.
     """
-    if source_digest != SOURCE_DIGEST:
-        cause = "a new worker has another version of ScroogeVM; restart it"
-        return task, Outcome(error=f"{printable(task.path)}: {cause}")
     try:
         trace = read_trace(task.path)
         histories = evaluate(trace, plan.variants)
@@ -122,10 +124,15 @@ def evaluate_file(task: Task, plan: EvaluationPlan, source_digest: str) -> tuple
         epoch = np.array(trace.epoch)
         pictures = _pictures(task.name, trace.config.node_name, epoch, histories) if plan.pictures else {}
     except TraceError as error:
-        return task, Outcome(error=str(error))
+        return Outcome(error=str(error))
     except Exception as error:
-        return task, Outcome(error=f"{printable(task.path)}: {type(error).__name__}: {printable(str(error))}")
-    return task, Outcome(rows, pictures)
+        return _failed(task, f"{type(error).__name__}: {printable(str(error))}")
+    return Outcome(rows, pictures)
+
+
+def _failed(task: Task, cause: str) -> Outcome:
+    """The outcome of a trace that could not be evaluated."""
+    return Outcome(error=f"{printable(task.path)}: {cause}")
 
 
 def _pictures(name: str, node_name: str, epoch: FloatArray, histories: Histories) -> dict[str, bytes]:

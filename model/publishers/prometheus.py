@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from .placement.reconciler import PlacementCounts
 
 
+@dataclass(frozen=True, slots=True)
+class FleetFigures:
+    """What the nodes have learnt from each other, by name of the resource.
+
+    Attributes
+    ----------
+    level : mapping of str to float
+        Caution, standard deviations.
+    common : mapping of str to float
+        Correlation of the VMs.
+    full_share : mapping of str to float
+        Share of full nodes in the slice that was closed last; without the resources of which nothing was measured.
+    """
+
+    level: Mapping[str, float]
+    common: Mapping[str, float]
+    full_share: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class EstimatorCounts:
     """Totals of the estimator since its start."""
@@ -28,6 +47,8 @@ class EstimatorCounts:
     publication_failures: int = 0
     lateness_s: float = 0.0
     """From the end of the last slice until every readable node was estimated."""
+    fleet: FleetFigures | None = None
+    """None when the nodes are no fleet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +97,6 @@ def _free(status: ResourceStatus) -> Iterator[_Sample]:
     yield _Sample(status.free)
 
 
-def _unguarded(status: ResourceStatus) -> Iterator[_Sample]:
-    if status.last is not None and status.last.unguarded is not None:
-        yield _Sample(status.last.unguarded if status.state == "ok" else 0.0)
-
-
-def _limits(status: ResourceStatus) -> Iterator[_Sample]:
-    if status.last is not None and status.state == "ok":
-        for guard, amount in status.last.limits.items():
-            yield _Sample(amount, guard)
-
-
-def _closed(status: ResourceStatus) -> Iterator[_Sample]:
-    if status.last is not None:
-        yield _Sample(float(status.last.closed))
-
-
 def _config(status: ResourceStatus) -> Iterator[_Sample]:
     if status.last is not None:
         yield _Sample(status.last.config)
@@ -138,29 +143,32 @@ def _forecast_violation_rate(status: ResourceStatus) -> Iterator[_Sample]:
         yield _Sample(status.last.forecast_violation_rate)
 
 
+def _unguarded(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.last.unguarded is not None and status.state == "ok":
+        yield _Sample(status.last.unguarded)
+
+
+def _limits(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None and status.state == "ok":
+        for guard, left in status.last.limits.items():
+            yield _Sample(max(left, 0.0), guard)
+
+
+def _closed(status: ResourceStatus) -> Iterator[_Sample]:
+    if status.last is not None:
+        yield _Sample(float(status.last.closed))
+
+
 _STATES: tuple[State, ...] = ("ok", "stale", "unknown")
 
 _BASE_UNITS = {CPU: _BaseUnit("cpu", "cores", 1.0), MEMORY: _BaseUnit("memory", "bytes", 2.0**20)}
 
 _VIOLATION_RATE = (
-    "Violation rate of the last 100 slices: share in which the node was full, or more was used than was left of what "
-    "was published, {title}."
+    "Violation rate of the last 100 slices: share in which the node was full or more was used than was left, {title}."
 )
 
 _NODE_METRICS = (
     _NodeMetric("free_{name}_{unit}", "Published free, {title} in {unit}.", _free),
-    _NodeMetric(
-        "unguarded_free_{name}_{unit}", "What would be published without guards, {title} in {unit}.", _unguarded
-    ),
-    _NodeMetric(
-        "guard_limit_{name}_{unit}",
-        "What was left by each guard that lowered the figure, below 0 for less than nothing, {title} in {unit}.",
-        _limits,
-        "guard",
-    ),
-    _NodeMetric(
-        "{name}_closed", "1 if what the VMs of the node leave is not offered again, {title}.", _closed, is_amount=False
-    ),
     _NodeMetric("config_{name}_{unit}", "Configuration of the node, {title} in {unit}.", _config),
     _NodeMetric("booked_{name}_{unit}", "Allocated to the VMs of the slice, {title} in {unit}.", _booked),
     _NodeMetric(
@@ -174,14 +182,11 @@ _NODE_METRICS = (
         "strategy",
     ),
     _NodeMetric(
-        "{name}_oversubscription_ratio",
-        "(booked now + free) / config, at most 1 where the node is closed, {title}.",
-        _oversubscription,
-        is_amount=False,
+        "{name}_oversubscription_ratio", "(booked now + free) / config, {title}.", _oversubscription, is_amount=False
     ),
     _NodeMetric(
         "{name}_risk_target_ratio",
-        "Target risk: share of slices that may be violated, {title}.",
+        "Target risk: share of slices in which more than published may be used, {title}.",
         _target_risk,
         is_amount=False,
     ),
@@ -190,8 +195,23 @@ _NODE_METRICS = (
     _NodeMetric("{name}_violation_ratio", _VIOLATION_RATE, _violation_rate, is_amount=False),
     _NodeMetric(
         "{name}_forecast_violation_ratio",
-        "Share of the last 100 slices that violated the strategy's own figure, without guards, {title}.",
+        "Share of the last 100 slices in which the strategy's own figure was exceeded, {title}.",
         _forecast_violation_rate,
+        is_amount=False,
+    ),
+    _NodeMetric(
+        "unguarded_free_{name}_{unit}", "What would be published without guards, {title} in {unit}.", _unguarded
+    ),
+    _NodeMetric(
+        "guard_left_{name}_{unit}",
+        "What a guard that lowered the figure left of it, {title} in {unit}.",
+        _limits,
+        "guard",
+    ),
+    _NodeMetric(
+        "{name}_closed",
+        "1 while what VMs leave is not offered again, because the node has less than nothing free: {title}.",
+        _closed,
         is_amount=False,
     ),
 )
@@ -231,6 +251,8 @@ class EstimatorMetrics(Collector):
             for metric in _NODE_METRICS:
                 yield _node_metric(metric, resource, statuses)
         yield from _estimator_metrics(self._counts)
+        if self._counts.fleet is not None:
+            yield from _fleet_metrics(self._counts.fleet)
         if self._placement is not None:
             yield from _placement_metrics(self._placement())
 
@@ -278,6 +300,19 @@ def _estimator_metrics(counts: EstimatorCounts) -> Iterator[Metric]:
         "From the end of the last slice until every readable node was published.",
         value=counts.lateness_s,
     )
+
+
+def _fleet_metrics(figures: FleetFigures) -> Iterator[Metric]:
+    for name, text, by_resource in (
+        ("level", "Caution of the fleet, standard deviations; above 0 where nodes are full too often.", figures.level),
+        ("full_share", "Share of the nodes that were full in the last closed slice.", figures.full_share),
+        ("common", "By which share VMs together use more than the sum of their means.", figures.common),
+    ):
+        family = GaugeMetricFamily(f"scroogevm_fleet_{name}", text, labels=["resource"])
+        for resource in RESOURCES:
+            if resource.name in by_resource:
+                family.add_metric([_BASE_UNITS[resource].name], by_resource[resource.name])
+        yield family
 
 
 def _placement_metrics(counts: PlacementCounts) -> Iterator[Metric]:

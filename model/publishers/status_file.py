@@ -86,15 +86,12 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
     if last is None:
         return {"state": status.state} | dict.fromkeys(("config", "booked", "booked_now", "tier0", "tier1", "tier2"))
     # Without fresh samples the whole node counts as used.
-    fresh = status.state == "ok"
-    tiers = (last.tier0, last.tier1, last.tier2) if fresh else (last.config, 0.0, 0.0)
-    optional = {
+    tiers = (last.tier0, last.tier1, last.tier2) if status.state == "ok" else (last.config, 0.0, 0.0)
+    rates = {
         "risk": last.risk,
         "realised_risk": last.violation_rate,
         "forecast_violation_rate": last.forecast_violation_rate,
-        # What was left of an earlier slice explains nothing.
-        "unguarded": last.unguarded if fresh else None,
-        "limits": _rounded(last.limits) if fresh else None,
+        "unguarded": last.unguarded if status.state == "ok" else None,
     }
     return {
         "state": status.state,
@@ -103,12 +100,9 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
         "closed": last.closed,
-        **{name: value for name, value in optional.items() if value is not None},
+        **({"limits": {guard: round(left, 6) for guard, left in last.limits.items()}} if status.state == "ok" else {}),
+        **{name: rate for name, rate in rates.items() if rate is not None},
     }
-
-
-def _rounded(limits: Mapping[str, float]) -> dict[str, float]:
-    return {guard: round(left, 6) for guard, left in limits.items()}
 
 
 def _last(figures: Figures) -> dict[str, Any]:
@@ -141,16 +135,11 @@ class PublishedResource(msgspec.Struct):
     """None in the file of an earlier version."""
     risk: float | None = None
     violation_rate: float | None = msgspec.field(default=None, name="realised_risk")
+    """Share of recent slices in which the node was full, or more was used than was left."""
     forecast_violation_rate: float | None = None
     unguarded: float | None = None
-    closed: bool | None = None
-    """None in the file of an earlier version."""
+    closed: bool = False
     limits: dict[str, float] = {}
-
-    def __post_init__(self) -> None:
-        if self.closed is None:
-            # In the file of an earlier version realised_risk is the violation rate of the strategy's own figures.
-            self.violation_rate, self.forecast_violation_rate = None, self.violation_rate
 
 
 class PublishedNode(msgspec.Struct):
@@ -164,6 +153,16 @@ class PublishedNode(msgspec.Struct):
     free_mem: float
     cpu: PublishedResource
     mem: PublishedResource
+
+    def capacity(self, resource: Resource) -> float | None:
+        """What a scheduler may book in total, cores or MB; None where it is not known.
+
+        Booked now + free; a closed node offers nothing, not even what its VMs leave.
+        """
+        free, published = self.of(resource)
+        if published.booked_now is None or published.config is None:
+            return None
+        return min(published.booked_now, published.config) if published.closed else published.booked_now + free
 
     def of(self, resource: Resource) -> tuple[float, PublishedResource]:
         """Published free, and the other figures of a resource."""

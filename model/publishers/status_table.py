@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from rich.text import Text
 from ..cli.tables import first_that_fits, print_json, print_whole
 from ..common.errors import UsageError
 from ..slices import CPU, MEMORY, RESOURCES, Resource
-from .explanation import explain_limits
 from .status_file import PublishedNode, PublishedResource, StatusFileError, read_status
 
 _FILE_WIDTH = 160
@@ -36,12 +35,11 @@ _DEFINITIONS = (
     "free: published free, what may still be placed; booked now: allocated to the VMs at the end of the slice; "
     "of: what the node has; ratio: (booked now + free) / of"
 )
-_RISK_DEFINITION = "; risk: target (share of the last slices in which the node was full, or more was used than left)"
-_WHY_DEFINITION = (
-    "; why (on wide terminals and in --json): free of what would be free without guards: what each guard left"
+_RISK_DEFINITION = "; risk: target (violation rate: share of the last slices in which the node was full or exceeded)"
+_GUARD_DEFINITION = (
+    "; before the guards: what the strategy computes, and what each guard left of it; closed: nothing is offered, not "
+    "even what VMs leave"
 )
-_CLOSED_DEFINITION = "; closed: less than nothing is free, and what VMs leave is not offered: ratio at most 1"
-_CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +62,9 @@ class NodeRow:
         return None if self.node.slice_end is None else max(0.0, self.now_s - self.node.slice_end)
 
     def ratio(self, resource: Resource) -> float | None:
-        """(booked now + free) / config, at most 1 for a closed resource; None where it is not known."""
-        free, published = self.node.of(resource)
-        if not published.config or published.booked_now is None:
-            return None
-        booked_now, config = published.booked_now, published.config
-        return (min(booked_now, config) if published.closed else booked_now + free) / config
+        """Capacity / config; None where it is not known."""
+        capacity, config = self.node.capacity(resource), self.node.of(resource)[1].config
+        return None if capacity is None or not config else capacity / config
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,10 @@ class Column:
         The text of a node.
     wide_only : bool
         Left out on narrow terminals.
-    shown : callable
-        Whether the resources of the nodes need it.
+    risk_only : bool
+        Left out unless a node has a target risk or a violation rate.
+    guards_only : bool
+        Left out on narrow terminals, and unless a guard has lowered a figure.
     numeric : bool
         Aligned to the right.
     """
@@ -94,13 +91,14 @@ class Column:
     heading: str
     value: Callable[[NodeRow], str]
     wide_only: bool = False
-    shown: Callable[[Iterable[PublishedResource]], bool] = lambda _: True
+    risk_only: bool = False
+    guards_only: bool = False
     numeric: bool = True
 
 
 def _free(resource: Resource, row: NodeRow) -> str:
-    free, published = row.node.of(resource)
-    return _CLOSED if published.closed else _amount(resource, free)
+    free, _ = row.node.of(resource)
+    return _amount(resource, free)
 
 
 def _booked_now(resource: Resource, row: NodeRow) -> str:
@@ -117,7 +115,7 @@ def _ratio(resource: Resource, row: NodeRow) -> str:
 
 
 def _risk(resource: Resource, row: NodeRow) -> str:
-    """Target risk and violation rate: ``5% (4%)``, ``- (4%)`` for a strategy without a target."""
+    """Target risk and violation rate: ``5% (4%)``."""
     _, published = row.node.of(resource)
     if published.risk is None and published.violation_rate is None:
         return _MISSING
@@ -126,10 +124,14 @@ def _risk(resource: Resource, row: NodeRow) -> str:
     return f"{target} ({rate})"
 
 
-def _why(resource: Resource, row: NodeRow) -> str:
-    """Published free of what would be free without guards, and what each guard left."""
-    free, published = row.node.of(resource)
-    return explain_limits(resource, free, published.unguarded, published.limits) or _MISSING
+def _limits(resource: Resource, row: NodeRow) -> str:
+    """Why less is published than the strategy computed: ``30.1: horizon 10.2, ramp 7.5``."""
+    _, published = row.node.of(resource)
+    if not published.limits and not published.closed:
+        return ""
+    reasons = [f"{guard} {_amount(resource, max(left, 0.0))}" for guard, left in published.limits.items()]
+    reasons += ["closed"] * published.closed
+    return f"{_amount(resource, published.unguarded)}: {', '.join(reasons)}"
 
 
 def _amount(resource: Resource, amount: float | None) -> str:
@@ -145,20 +147,19 @@ def _age(row: NodeRow) -> str:
     return f"{age_s / 60:.0f} min" if age_s < 7200 else f"{age_s / 3600:.0f} h"
 
 
-def _has_risk(resources: Iterable[PublishedResource]) -> bool:
-    return any(published.risk is not None or published.violation_rate is not None for published in resources)
-
-
-def _is_limited(resources: Iterable[PublishedResource]) -> bool:
-    return any(published.limits for published in resources)
-
-
 def _resource_columns(resource: Resource) -> tuple[Column, ...]:
     return (
         Column(resource.title, "ratio", partial(_ratio, resource)),
         Column(resource.title, "booked now", partial(_booked_now, resource), wide_only=True),
         Column(resource.title, "of", partial(_config, resource), wide_only=True),
-        Column("risk", resource.title, partial(_risk, resource), shown=_has_risk),
+        Column("risk", resource.title, partial(_risk, resource), risk_only=True),
+    )
+
+
+def _guard_columns() -> tuple[Column, ...]:
+    return tuple(
+        Column(f"{one.title} before", "the guards", partial(_limits, one), guards_only=True, numeric=False)
+        for one in RESOURCES
     )
 
 
@@ -169,10 +170,7 @@ COLUMNS: tuple[Column, ...] = (
     *_resource_columns(MEMORY),
     Column("age of", "the slice", _age, wide_only=True),
     Column("", "strategy", lambda row: row.node.strategy, numeric=False),
-    *(
-        Column("why", f"{one.title}, {one.display_unit}", partial(_why, one), numeric=False, shown=_is_limited)
-        for one in RESOURCES
-    ),
+    *_guard_columns(),
 )
 
 
@@ -227,7 +225,7 @@ def status_table(
     now_s: float,
     *,
     brief: bool = False,
-    why: bool = True,
+    guards: bool = True,
     name_width: int | None = None,
 ) -> Table:
     """A row per node with the columns of :data:`COLUMNS`.
@@ -239,16 +237,17 @@ def status_table(
         Unix seconds.
     brief : bool
         Without the columns for wide terminals.
-    why : bool
-        With the limits of the guards, where there are any.
+    guards : bool
+        With what the guards left of the figures.
     name_width : int, optional
         Longer names are folded; by default none is.
     """
-    resources = _resources(nodes)
     columns = [
         column
         for column in COLUMNS
-        if not (brief and column.wide_only) and (why or column.group != "why") and column.shown(resources)
+        if not (brief and column.wide_only)
+        and (not column.risk_only or _has_risk(nodes))
+        and (not column.guards_only or (guards and _is_limited(nodes)))
     ]
     table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
@@ -295,8 +294,8 @@ def _resource_object(row: NodeRow, resource: Resource) -> dict[str, Any]:
         "violation_rate": published.violation_rate,
         "forecast_violation_rate": published.forecast_violation_rate,
         "unguarded": published.unguarded,
-        "closed": published.closed,
         "limits": published.limits,
+        "closed": published.closed,
     }
 
 
@@ -304,19 +303,20 @@ def _rows(nodes: Mapping[str, PublishedNode], now_s: float) -> list[NodeRow]:
     return [NodeRow(name, node, now_s) for name, node in nodes.items()]
 
 
-def _resources(nodes: Mapping[str, PublishedNode]) -> list[PublishedResource]:
-    return [node.of(resource)[1] for node in nodes.values() for resource in RESOURCES]
+def _has_risk(nodes: Mapping[str, PublishedNode]) -> bool:
+    resources: Iterator[PublishedResource] = (node.of(one)[1] for node in nodes.values() for one in RESOURCES)
+    return any(published.risk is not None or published.violation_rate is not None for published in resources)
+
+
+def _is_limited(nodes: Mapping[str, PublishedNode]) -> bool:
+    resources = (node.of(one)[1] for node in nodes.values() for one in RESOURCES)
+    return any(published.limits or published.closed for published in resources)
 
 
 def _definitions(nodes: Mapping[str, PublishedNode]) -> Text:
-    resources = _resources(nodes)
-    texts = (
-        _DEFINITIONS,
-        _RISK_DEFINITION if _has_risk(resources) else "",
-        _WHY_DEFINITION if _is_limited(resources) else "",
-        _CLOSED_DEFINITION if any(published.closed for published in resources) else "",
-    )
-    return Text("\n" + "".join(texts), style="dim")
+    risk = _RISK_DEFINITION if _has_risk(nodes) else ""
+    guards = _GUARD_DEFINITION if _is_limited(nodes) else ""
+    return Text(f"\n{_DEFINITIONS}{risk}{guards}", style="dim")
 
 
 def _console() -> Console:
@@ -329,11 +329,10 @@ def _console() -> Console:
 def _tables(nodes: Mapping[str, PublishedNode], now_s: float) -> Iterator[Table]:
     """The whole table, then narrower ones."""
     yield status_table(nodes, now_s)
-    if _is_limited(_resources(nodes)):
-        yield status_table(nodes, now_s, why=False)
+    yield status_table(nodes, now_s, guards=False)
     longest = max(map(len, nodes), default=0)
     for width in _NAME_WIDTHS:
-        yield status_table(nodes, now_s, brief=True, why=False, name_width=min(longest, width))
+        yield status_table(nodes, now_s, brief=True, guards=False, name_width=min(longest, width))
 
 
 def _current(path: Path, console: Console) -> tuple[RenderableType, object]:

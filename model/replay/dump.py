@@ -22,8 +22,6 @@ from .scoring import History
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
 _BOOKED_NOW = tuple(f"booked_now_{resource.name}" for resource in RESOURCES)
-#: Columns of ``model`` that a dump has with guards only.
-_OF_GUARDS = tuple(f"{figure}_{resource.name}" for figure in ("unguarded", "closed") for resource in RESOURCES)
 #: Of a row: average, deviation, maximum and the percentiles.
 _WIDTH = 3 + len(PERCENTILES)
 
@@ -160,21 +158,16 @@ class DumpRecorder:
         """
         shared = self._encode_shared()
         for strategy in self.strategies:
-            head = {"config": {**config, "strategy": strategy}, "model": self._columns(strategy, config)}
+            head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
             yield strategy, msgspec.json.encode(head | shared)
 
     def encode_together(self, config: Mapping[str, Any]) -> bytes:
         """One dump: the first strategy, which is published, and the others under ``others``."""
         first, *others = self.strategies
-        head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._columns(first, config)}
+        head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
         if others:
-            head["others"] = {strategy: self._columns(strategy, config) for strategy in others}
+            head["others"] = {strategy: self._model[strategy] for strategy in others}
         return msgspec.json.encode(head | self._encode_shared())
-
-    def _columns(self, strategy: str, config: Mapping[str, Any]) -> dict[str, list[float]]:
-        """``model`` of one strategy; without guards their columns would repeat others, and are left out."""
-        without = () if config.get("guards") else _OF_GUARDS
-        return {key: column for key, column in self._model[strategy].items() if key not in without}
 
     def _encode_shared(self) -> dict[str, msgspec.Raw]:
         rows = [{name: i for i, name in enumerate(figures.vms)} for figures in self._vm_figures]
@@ -238,9 +231,8 @@ def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
         f"{resource.name}_tier1": estimate.tier1,
         f"{resource.name}_tier2": estimate.tier2,
         f"published_{resource.name}": estimate.published,
-        f"violated_{resource.name}": estimate.violated,
         f"unguarded_{resource.name}": estimate.unguarded,
-        f"closed_{resource.name}": float(estimate.closed),
+        f"violated_{resource.name}": estimate.violated,
     }
 
 

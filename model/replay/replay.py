@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..guards import turn_of
 from ..nodemodel import ModelSettings, NodeEstimate, NodeModel
 from ..slices import Slice
 from ..stability import StabilityDetector
@@ -41,7 +42,7 @@ class Replay:
         self.trace = trace
         self.settings = replace(settings, positions=trace.config.positions)
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
-        self._model = NodeModel(self.settings, detectors)
+        self._model = NodeModel(self.settings, detectors, turn_of(trace.config.node_name))
 
     def run(
         self,
@@ -92,7 +93,6 @@ def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stabil
         "cpu_risk": settings.cpu.risk,
         "mem_risk": settings.mem.risk,
         "stability": stability,
-        "guards": settings.guarded,
     }
 
 

@@ -16,6 +16,10 @@ HOST_CORES, HOST_CPU_SHARE = 0.5, 0.01
 HOST_MB, HOST_MB_PER_VM = 4096.0, 128.0
 
 
+#: Rows of VMs that do not exist in some steps, and these steps.
+_Absence = tuple[IntArray, NDArray[np.bool_]]
+
+
 @dataclass(frozen=True, slots=True)
 class FleetSize:
     """Number and size of the nodes."""
@@ -100,28 +104,50 @@ class Fleet:
         vms = np.sort(vms)
         self.vms = vms[np.argsort(self.node_of[vms], kind="stable")]
         self.bounds = np.searchsorted(self.node_of[self.vms], np.arange(self.size.nodes + 1))
-        return {CPU.name: self._cpu(first, steps), MEMORY.name: self._memory(first, steps)}
+        absence = self.workload.absence(self.vms, first, steps)
+        return {CPU.name: self._cpu(first, steps, absence), MEMORY.name: self._memory(first, steps, absence)}
 
     def alive(self, step: int) -> NDArray[np.bool_]:
         """(v,) bool: which of ``vms`` exist at the begin of a step."""
         return self.workload.end_step[self.vms] > step
 
-    def _cpu(self, first: int, steps: int) -> FleetUsage:
+    def _cpu(self, first: int, steps: int, absence: _Absence) -> FleetUsage:
         cores = self.size.cores
-        wanted = self.workload.usage(CPU, self.vms, first, steps)
-        vm_demand = (1.0 + HOST_CPU_SHARE) * self.by_node(np.nan_to_num(wanted))
+        vm = self._wanted(CPU, first, steps, absence)
+        vm_demand = (1.0 + HOST_CPU_SHARE) * self.by_node(vm)
         demand = HOST_CORES + vm_demand
         served = np.minimum(1.0, (cores - HOST_CORES) / np.maximum(vm_demand, 1e-9))
-        return FleetUsage(demand, np.minimum(demand, cores), wanted * served[self.node_of[self.vms]])
+        if served.min() < 1.0:
+            vm *= served[self.node_of[self.vms]]
+        return FleetUsage(demand, np.minimum(demand, cores), _with_gaps(vm, absence))
 
-    def _memory(self, first: int, steps: int) -> FleetUsage:
-        wanted = self.workload.usage(MEMORY, self.vms, first, steps)
-        running = self.by_node((~np.isnan(wanted)).astype(np.float64))
-        demand = HOST_MB + HOST_MB_PER_VM * running + self.by_node(np.nan_to_num(wanted))
-        return FleetUsage(demand, np.minimum(demand, self.size.memory_mb), wanted)
+    def _memory(self, first: int, steps: int, absence: _Absence) -> FleetUsage:
+        vm = self._wanted(MEMORY, first, steps, absence)
+        rows, absent = absence
+        running = np.repeat(np.diff(self.bounds)[:, None], steps, axis=1).astype(np.float64)
+        np.subtract.at(running, self.node_of[self.vms[rows]], absent)
+        demand = HOST_MB + HOST_MB_PER_VM * running + self.by_node(vm)
+        return FleetUsage(demand, np.minimum(demand, self.size.memory_mb), _with_gaps(vm, absence))
+
+    def _wanted(self, resource: Resource, first: int, steps: int, absence: _Absence) -> FloatArray:
+        """(v, steps) float64: what VMs want; 0 in the steps in which they do not exist."""
+        wanted = self.workload.wanted(resource, self.vms, first, steps)
+        rows, absent = absence
+        wanted[rows] = np.where(absent, 0.0, wanted[rows])
+        return wanted
 
     def by_node(self, rows: FloatArray) -> FloatArray:
         """Sums of the rows of ``vms`` of each node, (n, ...) float64."""
-        total = np.zeros((rows.shape[0] + 1, *rows.shape[1:]))
-        np.cumsum(rows, axis=0, out=total[1:])
-        return total[self.bounds[1:]] - total[self.bounds[:-1]]
+        total = np.zeros((self.size.nodes, *rows.shape[1:]))
+        begins = self.bounds[:-1]
+        filled = np.flatnonzero(begins < self.bounds[1:])
+        if filled.size:
+            total[filled] = np.add.reduceat(rows, begins[filled], axis=0)
+        return total
+
+
+def _with_gaps(vm: FloatArray, absence: _Absence) -> FloatArray:
+    """The usage of VMs, NaN in the steps in which they do not exist; the array itself is changed."""
+    rows, absent = absence
+    vm[rows] = np.where(absent, np.nan, vm[rows])
+    return vm

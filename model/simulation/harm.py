@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..numerics import FloatArray
 from .fleet import FleetSize
 from .policies import Capacities, FleetSlice
 
@@ -81,17 +83,28 @@ class Harm:
         self.hosted = np.zeros(shape, np.intp)
         self.over, self.mem_over = np.zeros(shape, bool), np.zeros(shape, bool)
         self.violated = np.full(shape, math.nan)
-        self._load = np.zeros((size.nodes, slices, steps), np.float32)
+        self._load = np.zeros((size.nodes, slices, steps))
         self._offered = np.zeros((3, slices))
         self._accepted = np.zeros((3, slices))
 
-    def add_arrival(self, number: int, vcpu: float, *, accepted: bool) -> None:
-        """Count a VM that asks for a place in a slice."""
-        counted = (1.0, vcpu, float(vcpu >= LARGE_VCPU))
-        for i, one in enumerate(counted):
-            self._offered[i, number] += one
-            if accepted:
-                self._accepted[i, number] += one
+    def add_arrivals(self, number: int, vcpu: FloatArray, accepted: NDArray[np.bool_]) -> None:
+        """Count the VMs that ask for a place in a slice.
+
+        Parameters
+        ----------
+        number : int
+        vcpu : (n,) float64
+        accepted : (n,) bool
+            Which of them found one.
+        """
+        counted = np.stack([np.ones(vcpu.size), vcpu, (vcpu >= LARGE_VCPU).astype(np.float64)])
+        self._offered[:, number] = counted.sum(axis=1)
+        self._accepted[:, number] = counted[:, accepted].sum(axis=1)
+
+    @property
+    def refused_vcpu(self) -> float:
+        """vCPUs that found no place so far, warm-up included."""
+        return float((self._offered[1] - self._accepted[1]).sum())
 
     def add_slice(self, number: int, ended: FleetSlice, capacities: Capacities) -> None:
         """Record a slice."""

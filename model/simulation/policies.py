@@ -98,8 +98,9 @@ class Oracle(Policy):
     def allowed(self, vm: int, step: int) -> NDArray[np.bool_]:
         """The nodes whose demand stays within their size."""
         end = min(int(self._workload.end_step[vm]), self._workload.steps)
-        used = self._workload.usage(CPU, np.array([vm]), step, end - step)[0]
-        self._need = (1.0 + HOST_CPU_SHARE) * used
+        workload = self._workload
+        shares = workload.cpu.one(int(workload.series[vm]), int(workload.offset[vm]), step, end - step)
+        self._need = (1.0 + HOST_CPU_SHARE) * workload.vcpu[vm] * shares.astype(np.float64)
         fits: NDArray[np.bool_] = (self._demand[:, step:end] + self._need).max(axis=1) <= self._size.cores
         return fits
 

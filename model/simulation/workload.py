@@ -29,10 +29,13 @@ class SeriesPool:
         self.lengths: IntArray = np.array([one.size for one in series], dtype=np.intp)
         self.starts: IntArray = np.concatenate([np.zeros(1, np.intp), np.cumsum(self.lengths)[:-1]])
         self.shares: Shares = np.concatenate([np.asarray(one, np.float32) for one in series])
-        self._rows = self.shares.reshape(len(series), -1) if np.ptp(self.lengths) == 0 else None
 
     def __len__(self) -> int:
         return self.lengths.size
+
+    def __getitem__(self, i: int) -> Shares:
+        """(t,) float32: one series, a view."""
+        return self.shares[self.starts[i] : self.starts[i] + self.lengths[i]]
 
     def at(self, series: IntArray, offsets: IntArray, first: int, steps: int) -> Shares:
         """The shares of successive steps; a series repeats after its end.
@@ -51,12 +54,28 @@ class SeriesPool:
         length = self.lengths[series]
         begin = (offsets + first) % length
         whole = begin + steps <= length
-        index = self.starts[series][:, None] + begin[:, None] + np.arange(steps)
-        if not whole.all():
-            wraps = np.flatnonzero(~whole)
-            at = (begin[wraps, None] + np.arange(steps)) % length[wraps, None]
-            index[wraps] = self.starts[series[wraps]][:, None] + at
-        return self.shares.take(index)
+        if whole.all():
+            return self._windows(steps)[self.starts[series] + begin]
+        result = np.empty((series.size, steps), np.float32)
+        result[whole] = self._windows(steps)[(self.starts[series] + begin)[whole]]
+        wraps = np.flatnonzero(~whole)
+        at = (begin[wraps, None] + np.arange(steps)) % length[wraps, None]
+        result[wraps] = self.shares.take(self.starts[series[wraps]][:, None] + at)
+        return result
+
+    def one(self, series: int, offset: int, first: int, steps: int) -> Shares:
+        """(steps,) float32: the same of one series."""
+        own = self[series]
+        begin = (offset + first) % own.size
+        if begin + steps <= own.size:
+            return own[begin : begin + steps]
+        return own[(begin + np.arange(steps)) % own.size]
+
+    def _windows(self, steps: int) -> Shares:
+        """A view whose element i has the shares from the i-th on; empty where there are too few."""
+        if self.shares.size < steps:
+            return np.empty((0, steps), np.float32)
+        return np.lib.stride_tricks.sliding_window_view(self.shares, steps)
 
 
 @dataclass(frozen=True)
@@ -107,9 +126,37 @@ class Workload:
         """Number of steps."""
         return round(self.duration_s / self.step_s)
 
+    def peak_vcpu(self) -> float:
+        """The largest number of vCPUs that exist at once."""
+        change = np.zeros(int(self.end_step.max(initial=0)) + 1)
+        np.add.at(change, self.first_step, self.vcpu)
+        np.subtract.at(change, self.end_step, self.vcpu)
+        return float(np.cumsum(change).max())
+
     def sizes(self, resource: Resource) -> FloatArray:
         """(n,) float64: vCPUs or MB."""
         return self.vcpu if resource is CPU else self.memory_mb
+
+    def wanted(self, resource: Resource, vms: IntArray, first: int, steps: int) -> FloatArray:
+        """(v, steps) float64: what VMs want to use in the steps in which they exist, cores or MB."""
+        pool = self.cpu if resource is CPU else self.mem
+        shares = pool.at(self.series[vms], self.offset[vms], first, steps)
+        return np.multiply(shares, self.sizes(resource)[vms, None], dtype=np.float64)
+
+    def absence(self, vms: IntArray, first: int, steps: int) -> tuple[IntArray, NDArray[np.bool_]]:
+        """When VMs do not exist.
+
+        Returns
+        -------
+        rows : (r,) int
+            Which of ``vms`` do not exist in some of the steps.
+        absent : (r, steps) bool
+            The steps in which they do not.
+        """
+        begin, end = self.first_step[vms], self.end_step[vms]
+        rows = np.flatnonzero((begin > first) | (end < first + steps))
+        step = np.arange(first, first + steps)
+        return rows, (step < begin[rows, None]) | (step >= end[rows, None])
 
     def usage(self, resource: Resource, vms: IntArray, first: int, steps: int) -> FloatArray:
         """What VMs want to use, cores or MB.
@@ -119,12 +166,7 @@ class Workload:
         (v, steps) float64
             NaN in the steps in which a VM does not exist.
         """
-        pool = self.cpu if resource is CPU else self.mem
-        shares = pool.at(self.series[vms], self.offset[vms], first, steps)
-        used = shares * self.sizes(resource)[vms, None]
-        absent_before = self.first_step[vms] > first
-        absent_after = self.end_step[vms] < first + steps
-        if absent_before.any() or absent_after.any():
-            step = np.arange(first, first + steps)
-            used[(step < self.first_step[vms, None]) | (step >= self.end_step[vms, None])] = np.nan
+        used = self.wanted(resource, vms, first, steps)
+        rows, absent = self.absence(vms, first, steps)
+        used[rows] = np.where(absent, np.nan, used[rows])
         return used

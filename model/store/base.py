@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,23 @@ class Encoded:
     payload: Any
     size: int
     points: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRow:
+    """What a master counted on its nodes in a slice.
+
+    Attributes
+    ----------
+    master : str
+    time_ms : int
+        Unix milliseconds of the end of the slice.
+    counts : mapping of field to float
+    """
+
+    master: str
+    time_ms: int
+    counts: Mapping[str, float]
 
 
 class Store(Protocol):
@@ -97,6 +114,24 @@ class Store(Protocol):
 
     def last(self, node: str) -> ScrapeSample | None:
         """Newest sample of a node; None when there is none."""
+
+    def write_fleet(self, row: FleetRow) -> None:
+        """Write the counts of a master; they replace those of the same time.
+
+        Raises
+        ------
+        StoreUnavailable
+        StoreRefused
+            When the store cannot hold them, or cannot be written at all.
+        """
+
+    def read_fleet(self, start_ms: int, end_ms: int) -> list[FleetRow]:
+        """Read the counts of all masters in a period, by time and name; the start is included, the end is not.
+
+        Raises
+        ------
+        StoreUnavailable, StoreRefused
+        """
 
     def check(self) -> str:
         """Verify that the store can be read and written; one line that describes it.

@@ -18,9 +18,10 @@ from ..common.errors import causes, system_words
 from ..common.logs import ProblemLog
 from ..samples import LastConfig, Period, ScrapeSample
 from . import influxdb_queries as queries
-from .base import Encoded, StoreUnavailable
+from .base import Encoded, FleetRow, StoreRefused, StoreUnavailable
 from .influxdb_decoding import (
     decode_configs,
+    decode_fleet,
     decode_newest,
     decode_period,
     decode_rows,
@@ -28,7 +29,7 @@ from .influxdb_decoding import (
     error_of,
     split_tables,
 )
-from .influxdb_lines import encode_lines, is_tag, remove_field
+from .influxdb_lines import encode_fleet, encode_lines, is_tag, remove_field
 from .settings import InfluxSettings
 
 LOG = logging.getLogger("scroogevm.influx")
@@ -177,6 +178,19 @@ class InfluxStore:
     def last(self, node: str) -> ScrapeSample | None:
         """The last values of all fields that belong to the newest sample."""
         return decode_newest(node, (table for query in queries.LAST for table in self._query(query, {"url": node})))
+
+    def write_fleet(self, row: FleetRow) -> None:
+        """Write the counts as one point."""
+        if not is_tag(row.master):
+            raise StoreRefused(f"a tag cannot hold the name {row.master!r}")
+        if self._write_lines([encode_fleet(row)]):
+            raise StoreRefused("InfluxDB rejects the counts of the fleet")
+
+    def read_fleet(self, start_ms: int, end_ms: int) -> list[FleetRow]:
+        """Read all fields of a period."""
+        if end_ms <= start_ms:
+            return []
+        return decode_fleet(self._query(queries.FLEET, queries.period_parameters(start_ms, end_ms)))
 
     def check(self) -> str:
         """Read from the bucket, test that it can be written without writing, and get the version."""

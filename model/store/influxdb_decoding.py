@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..samples import LastConfig, Period, Samples, ScrapeSample
+from .base import FleetRow
 
 #: Longer tables are decoded in parts while the server sends the rest, bytes.
 _PART = 2**19
@@ -116,6 +117,24 @@ def decode_configs(tables: Iterable[bytes]) -> dict[str, LastConfig]:
             configs.setdefault(name, {})[rows.field_names[field]] = value
             times_ms[name] = max(time_ms, times_ms.get(name, time_ms))
     return {name: LastConfig(fields, times_ms[name]) for name, fields in configs.items()}
+
+
+def decode_fleet(tables: Iterable[bytes]) -> list[FleetRow]:
+    """The counts of all masters, by time and name."""
+    import pandas as pd
+
+    options: Any = {"dtype": {"_value": np.float64, "_field": str, "master": str}, "keep_default_na": False}
+    counts: dict[tuple[int, str], dict[str, float]] = {}
+    for table in tables:
+        frame = pd.read_csv(io.BytesIO(table), usecols=["_time", "_value", "_field", "master"], **options)
+        times_ms = (
+            pd.to_datetime(frame["_time"], format="ISO8601", utc=True).astype("datetime64[ms, UTC]").astype("int64")
+        )
+        for time_ms, master, name, value in zip(
+            times_ms, frame["master"], frame["_field"], frame["_value"], strict=True
+        ):
+            counts.setdefault((int(time_ms), master), {})[name] = float(value)
+    return [FleetRow(master, time_ms, fields) for (time_ms, master), fields in sorted(counts.items())]
 
 
 def decode_newest(node: str, tables: Iterable[bytes]) -> ScrapeSample | None:

@@ -1,4 +1,7 @@
-"""Line protocol: measurement ``node`` with tag ``url``, measurement ``domain`` with tags ``domain`` and ``url``."""
+"""Line protocol: measurement ``node`` with tag ``url``, measurement ``domain`` with tags ``domain`` and ``url``.
+
+The counts of a fleet are the measurement ``fleet`` with the tag ``master``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from ..samples import ScrapeSample
+from .base import FleetRow
 from .influxdb_queries import INTEGER_FIELDS
 
 _TAG_ESCAPES = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ "})
@@ -30,6 +34,11 @@ def encode_lines(sample: ScrapeSample, excluded: Collection[tuple[str, str]]) ->
     if values and is_tag(sample.node):
         lines.append(f"node,url={url} {values} {sample.time_ms}")
     return lines
+
+
+def encode_fleet(row: FleetRow) -> str:
+    """The line of the counts of a master, whose name is a tag; names of fields are constants of the program."""
+    return f"fleet,master={_escape(row.master)} {_encode_fields('fleet', row.counts, ())} {row.time_ms}"
 
 
 def is_tag(name: str) -> bool:

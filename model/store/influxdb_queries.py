@@ -29,6 +29,14 @@ from(bucket: bucket)
 """
 
 
+FLEET = f"""
+from(bucket: bucket)
+  {_RANGE}
+  |> filter(fn: (r) => r._measurement == "fleet")
+  |> keep(columns: ["_time", "_value", "_field", "master"])
+  |> group()
+"""
+
 ONE_ROW = "from(bucket: bucket) |> range(start: -1m) |> limit(n: 1)"
 
 LAST_CONFIGS = _select(_DOMAIN, 'r._field == "cpu" or r._field == "mem"', reduce="|> last()")

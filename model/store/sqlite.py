@@ -13,7 +13,7 @@ from typing import Any
 
 from ..common.atomic_files import identity, make_folder_of, resolve_database
 from ..samples import LastConfig, Period, ScrapeSample
-from .base import Encoded, StoreRefused, StoreUnavailable
+from .base import Encoded, FleetRow, StoreRefused, StoreUnavailable
 from .sqlite_blocks import (
     Layout,
     config_keys,
@@ -22,6 +22,7 @@ from .sqlite_blocks import (
     decode_sample,
     encode_block,
 )
+from .sqlite_fleet import DELETE_FLEET, FLEET_SCHEMA, INSERT_FLEET, SELECT_FLEET, decode_fleet, encode_fleet
 from .sqlite_layouts import LAYOUT_SCHEMA, LayoutNumbers, delete_unused, read_layouts, upgrade
 
 #: Rows deleted by one transaction; a writer waits at most for that many.
@@ -50,6 +51,7 @@ _SCHEMA = (
     "layout INTEGER NOT NULL, data BLOB NOT NULL)",
     "CREATE UNIQUE INDEX IF NOT EXISTS tick_of_node ON tick(node, time_ms)",
     "CREATE INDEX IF NOT EXISTS tick_by_age ON tick(time_ms)",
+    *FLEET_SCHEMA,
 )
 
 _OF_NODE = "FROM tick WHERE node = (SELECT id FROM node WHERE name = ?)"
@@ -207,7 +209,17 @@ class SqliteStore:
                 upgrade(connection)
                 deleted = delete_unused(connection, oldest_ms, _DELETED_AT_ONCE)
                 connection.execute(_DELETE_NODES)
+                connection.execute(DELETE_FLEET, (oldest_ms,))
         return total
+
+    def write_fleet(self, row: FleetRow) -> None:
+        """Write one row; a writing aggregator is waited for like in any transaction."""
+        with self._transaction() as connection:
+            connection.execute(INSERT_FLEET, encode_fleet(row))
+
+    def read_fleet(self, start_ms: int, end_ms: int) -> list[FleetRow]:
+        """Read the rows of a period."""
+        return decode_fleet(self._query(SELECT_FLEET, (start_ms, end_ms)))
 
     def check(self) -> str:
         """Count samples and nodes in a transaction that could write."""

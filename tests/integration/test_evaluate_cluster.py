@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, bare_environment
+from tests.support.clusters import Cluster
 from tests.support.evaluation import run_main, same_tables, table, write_traces
 from tests.support.servers import free_port, wait_for
 
@@ -224,45 +224,6 @@ def test_full_disk_is_one_line_and_leaves_no_partial_file(traces: Path, tmp_path
 # --- a Dask cluster ---------------------------------------------------------------------------------
 
 
-class Cluster:
-    """A scheduler and its workers, processes on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self._count = 0
-        file = folder / "scheduler.json"
-        self.scheduler = self._start("dask_scheduler", "--port", "0", "--no-show", "--scheduler-file", str(file))
-        self.address: str = wait_for(lambda: json.loads(file.read_text() or "{}").get("address"))
-
-    def _start(self, module: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.{module}", "--host", "127.0.0.1", "--no-dashboard"]
-        with (self.folder / f"{module}.log").open("ab") as log:
-            return subprocess.Popen(
-                [*command, *arguments], stdout=log, stderr=log, cwd=self.folder, env={**bare_environment(), **env}
-            )
-
-    def start_workers(self, count: int, **env: str) -> None:
-        for _ in range(count):
-            self._count += 1
-            name = f"worker-{self._count}"
-            options = ["--no-nanny", "--nthreads", "1", "--name", name, "--local-directory", str(self.folder / name)]
-            self.workers.append(self._start("dask_worker", self.address, *options, **env))
-        log = self.folder / "dask_worker.log"
-        wait_for(lambda: log.read_text().count("Registered to:") >= self._count, seconds=60)
-
-    def stop_workers(self) -> None:
-        for process in self.workers:
-            process.kill()
-            process.wait()
-        self.workers.clear()
-
-    def stop(self) -> None:
-        self.stop_workers()
-        self.scheduler.kill()
-        self.scheduler.wait()
-
-
 @pytest.fixture(scope="module")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pytest.importorskip("distributed")
@@ -349,7 +310,7 @@ def test_cluster_without_workers_is_reported_in_time(
     cause: str, traces: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("distributed")
-    from model.evaluation import dask_cluster
+    from model.parallel import dask_cluster
 
     monkeypatch.setattr(dask_cluster, "WAIT_S", 3.0)
     no_workers = cause == "it has no workers"

@@ -15,7 +15,7 @@ import pytest
 
 from model.aggregator.write_queue import WriteQueue
 from model.samples import ScrapeSample
-from model.store.base import StoreUnavailable
+from model.store.base import FleetRow, StoreRefused, StoreUnavailable
 from model.store.influxdb import InfluxStore
 from tests.support.servers import ORG, TOKEN, Influxd, influx_server, make_bucket, settings_of_bucket, wait_for
 
@@ -151,6 +151,19 @@ def test_names_are_parameters_and_not_text_of_a_query() -> None:
     request = json.loads(requests[0][1])
     assert injection not in request["query"]
     assert injection in json.dumps(request["extern"], ensure_ascii=False).encode().decode("unicode_escape")
+
+
+def test_counts_of_a_fleet_that_the_server_refuses_are_not_retried() -> None:
+    row = FleetRow("m", T0, {"cpu_nodes": 1.0})
+    with server(respond(400, '{"code":"invalid","message":"what"}')) as (store, _), pytest.raises(StoreRefused):
+        store.write_fleet(row)
+    with server(respond(204)) as (store, requests), pytest.raises(StoreRefused, match="cannot hold the name"):
+        store.write_fleet(FleetRow("ends in \\", T0, row.counts))
+    assert requests == []
+    with server(respond(503, "overloaded")) as (store, _), pytest.raises(StoreUnavailable):
+        store.write_fleet(row)
+    with server(respond(503, "overloaded")) as (store, _), pytest.raises(StoreUnavailable):
+        store.read_fleet(0, 1)
 
 
 def test_web_server_that_is_not_influxdb_is_refused() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from model.samples import LastConfig, ScrapeSample
-from model.store.base import Store, StoreRefused, StoreUnavailable
+from model.store.base import FleetRow, Store, StoreRefused, StoreUnavailable
 from model.store.factory import check_store
 from model.store.settings import StoreSettings
 from model.store.sqlite import SqliteStore
@@ -220,6 +220,58 @@ def test_large_batch_is_stored_completely(store: Store) -> None:
 def test_check_names_the_server_and_writes_nothing(store: Store) -> None:
     assert store.check().split()[0] in {"SQLite", "InfluxDB"}
     assert store.nodes() == []
+
+
+# --- counts of fleets -------------------------------------------------------------------------------
+
+
+def test_counts_of_masters_are_read_by_time_and_name(store: Store) -> None:
+    assert store.read_fleet(T0, T0 + 10_000) == []
+    rows = [
+        FleetRow("m2", T0, {"cpu_nodes": 3.0, "cpu_full": 0.1 + 0.2}),
+        FleetRow("m1", T0 + 5000, {"cpu_nodes": 2.0}),
+        FleetRow("m1", T0, {"cpu_nodes": 1.0, "mem_used": 1e12}),
+        FleetRow("m1", T0 + 10_000, {"cpu_nodes": 9.0}),
+    ]
+    for row in rows:
+        store.write_fleet(row)
+    assert store.read_fleet(T0, T0 + 10_000) == [rows[2], rows[0], rows[1]]
+    assert store.read_fleet(T0, T0) == []
+    assert store.nodes() == [], "a master is no node"
+    assert store.last(NODE) is None
+
+
+def test_counts_that_are_written_again_replace_the_former_ones(store: Store) -> None:
+    for nodes in (1.0, 2.0):
+        store.write_fleet(FleetRow("m", T0, {"cpu_nodes": nodes, "cpu_full": 1.0}))
+    assert store.read_fleet(T0, T0 + 1) == [FleetRow("m", T0, {"cpu_nodes": 2.0, "cpu_full": 1.0})]
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", "a=b", 'a"b', "ü", "'; DROP TABLE fleet; --", '") or true or ("'])
+def test_special_characters_in_the_name_of_a_master_have_no_effect(store: Store, name: str) -> None:
+    rows = [FleetRow(master, T0, {"cpu_nodes": float(len(master))}) for master in sorted(["m", name])]
+    for row in rows:
+        store.write_fleet(row)
+    assert store.read_fleet(T0, T0 + 1) == rows
+
+
+def test_counts_older_than_the_retention_are_deleted(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s", 3600)
+    for k in range(3):
+        store.write_fleet(FleetRow("m", T0 + k * 1000, {"cpu_nodes": 1.0}))
+    store.expire((T0 + 2000) / 1000 + 3600)
+    assert [row.time_ms for row in store.read_fleet(0, T0 + 10**9)] == [T0 + 2000]
+
+
+def test_row_of_a_fleet_that_cannot_be_decoded_is_omitted(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s", 86400)
+    for k in range(4):
+        store.write_fleet(FleetRow(f"m{k}", T0, {"cpu_nodes": 1.0}))
+    with contextlib.closing(sqlite3.connect(tmp_path / "s", isolation_level=None)) as file:
+        for k, counts in enumerate(("{", "[1]", '{"cpu_nodes": "many"}')):
+            file.execute("UPDATE fleet SET counts = ? WHERE master = ?", (counts, f"m{k}"))
+    assert [row.master for row in store.read_fleet(T0, T0 + 1)] == ["m3"]
+    store.close()
 
 
 # --- the embedded store -----------------------------------------------------------------------------

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from misc import evaluate, tracegen
-from model.evaluation import command, tasks, workers
-from model.evaluation.source import SOURCE_DIGEST
-from model.evaluation.tasks import EvaluationPlan, Outcome, Task, evaluate_file
+from model.evaluation import command, tasks
+from tests.support.workers import Finished, run_here
+
+__all__ = ["NO_PICTURE", "Finished", "run_main", "same_tables", "table", "write_traces"]
 
 TABLES = ("results.csv", "pooled.csv")
 #: Stands for a picture where none is drawn.
 NO_PICTURE = b"no picture"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of a run."""
-
-    code: int
-    out: str
-    err: str
 
 
 def write_traces(folder: Path, mixes: Sequence[str]) -> Path:
@@ -41,24 +30,12 @@ def write_traces(folder: Path, mixes: Sequence[str]) -> Path:
 def run_main(*arguments: str | Path, draw: bool = False) -> Finished:
     """Run the command line in this process: without signal handlers and worker processes, by default without pictures."""
 
-    def evaluate_here(
-        pending: Sequence[Task], plan: EvaluationPlan, jobs: int | None
-    ) -> Iterator[tuple[Task, Outcome]]:
-        return (evaluate_file(task, plan, SOURCE_DIGEST) for task in pending)
-
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "run_interruptible", lambda job, when_interrupted: job())
-        patch.setattr(workers, "evaluate_in_processes", evaluate_here)
+    def prepare(patch: pytest.MonkeyPatch) -> None:
         if not draw:
             patch.setattr(command, "_pareto_png", lambda points: NO_PICTURE)
             patch.setattr(tasks, "_pictures", lambda *_: {"cpu": NO_PICTURE, "mem": NO_PICTURE})
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = evaluate.main([str(argument) for argument in arguments])
-            except SystemExit as end:
-                code = int(end.code or 0)
-    return Finished(code, out.getvalue(), err.getvalue())
+
+    return run_here(evaluate, arguments, prepare)
 
 
 def table(path: Path) -> list[dict[str, str]]:

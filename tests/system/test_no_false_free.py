@@ -83,6 +83,10 @@ def test_real_daemons_publish_nothing_that_is_not_free(fleet: Fleet, tmp_path: P
         "SCHED_SCOPE_HISTORICAL": "0",
         "SCHED_SCOPE_INIT_FETCH_PREVIOUS": "0",
         "SCHED_SETTLE_S": "1",
+        # Guards could hide a false figure.
+        "SCHED_GUARDS": "0",
+        "SCHED_RISK": "0.05",
+        "SCHED_RISK_MEM": "0.05",
         "SCHED_VM_HOLD_S": str(SLICE_S),
         "STORE_PATH": str(tmp_path / "store.sqlite"),
     }

@@ -53,6 +53,10 @@ def env(tmp_path: Path) -> Environment:
         "SCHED_SCOPE_HISTORICAL": str(HISTORICAL),
         "SCHED_SCOPE_INIT_FETCH_PREVIOUS": "0",
         "SCHED_SETTLE_S": str(SETTLE_S),
+        # As a replay: without guards, which have tests of their own.
+        "SCHED_GUARDS": "0",
+        "SCHED_RISK": "0.05",
+        "SCHED_RISK_MEM": "0.05",
         "STATE_ENDPOINT": str(tmp_path / "status.json"),
         "STORE_PATH": str(tmp_path / "store.sqlite"),
     }

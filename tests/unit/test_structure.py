@@ -10,13 +10,13 @@ from tests.conftest import ROOT
 MODEL = ROOT / "model"
 MODULES = sorted(MODEL.rglob("*.py"))
 PACKAGES = {
-    *("aggregator", "ballooning", "cli", "commands", "common", "estimator", "evaluation", "publishers"),
-    *("publishers/placement", "publishers/status_page", "replay", "store"),
+    *("aggregator", "ballooning", "cli", "commands", "common", "estimator", "evaluation", "parallel", "publishers"),
+    *("publishers/placement", "publishers/status_page", "replay", "simulation", "store"),
 }
 #: The modules whose job is to print.
 PRINTING = {
     *("cli/main.py", "cli/parser.py", "cli/tables.py", "commands/configuration.py", "commands/scroogevm.py"),
-    *("evaluation/command.py", "replay/command.py"),
+    *("evaluation/command.py", "replay/command.py", "simulation/command.py"),
 }
 
 

@@ -32,9 +32,7 @@ class NodeCapacity:
     free_mem : float or None
         MB of 2**20 bytes, likewise.
     booked_now_cpu, booked_now_mem : float
-        The allocations of the present VMs, as they were measured.
-    most_cpu, most_mem : float
-        The capacity is at most this much: of a closed resource, what the node has.
+        What the present VMs may keep: their allocations as they were measured; of a closed node no more than it has.
     """
 
     node: str
@@ -42,8 +40,6 @@ class NodeCapacity:
     free_mem: float | None
     booked_now_cpu: float = 0.0
     booked_now_mem: float = 0.0
-    most_cpu: float = math.inf
-    most_mem: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +71,13 @@ class InventoryUpdate:
 def capacities_of(statuses: Iterable[NodeStatus]) -> list[NodeCapacity]:
     """The capacity of each node.
 
-    A stale node has nothing free. A resource that was never measured has no capacity (None). The capacity of a closed
-    one is what is booked now, and at most what the node has: what VMs leave is not offered again.
+    A stale node has nothing free. A resource that was never measured has no capacity (None).
     """
     return [
         NodeCapacity(
             status.node,
             *(_free(status.cpu), _free(status.mem)),
             *(_booked_now(status.cpu), _booked_now(status.mem)),
-            *(_most(status.cpu), _most(status.mem)),
         )
         for status in statuses
     ]
@@ -94,11 +88,7 @@ def _free(status: ResourceStatus) -> float | None:
 
 
 def _booked_now(status: ResourceStatus) -> float:
-    return 0.0 if status.last is None else status.last.booked_now
-
-
-def _most(status: ResourceStatus) -> float:
-    return status.last.config if status.last is not None and status.last.closed else math.inf
+    return 0.0 if status.last is None else status.capacity - status.free
 
 
 def allocation_ratio(amount: float, usable: int) -> float:
@@ -181,13 +171,13 @@ def update_inventories(
     """
     updated = dict(inventories)
     changed, notes = False, {}
-    for resource, free, booked_now, most in (
-        ("VCPU", capacity.free_cpu, capacity.booked_now_cpu, capacity.most_cpu),
-        ("MEMORY_MB", capacity.free_mem, capacity.booked_now_mem, capacity.most_mem),
+    for resource, free, booked_now in (
+        ("VCPU", capacity.free_cpu, capacity.booked_now_cpu),
+        ("MEMORY_MB", capacity.free_mem, capacity.booked_now_mem),
     ):
         if free is None:
             continue
-        amount = min(min(booked_now, usages.get(resource, 0.0)) + free, most)
+        amount = min(booked_now, usages.get(resource, 0.0)) + free
         try:
             ratio, notes[resource] = limited_ratio(amount, inventories.get(resource), limits)
         except ValueError as error:

@@ -12,7 +12,6 @@ import numpy as np
 from ...numerics import FloatArray
 from ...slices import RESOURCES, Resource
 from ...status import NodeStatus, ResourceStatus
-from ..explanation import explain_limits
 from .history import COLUMNS, END_COLUMN, RESOURCE_COLUMNS, SLICES_KEPT, Snapshot
 from .query import LONGEST_FILTER, PAGE_STATES, PageState, Query
 from .sparklines import HEIGHT, STEP, WIDTH, Sparkline, draw_sparkline
@@ -52,16 +51,14 @@ class Amounts:
     Attributes
     ----------
     free, booked_now, config, ratio : str
-    why : str
-        What the guards left of what would be free without them; empty where they lowered nothing.
-    closed : bool
-        Whether what VMs leave is not offered again.
-    violated : str
-        The violation rate; empty when no slice was violated.
     last_free : str
         What was published last as free; empty unless the resource is stale.
     state : str
         Empty when it is the state of the node.
+    guards : str
+        What the guards left of the strategy's figure; empty when they lowered nothing.
+    realised : str
+        The share of recent slices in which the node was full or exceeded; empty when there was none.
     chart : Sparkline
     """
 
@@ -72,9 +69,8 @@ class Amounts:
     last_free: str
     state: str
     chart: Sparkline
-    why: str = ""
-    closed: bool = False
-    violated: str = ""
+    guards: str = ""
+    realised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,16 +253,18 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
         last_free=_figure(last.free, resource) if last and published.state == "stale" else "",
         state=published.state if published.state != status.state else "",
         chart=chart,
-        why=_why(resource, published),
-        closed=last is not None and last.closed,
-        violated=f"{last.violation_rate:.0%} violated" if last and last.violation_rate else "",
+        guards=_guards(resource, published),
+        realised=f"{last.violation_rate:.0%}" if last and last.violation_rate else "",
     )
 
 
-def _why(resource: Resource, published: ResourceStatus) -> str:
-    if published.last is None or published.state != "ok":
+def _guards(resource: Resource, published: ResourceStatus) -> str:
+    """``30.1: horizon 10.2, ramp 7.5``."""
+    last = published.last
+    if last is None or last.unguarded is None or published.state != "ok" or not (last.limits or last.closed):
         return ""
-    return explain_limits(resource, published.free, published.last.unguarded, published.last.limits)
+    reasons = [f"{guard} {_figure(max(left, 0.0), resource)}" for guard, left in last.limits.items()]
+    return f"{_figure(last.unguarded, resource)}: {', '.join([*reasons, *['closed'] * last.closed])}"
 
 
 def _alternatives(of_resources: Iterable[ResourceStatus]) -> list[tuple[str, list[str]]]:
@@ -289,14 +287,13 @@ def _totals(statuses: Sequence[NodeStatus], charts: _Charts) -> list[Amounts]:
 
 def _total(resource: Resource, statuses: Sequence[NodeStatus], chart: Sparkline) -> Amounts:
     last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
-    known = [published for status in statuses if (published := status.of(resource)).last is not None]
-    free, capacity = (sum(getattr(published, name) for published in known) for name in ("free", "capacity"))
+    free = sum(status.of(resource).free for status in statuses)
     booked_now, config = sum(figures.booked_now for figures in last), sum(figures.config for figures in last)
     return Amounts(
         free=_figure(free, resource),
         booked_now=_figure(booked_now, resource),
         config=_figure(config, resource),
-        ratio=_ratio(capacity / config if config > 0 else math.nan),
+        ratio=_ratio((booked_now + free) / config if config > 0 else math.nan),
         last_free="",
         state="",
         chart=chart,

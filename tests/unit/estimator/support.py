@@ -161,8 +161,8 @@ class LiveRun:
         store: Store,
         strategies: Sequence[str] = tuple(STRATEGIES),
         *,
-        guarded: bool = False,
         recorded: bool = False,
+        guarded: bool = False,
         on_slice: OnSlice = lambda *_: None,
         **publishers: Publisher,
     ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.estimator.trace_export import export
-from model.nodemodel import ModelSettings, NodeEstimate
+from model.feedback import FleetModel
+from model.guards import turn_of
+from model.nodemodel import ModelSettings, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.publishers.status_file import StatusFile, read_status
 from model.replay.replay import Replay
@@ -81,52 +84,41 @@ def test_replay_of_the_exported_trace_gives_the_live_figures(
     assert trace.epoch == [(number + 1) * SLICE_S for number in REPLAYED]
 
 
-@pytest.mark.parametrize("published", ["clt", "conformal", "percentile"])
-def test_guarded_replay_of_the_exported_trace_gives_what_the_guarded_estimator_published(
-    published: str, stored: SqliteStore, trace: Trace, tmp_path: Path
+@pytest.mark.parametrize("strategy", ["clt", "percentile"])
+def test_guarded_figures_of_one_node_are_those_of_the_replay_of_its_trace(
+    strategy: str, stored: SqliteStore, trace: Trace, tmp_path: Path
 ) -> None:
-    """With a restart after every slice, for every strategy; a full slice and a closed node are among them."""
+    """A fleet of one node learns what the replay learns; the node has its turn in the same slices."""
     settings = settings_for(tmp_path, nodes=NODES[:1])
-    strategies = (published, *(name for name in STRATEGIES if name != published))
-    live = LiveRun(settings, stored, strategies, guarded=True).play(REPLAYED, restart=True)
-    estimates: list[NodeEstimate] = []
-    guarded = ModelSettings(settings.historical, strategies, guarded=True)
-    replay = Replay(trace, guarded, DETECTORS).run(lambda _, estimate: estimates.append(estimate))
-    seen: set[str] = set()
-    for (node,), estimate in zip(live, estimates, strict=True):
-        for resource in RESOURCES:
-            status, computed = node.of(resource), estimate.of(resource).by_strategy
-            if status.state != "ok" or status.last is None:
-                continue
-            assert status.others == {name: one.published for name, one in computed.items()}
-            one, last = computed[published], status.last
-            assert (last.free, last.unguarded, last.closed) == (one.published, one.unguarded, one.closed)
-            assert list(last.limits.items()) == list(one.limits.items())
-            for shown, rate in (
-                (last.violation_rate, one.violation_rate),
-                (last.forecast_violation_rate, one.forecast_violation_rate),
-            ):
-                assert shown == rate or (shown is None and math.isnan(rate))
-            assert status.capacity == one.capacity(last.booked_now, last.config)
-            seen.update(last.limits)
-    assert {"horizon", "ramp"} <= seen
-    assert replay.recorder.histories(3)[published, "cpu"].published.tolist() == [status.cpu.free for (status,) in live]
+    live = LiveRun(settings, stored, [strategy], guarded=True).play(REPLAYED, restart=True)
+    model = ModelSettings(settings.historical, (strategy,), guarded=True)
+    history = Replay(trace, model, DETECTORS).run().recorder.histories(3)
+    bare = Replay(trace, replace(model, guarded=False), DETECTORS).run().recorder.histories(3)
+    for resource in ("cpu", "mem"):
+        published = [getattr(node, resource).free for (node,) in live]
+        assert published == history[strategy, resource].published.tolist()
+        assert published != bare[strategy, resource].published.tolist(), "the guards lower the figures"
 
 
-def test_guards_lower_what_is_published_live_and_not_what_strategies_compute(
-    stored: SqliteStore, steady: list[list[NodeStatus]], tmp_path: Path
-) -> None:
-    settings = settings_for(tmp_path, nodes=NODES[:1])
-    guarded = LiveRun(settings, stored, guarded=True).play(STORED)
-    lowered = 0
-    for (node,), (bare, _) in zip(guarded, steady, strict=True):
-        for resource in RESOURCES:
-            status, plain = node.of(resource), bare.of(resource)
-            assert status.state == plain.state
-            assert status.last is None or plain.last is None or status.last.unguarded == plain.last.free
-            assert all(free <= plain.others[name] or name == "conformal" for name, free in status.others.items())
-            lowered += status.free < plain.free
-    assert lowered > 20
+def test_fleet_of_a_live_run_is_that_of_a_replay_of_all_nodes_in_step(stored: SqliteStore, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    model = ModelSettings(settings.historical, ("clt",), positions=settings.calendar.positions, guarded=True)
+    live = LiveRun(settings, stored, ["clt"], guarded=True).play(REPLAYED, restart=True)
+    traces = [
+        parse_trace(b"".join(export(stored, settings, node, REPLAYED[0], REPLAYED[-1]))).slices() for node in NODES
+    ]
+    models = [NodeModel(model, DETECTORS, turn_of(node)) for node in NODES]
+    fleet = FleetModel(model.cpu.risk, model.mem.risk)
+    expected = []
+    for slices in zip(*traces, strict=True):
+        feedback = fleet.feedback()
+        estimates = [one.update(finished, feedback) for one, finished in zip(models, slices, strict=True)]
+        fleet.update([estimate.counts for estimate in estimates])
+        expected.append([estimate.cpu.by_strategy["clt"].published for estimate in estimates])
+    assert [[status.cpu.free for status in statuses] for statuses in live] == expected
+    # Each node alone learns something else.
+    alone = LiveRun(settings_for(tmp_path / "alone", nodes=NODES[:1]), stored, ["clt"], guarded=True).play(REPLAYED)
+    assert [statuses[0].cpu.free for statuses in alone] != [figures[0] for figures in expected]
 
 
 def test_configuration_scraped_before_any_usage_is_used_live_as_in_a_replay(store: SqliteStore, tmp_path: Path) -> None:

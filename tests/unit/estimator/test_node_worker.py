@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.estimator.node_worker import BACKLOG_S, BacklogWait, StoreBehind
-from model.status import NodeStatus
+from model.oversubscriptioncomputation import STRATEGIES
+from model.status import NodeStatus, ResourceStatus
 from model.store.sqlite import SqliteStore
 from tests.unit.estimator.support import (
     FIRST,
@@ -32,6 +34,11 @@ def messages(log: pytest.LogCaptureFixture) -> list[str]:
     """The log lines, without those about missing samples."""
     lines = [record.getMessage() for record in log.records]
     return [line for line in lines if "samples of" not in line]
+
+
+def _without_fleet(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of the strategies that learn nothing from other nodes."""
+    return {name: figure for name, figure in figures.items() if not STRATEGIES[name].uses_vm_moments}
 
 
 # --- outages of the store -------------------------------------------------------------------------------
@@ -140,6 +147,8 @@ def test_long_backlog_is_waited_for_as_long_as_samples_arrive() -> None:
 def test_node_that_cannot_be_read_does_not_affect_another_one(
     stored: SqliteStore, steady: Statuses, tmp_path: Path, event_log: pytest.LogCaptureFixture
 ) -> None:
+    """Its fleet lacks the counts of that node: what it learns is what it learns without that node."""
+    alone = LiveRun(settings_for(tmp_path / "alone", nodes=NODES[1:]), stored).play(STORED[:6])
     store: Any = UnavailableStore(stored)
     live = LiveRun(settings_for(tmp_path), store)
     store.unavailable = {NODES[0]}
@@ -147,7 +156,8 @@ def test_node_that_cannot_be_read_does_not_affect_another_one(
     for k, number in enumerate(STORED[:6]):
         first, second = live.wake(number)
         assert (first.state, first.cpu.free) == ("unknown", 0.0)
-        assert second == steady[k][1]
+        assert second == alone[k][0]
+        assert _without_fleet(second.cpu.others) == _without_fleet(steady[k][1].cpu.others)
     lines = [record.getMessage() for record in event_log.records if NODES[1] not in record.getMessage()]
     assert lines == [f"{NODES[0]}: no connection"]
     live.stop()
@@ -170,10 +180,21 @@ def test_corrupt_checkpoint_restarts_its_node_and_leaves_the_other(
     first, second = live.wake(FIRST + 9)
     assert first.slice_end_s == (FIRST + 10) * SLICE_S
     assert first.cpu.state == steady[9][0].cpu.state
-    assert second == steady[9][1]
+    # What the corrupt checkpoint counted for the fleet is lost with it: strategies that learn from other nodes may differ.
+    assert own_figures(second) == own_figures(steady[9][1])
     (line,) = messages(event_log)
     assert line.startswith(f"{NODES[0]}: checkpoint discarded, the node starts from the stored samples: ")
     live.stop()
+
+
+def own_figures(status: NodeStatus) -> NodeStatus:
+    """A status without the figures of strategies that learn from the fleet."""
+
+    def own(resource: ResourceStatus) -> ResourceStatus:
+        others = {name: free for name, free in resource.others.items() if not STRATEGIES[name].uses_vm_moments}
+        return replace(resource, others=others)
+
+    return replace(status, cpu=own(status.cpu), mem=own(status.mem))
 
 
 def test_saved_slice_is_published_although_a_later_step_failed(

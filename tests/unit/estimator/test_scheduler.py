@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,9 +146,9 @@ def test_silent_node_is_stale_with_its_last_figures(
         "booked": 2.0,
         "booked_now": 2.0,
         "tier0": 8.0,
-        "closed": False,
         "tier1": 0.0,
         "tier2": 0.0,
+        "closed": False,
     }
     assert written["last_known"]["cpu"] == {
         "free": 6.0, "booked": 2.0, "booked_now": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,
@@ -198,6 +199,43 @@ def test_every_slice_end_is_published_while_the_store_is_unavailable(stored: Sql
         live.wake(number, late_s=50.0)
     live.stop()
     assert publisher.published == [[(number + 1) * SLICE_S] * 2 for number in range(FIRST, FIRST + 4)]
+
+
+def test_node_that_hangs_delays_its_fleet_once_and_for_seconds(stored: SqliteStore, tmp_path: Path) -> None:
+    class Hanging(UnavailableStore):
+        released = threading.Event()
+
+        def read(self, node: str, *arguments: Any, **more: Any) -> Any:
+            if node == NODES[0]:
+                self.released.wait(60)
+            return super().read(node, *arguments, **more)
+
+    store: Any = Hanging(stored)
+    live = LiveRun(settings_for(tmp_path), store, ["clt"])
+    hanging, other = (node.worker for node in live.scheduler._nodes)
+    live.clock.at_end_of(FIRST + 2)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    async def play() -> int | None:
+        stop = asyncio.Event()
+        running = asyncio.create_task(live.scheduler.run(stop))
+        await until(lambda: other.progress.number == FIRST)
+        live.monotonic.now_s += 9.9
+        await asyncio.sleep(1.2)  # more than a tick
+        waited_at = other.progress.number
+        live.monotonic.now_s += 0.2
+        await until(lambda: other.progress.number == FIRST + 2)
+        store.released.set()
+        await until(lambda: hanging.progress.number == FIRST + 2)
+        stop.set()
+        await running
+        return waited_at
+
+    assert asyncio.run(asyncio.wait_for(play(), 60)) == FIRST
+    live.stop()
 
 
 def test_unavailable_store_is_logged_once_and_before_all_nodes_were_tried(

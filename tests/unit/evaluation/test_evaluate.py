@@ -19,11 +19,9 @@ from model.stability import STABILITY_DETECTORS
 from tests.conftest import Run
 from tests.support.evaluation import Finished, run_main, same_tables, table, write_traces
 
+#: A strategy with a target risk is evaluated with two of them.
+VARIANTS = sum(2 if "risk" in strategy.parameters else 1 for strategy in STRATEGIES.values())
 MIXES = ("increasing", "decreasing", "bursty")
-#: Strategies with a target risk.
-RISKY = {name for name, strategy in STRATEGIES.items() if "risk" in strategy.parameters}
-#: Two risks of each of them.
-VARIANTS = len(STRATEGIES) + len(RISKY)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """All strategies on all traces, those with a target with two risks: the results and what was printed."""
+    """All strategies on all traces, conformal with two risks: the results and what was printed."""
     folder = tmp_path_factory.mktemp("evaluated")
     finished = run_main(traces, "--output", folder, "--risk=0.05,0.2", "--no-pictures")
     assert (finished.code, finished.err) == (0, "")
@@ -43,35 +41,13 @@ def evaluated(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 # --- results ----------------------------------------------------------------------------------------
 
 
-def test_guards_lower_what_every_strategy_publishes_and_depend_on_the_risk(
-    evaluated: tuple[Path, Finished], traces: Path, tmp_path: Path
-) -> None:
-    arguments = (traces, "--output", tmp_path, "--risk=0.05,0.2", "--no-pictures", "--strategy=percentile,clt")
-    finished = run_main(*arguments, "--guards")
-    assert (finished.code, finished.err) == (0, "")
-    bare = {
-        (row["strategy"], row["risk"], row["resource"]): float(row["published_free"])
-        for row in table(evaluated[0] / "pooled.csv")
-    }
-    guarded = table(tmp_path / "pooled.csv")
-    assert [row["risk"] for row in guarded if row["resource"] == "cpu"] == ["0.05", "0.2"] * 2
-    assert {row["guards"] for row in guarded} == {"True"}
-    for row in guarded:
-        risk = row["risk"] if row["strategy"] == "clt" else ""
-        assert float(row["published_free"]) < bare[row["strategy"], risk, row["resource"]]
-    # The same folder without guards is another evaluation.
-    assert run_main(*arguments).err == ""
-    assert {row["guards"] for row in table(tmp_path / "pooled.csv")} == {"False"}
-
-
 def test_results_have_a_row_per_trace_variant_and_resource(evaluated: tuple[Path, Finished]) -> None:
     rows = table(evaluated[0] / "results.csv")
     assert len(rows) == len(MIXES) * 2 * VARIANTS
     assert [row["trace"] for row in rows[:: 2 * VARIANTS]] == sorted(MIXES)
-    for name in RISKY:
-        assert {row["risk"] for row in rows if row["strategy"] == name} == {"0.05", "0.2"}
-    assert {row["risk"] for row in rows if row["strategy"] not in RISKY} == {""}
-    assert {row["guards"] for row in rows} == {"False"}
+    for name, strategy in STRATEGIES.items():
+        risks = {"0.05", "0.2"} if "risk" in strategy.parameters else {""}
+        assert {row["risk"] for row in rows if row["strategy"] == name} == risks
     assert (evaluated[0] / "pareto.png").exists()
     assert not (evaluated[0] / "traces").exists()
 
@@ -125,7 +101,7 @@ def test_terminal_shows_the_pooled_table(evaluated: tuple[Path, Finished]) -> No
     folder, finished = evaluated
     lines = [line.split() for line in finished.out.splitlines() if line.strip()]
     for point in table(folder / "pooled.csv"):
-        name = " ".join([point["strategy"], point["risk"]]).strip()
+        name = f"{point['strategy']} {point['risk']}".strip()
         star = " *" if point["on_front"] == "True" else ""
         columns = ("violation_frequency", "worst", "misprediction", "published_free", "usable_free")
         assert f"{name}{star} {' '.join(f'{float(point[column]):.1%}' for column in columns)}".split() in lines

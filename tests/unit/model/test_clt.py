@@ -1,167 +1,167 @@
-"""The strategy clt: the sum of the VMs' means, and a margin from their variances."""
+"""The bound from the moments of single VMs, and the strategy that uses it."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.clt import moment_bound
-from model.feedback import Feedback, ResourceFeedback
-from model.nodemodel import Estimate, ModelSettings, NodeModel
-from model.oversubscriptioncomputation import StrategySettings
-from model.slices import CPU, MEMORY, Slice, Usage
-from model.vmmoments import VmFigures
-from tests.unit.model.test_conformal import odd_slices
+from model.feedback import ResourceFeedback
+from model.oversubscriptioncomputation import CentralLimit, Observation, StrategySettings
+from model.slices import CPU, MEMORY, PresentUsage, Resource, Window
+from model.vmmoments import SIZE_CLASSES, VmFigures, VmMoments
+from tests.support.vm_slices import figures, odd_slices, vm_usage
 
-#: The normal quantiles of target risks of 5 % and 1 %.
-Z5, Z1 = 1.6448536, 2.3263479
-#: Older than any prior.
-OLD = 1e12
-#: VMs use half of their size, with a mean square of 0.3: a variance of 0.05, and 1.5 times that for unknown VMs.
-HALF = ResourceFeedback(mean=(0.5,) * 8, square=(0.3,) * 8)
+#: Target risk at which z is 1.
+ONE_SIGMA = 1.0 - NormalDist().cdf(1.0)
+NOTHING_KNOWN = ResourceFeedback()
 
 
-def figures(*vms: tuple[float, float, float, float], alive: list[bool] | None = None) -> VmFigures:
-    """Size, age, mean and variance of each VM."""
-    config, ages, means, variances = np.array(vms, dtype=float).reshape(-1, 4).T
-    flags = np.ones(len(vms), dtype=bool) if alive is None else np.array(alive)
-    return VmFigures(flags, config, ages, means, means, variances + means**2, means)
+def by_class(value: float) -> tuple[float, ...]:
+    return (value,) * SIZE_CLASSES
 
 
-def bound(vms: VmFigures, feedback: ResourceFeedback = HALF, risk: float = 0.05) -> float:
+def bound(vms: VmFigures, risk: float = ONE_SIGMA, feedback: ResourceFeedback = NOTHING_KNOWN) -> float:
     return moment_bound(CPU, risk, 24, vms, feedback)
 
 
-@pytest.mark.parametrize(("risk", "z"), [(0.05, Z5), (0.01, Z1), (0.5, 0.0)])
-def test_bound_is_the_sum_of_the_means_and_z_deviations_of_the_sum(risk: float, z: float) -> None:
-    # Means 1 + 2; deviation sqrt(9 + 16).
-    assert bound(figures((8, OLD, 1, 9), (8, OLD, 2, 16)), risk=risk) == pytest.approx(3.0 + 5.0 * z)
+# --- the bound ----------------------------------------------------------------------------------------
 
 
-def test_many_vms_need_a_smaller_margin_than_each_alone() -> None:
-    one = bound(figures((4, OLD, 1, 1)))
-    assert bound(figures(*[(4, OLD, 1, 1)] * 100)) == pytest.approx(100 + 10 * Z5)
-    assert 100 * one > 100 + 10 * Z5
+def test_bound_of_one_vm() -> None:
+    # Prior 24 / 4 = 6, weight 18 / (18 + 6) = 0.75. Class: mean 0.5, variance 0.35 - 0.25 = 0.1 of the size.
+    # Mean 0.75 * 1 + 0.25 * 0.5 * 4 = 1.25; variance 0.75 * 0.25 + 0.25 * 1.5 * 0.1 * 16 = 0.7875;
+    # common (0.2 * 1.25)^2 = 0.0625; z = 1.
+    vms = figures([4.0], ages=[18.0], means=[1.0], variances=[0.25])
+    feedback = ResourceFeedback(by_class(0.5), by_class(0.35), common=0.2)
+    assert bound(vms, feedback=feedback) == pytest.approx(1.25 + math.sqrt(0.7875 + 0.0625))
 
 
-@pytest.mark.parametrize(
-    ("age", "weight"),
-    [(0.0, 0.0), (6.0, 0.5), (18.0, 0.75), (OLD, 1.0)],  # a / (a + a quarter of 24)
+@pytest.mark.parametrize(("level", "z"), [(0.0, 1.0), (-0.5, 0.5), (-1.0, 0.0), (-1.5, 0.0), (3.0, 1.0)])
+def test_level_of_the_fleet_lowers_z_but_not_below_zero(level: float, z: float) -> None:
+    vms = figures([4.0], ages=[18.0], means=[1.0], variances=[0.25])
+    feedback = ResourceFeedback(by_class(0.5), by_class(0.35), level=level)
+    assert bound(vms, feedback=feedback) == pytest.approx(1.25 + z * math.sqrt(0.7875))
+
+
+def test_variances_add_up_and_common_deviations_add_linearly() -> None:
+    # Class figures equal to the VM's own remove the prior: mean 2 of 4, no variance in the class.
+    own = ResourceFeedback(by_class(0.5), by_class(0.25))
+    vms = figures([4.0] * 100, ages=[18.0] * 100, means=[2.0] * 100, variances=[1.0] * 100)
+    assert bound(vms, feedback=own) == pytest.approx(200 + math.sqrt(100 * 0.75))
+    still = figures([4.0] * 100, means=[2.0] * 100)
+    common = ResourceFeedback(by_class(0.5), by_class(0.25), common=0.1)
+    assert bound(still, feedback=common) == pytest.approx(200 + 0.1 * 200)
+
+
+def test_young_vm_counts_as_its_class() -> None:
+    # Age 0: all of the size where nothing is known; else the mean of the class of 4 cores, the third one.
+    new = figures([4.0], ages=[0.0])
+    assert bound(new) == 4.0
+    mean = (1.0, 1.0, 0.3, 1.0, 1.0, 1.0, 1.0, 1.0)
+    known = ResourceFeedback(mean, tuple(share**2 + 0.04 * (share < 1) for share in mean))
+    # Variance 1.5 * 0.04 * 16 = 0.96.
+    assert bound(new, feedback=known) == pytest.approx(1.2 + math.sqrt(0.96))
+    by_age = [bound(figures([4.0], ages=[age], means=[0.2])) for age in (0.0, 6.0, 18.0, 1e6)]
+    # Weights 0, 1/2, 3/4, about 1 of 0.2; the rest of 4.
+    assert by_age == [4.0, pytest.approx(2.1), pytest.approx(1.15), pytest.approx(0.2, abs=1e-4)]
+
+
+def test_deleted_vm_does_not_count() -> None:
+    both = figures([4.0, 4.0], means=[1.0, 3.0], alive=[True, False])
+    assert bound(both) == bound(figures([4.0], means=[1.0]))
+
+
+def test_no_vms_use_nothing() -> None:
+    for resource in (CPU, MEMORY):
+        assert moment_bound(resource, 0.05, 24, figures([]), NOTHING_KNOWN) == 0.0
+        assert moment_bound(resource, 0.05, 24, figures([4.0], means=[1.0], alive=[False]), NOTHING_KNOWN) == 0.0
+
+
+def test_vm_of_unknown_size_counts_with_what_it_used() -> None:
+    vms = figures([math.nan, 0.0], ages=[18.0, 18.0], means=[1.0, 2.0])
+    # 0.75 * (1 + 2); a quarter of a size of 0 adds nothing.
+    assert bound(vms) == pytest.approx(2.25)
+    assert moment_bound(MEMORY, ONE_SIGMA, 24, vms, NOTHING_KNOWN) == pytest.approx(2.25)
+
+
+def test_memory_counts_two_vms_as_full() -> None:
+    # The classes use 1/2, 1/2 and 1/4, as the VMs do: the prior does not matter. Rooms 512, 1024 and 3072 MB.
+    shares = (1.0, 0.5, 0.5, 0.25, 1.0, 1.0, 1.0, 1.0)
+    feedback = ResourceFeedback(shares, tuple(share**2 for share in shares))
+    vms = figures([1024.0, 2048.0, 4096.0], resource=MEMORY, means=[512.0, 1024.0, 1024.0])
+    assert moment_bound(MEMORY, 0.5, 24, vms, feedback) == pytest.approx(2560 + 1024 + 3072)
+    one = figures([4096.0], resource=MEMORY, means=[1024.0])
+    assert moment_bound(MEMORY, 0.5, 24, one, feedback) == pytest.approx(4096)
+    # For CPU the sum of the means is enough at a risk of 1/2.
+    cpu = figures([2.0, 4.0, 8.0], means=[1.0, 2.0, 2.0])
+    assert bound(cpu, 0.5, feedback) == pytest.approx(5.0)
+
+
+def test_memory_counts_the_larger_of_both_bounds() -> None:
+    # 100 VMs of 1024 MB with mean 1000 and standard deviation 200: 1 * sqrt(100) * 200 = 2000 > 2 * 24.
+    feedback = ResourceFeedback(by_class(1000 / 1024), by_class((1000**2 + 200**2 / 1.5) / 1024**2))
+    vms = figures([1024.0] * 100, resource=MEMORY, means=[1000.0] * 100, variances=[200.0**2] * 100)
+    assert moment_bound(MEMORY, ONE_SIGMA, 24, vms, feedback) == pytest.approx(100_000 + 2000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 64), st.floats(0, 1), st.floats(0, 200)), max_size=6),
+    st.floats(0.001, 0.5),
+    st.floats(0.001, 0.5),
 )
-def test_young_vm_counts_in_part_as_one_of_its_size(age: float, weight: float) -> None:
-    mean = weight * 1.0 + (1 - weight) * 0.5 * 4.0
-    variance = weight * 0.25 + (1 - weight) * 1.5 * 0.05 * 16.0
-    assert bound(figures((4, age, 1, 0.25))) == pytest.approx(mean + Z5 * math.sqrt(variance))
+def test_smaller_risk_and_more_vms_need_more(vms: list[tuple[float, float, float]], one: float, other: float) -> None:
+    sizes, shares, ages = ([row[i] for row in vms] for i in range(3))
+    means = [size * share for size, share in zip(sizes, shares, strict=True)]
+    feedback = ResourceFeedback(by_class(0.3), by_class(0.2), common=0.1)
+    built = figures(sizes, ages=ages, means=means, variances=[0.1 * mean for mean in means])
+    for resource in (CPU, MEMORY):
+        low, high = (moment_bound(resource, risk, 24, built, feedback) for risk in sorted((one, other), reverse=True))
+        assert 0 <= low <= high
+        fewer = figures(sizes[:-1], ages=ages[:-1], means=means[:-1], variances=[0.1 * mean for mean in means[:-1]])
+        assert (
+            moment_bound(resource, one, 24, fewer, feedback) <= moment_bound(resource, one, 24, built, feedback) + 1e-9
+        )
 
 
-def test_young_vm_of_an_unknown_fleet_counts_with_its_size() -> None:
-    assert bound(figures((4, 0, 0, 0)), ResourceFeedback()) == pytest.approx(4.0)
+# --- the strategy -------------------------------------------------------------------------------------
 
 
-def test_each_size_has_its_own_class() -> None:
-    feedback = ResourceFeedback(mean=(0.1, 0.2, 0.3, *[0.0] * 5), square=(0.01, 0.04, 0.09, *[0.0] * 5))
-    assert bound(figures((1, 0, 0, 0), (2, 0, 0, 0), (4, 0, 0, 0)), feedback) == pytest.approx(0.1 + 0.4 + 1.2)
-
-
-@pytest.mark.parametrize(("level", "z"), [(-1.0, Z5 - 1.0), (-0.4, Z5 - 0.4), (0.0, Z5), (3.0, Z5)])
-def test_quiet_fleet_lowers_z_and_a_full_one_does_not_raise_it(level: float, z: float) -> None:
-    feedback = ResourceFeedback(mean=HALF.mean, square=HALF.square, level=level)
-    assert bound(figures((8, OLD, 2, 4)), feedback) == pytest.approx(2.0 + 2.0 * z)
-
-
-def test_correlation_of_the_fleet_adds_to_the_variance() -> None:
-    feedback = ResourceFeedback(mean=HALF.mean, square=HALF.square, common=0.3)
-    # sqrt(16 + (0.3 x 10)^2) = 5
-    assert bound(figures((8, OLD, 10, 16)), feedback) == pytest.approx(10.0 + 5.0 * Z5)
-
-
-def test_vms_that_have_left_do_not_count_and_unknown_sizes_are_zero() -> None:
-    vms = figures((8, OLD, 1, 0), (8, OLD, 2, 0), (math.nan, 0, 0, 0), alive=[True, False, True])
-    assert bound(vms) == pytest.approx(1.0, abs=1e-4)
-    assert bound(figures()) == 0.0
-
-
-# --- the strategy ---------------------------------------------------------------------------------------
-
-
-def a_slice(k: int, node: float | list[float], vms: dict[str, float], alive: list[bool] | None = None) -> Slice:
-    """A node of 64 cores with VMs of 4 cores."""
-    samples = np.array(node if isinstance(node, list) else [node] * 5)
-    rows = np.repeat(np.array(list(vms.values()), dtype=float)[:, None], samples.size, axis=1).reshape(len(vms), -1)
-    flags = None if alive is None else np.array(alive)
-    usage = Usage(64.0, samples, np.full(len(vms), 4.0), rows, vm_alive=flags)
-    return Slice(3600.0 * (k + 1), k % 24, tuple(vms), usage, usage)
-
-
-def estimates(slices: list[Slice], **more: Any) -> list[Estimate]:
-    parameters = StrategySettings(risk=more.pop("risk", 0.05))
-    model = NodeModel(ModelSettings(1, ("clt",), parameters, parameters, positions=24))
-    return [model.update(one, **more).cpu.by_strategy["clt"] for one in slices]
-
-
-def test_threshold_has_the_usage_of_the_node_itself() -> None:
-    """Constant VMs: their variance is 0, and the prior fades. The node uses 2 cores beside them."""
-    names = {f"vm{i}": 1.0 for i in range(20)}
-    last = estimates([a_slice(k, 22.0, names) for k in range(2000)])[-1]
-    fleet = 20 * 1.0
-    assert last.threshold == pytest.approx(fleet + 2.0, abs=0.5)
-    assert last.risk == 0.05
-
-
-def test_threshold_is_at_least_the_peak_of_the_slice() -> None:
-    names = {f"vm{i}": 0.1 for i in range(4)}
-    *_, last = estimates([a_slice(k, 2.0, names) for k in range(10)] + [a_slice(10, [2.0] * 50 + [40.0] * 50, names)])
-    assert last.threshold == pytest.approx(40.0)
-
-
-def test_threshold_is_at_most_booked_now_and_the_usage_of_the_node_itself() -> None:
-    """One VM of two is alive at the end of the slice; VMs of its size vary so much that the bound exceeds it."""
-    varying = ResourceFeedback(mean=(0.9,) * 8, square=(2.0,) * 8)
-    slices = [a_slice(0, 3.0, {"a": 0.5, "b": 0.5}, alive=[True, False])]
-    (first,) = estimates(slices, feedback=Feedback(varying, varying))
-    # own = 3 - 1; the VM has 4.
-    assert first.threshold == pytest.approx(4.0 + 2.0)
-
-
-def test_more_risk_publishes_more() -> None:
-    draw = np.random.default_rng(2)
-    slices = []
-    for k in range(60):
-        used = {f"vm{i}": float(draw.uniform(0, 2)) for i in range(20)}
-        slices.append(a_slice(k, sum(used.values()) + 1.0, used))
-    careful, usual, bold = (estimates(slices, risk=risk)[-1].published for risk in (0.01, 0.05, 0.3))
-    assert careful < usual < bold
-
-
-def test_feedback_of_the_fleet_replaces_that_of_the_node() -> None:
-    """A fleet whose VMs use a tenth of their size: new VMs count with that."""
-    new = [a_slice(0, 1.0, {f"vm{i}": 0.05 for i in range(10)})]
-    known = ResourceFeedback(mean=(0.1,) * 8, square=(0.01,) * 8)
-    (alone,) = estimates(new)
-    (of_fleet,) = estimates(new, feedback=Feedback(known, known))
-    # Age 1 of a prior of 6; own = 1 - 10 x 0.05. An unknown VM of 4 cores may use 4.
-    weight = 1 / (1 + 6)
-    assert alone.threshold == pytest.approx(10 * (weight * 0.05 + (1 - weight) * 4.0) + 0.5)
-    assert of_fleet.threshold == pytest.approx(10 * (weight * 0.05 + (1 - weight) * 0.4) + 0.5)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_threshold_is_finite_for_gaps_and_unknown_sizes(seed: int) -> None:
-    model = NodeModel(ModelSettings(1, ("clt",), positions=3))
+@pytest.mark.parametrize("resource", [CPU, MEMORY], ids=lambda resource: resource.name)
+@pytest.mark.parametrize("risk", [0.001, 0.05, 0.5])
+@pytest.mark.parametrize("seed", range(2))
+def test_threshold_is_between_the_peak_and_the_allocation(resource: Resource, risk: float, seed: int) -> None:
+    strategy = CentralLimit(resource, StrategySettings(risk=risk))
+    moments = VmMoments(resource, 3)
+    measured = 0
     for finished in odd_slices(seed):
-        estimate = model.update(finished)
-        for usage, resource in ((finished.cpu, CPU), (finished.mem, MEMORY)):
-            if usage.measured:
-                one = estimate.of(resource).by_strategy["clt"]
-                assert math.isfinite(one.threshold)
-                assert one.threshold >= float(np.percentile(usage.node, 99)) - 1e-9
-                assert 0 <= one.published <= usage.config
+        usage = finished.usage(resource)
+        if not usage.measured:
+            continue
+        vms = moments.update(finished.vms, usage)
+        present = PresentUsage(finished.vms, usage)
+        threshold = strategy.update(Observation(Window([present], 1), False, positions=3, vms=vms))
+        peak = float(np.percentile(usage.node, 99))
+        assert peak <= threshold <= max(usage.booked_now + strategy.own, peak)
+        measured += 1
+    assert measured > 30
 
 
-def test_z_is_the_normal_quantile() -> None:
-    assert NormalDist().inv_cdf(0.95) == pytest.approx(Z5)
-    assert NormalDist().inv_cdf(0.99) == pytest.approx(Z1)
+def test_usage_of_the_node_itself_is_added() -> None:
+    strategy = CentralLimit(CPU, StrategySettings(risk=0.5))
+    usage = vm_usage([2, 4], [(4, [1, 1]), (8, [0, 2])])
+    vms = figures([4.0, 8.0], used=[1.0, 1.0], means=[1.0, 1.0], ages=[18.0, 18.0])
+    feedback = ResourceFeedback((0.25, 0.25, 0.25, 0.125, 1, 1, 1, 1), by_class(0.0))
+    observed = Observation(Window([PresentUsage(("a", "b"), usage)], 1), False, feedback=feedback, vms=vms)
+    # Own 3 - 2 = 1; the bound is 2, so 3 are less than the peak of 3.98.
+    assert strategy.update(observed) == pytest.approx(3.98)
+    assert strategy.own == 1.0
+    # Nothing known: 0.75 * 2 + 0.25 * 12 = 4.5, plus 1.
+    unknown = Observation(observed.window, False, vms=vms)
+    assert strategy.update(unknown) == pytest.approx(5.5)

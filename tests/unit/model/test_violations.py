@@ -1,116 +1,113 @@
-"""The realised risk: slices in which the node was full, or more was used than was left."""
+"""When a slice violates what was published before it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 import pytest
 
-from model.nodemodel import ModelSettings, NodeModel
-from model.oversubscriptioncomputation import STRATEGIES
-from model.slices import Slice, Usage
-from model.violations import ViolationRecord
+from model.nodemodel import Estimate, ModelSettings, NodeModel
+from model.slices import Usage
+from model.violations import RATE_SLICES, ViolationRecord
+from tests.support.vm_slices import slice_of, vm_usage
 
 
-def usage(peak: float, booked: float = 8.0, alive: list[bool] | None = None, config: float = 16.0) -> Usage:
-    """A node of 16 cores with VMs of 4 cores."""
-    count = round(booked / 4)
-    flags = None if alive is None else np.array(alive)
-    return Usage(config, np.full(5, peak), np.full(count, 4.0), np.full((count, 5), 0.5), vm_alive=flags)
+def booked(*sizes: float, alive: Sequence[bool] | None = None) -> Usage:
+    """A node of 20 cores with VMs of these sizes."""
+    return vm_usage([1], [(size, [1]) for size in sizes], 20.0, alive)
 
 
-def compared(published: float, before: Usage, after: Usage, peak: float) -> float:
+def published(free: float, usage: Usage) -> ViolationRecord:
     record = ViolationRecord()
-    record.note_published(published, before)
-    return record.compare(after, peak, follows=True)
+    record.note_published(free, usage)
+    return record
 
 
 @pytest.mark.parametrize(
-    ("published", "booked", "peak", "violated"),
+    ("free", "peak", "violated"),
     [
-        (6.0, 8.0, 9.0, 0.0),  # 16 - 9 = 7 were free
-        (6.0, 8.0, 10.0, 0.0),  # exactly what was left
-        (6.0, 8.0, 10.5, 1.0),
-        (6.0, 12.0, 13.0, 0.0),  # a VM of 4 was placed: 6 - 4 = 2 were left, 3 were free
-        (6.0, 12.0, 14.5, 1.0),
-        (6.0, 4.0, 10.5, 1.0),  # a VM left; that adds nothing
-        (0.0, 8.0, 15.9, 0.0),
-        (0.0, 8.0, 16.0, 1.0),  # full: nothing was published, and yet the VMs may have wanted more
-        (0.0, 8.0, 0.999 * 16, 1.0),
+        (4.0, 15.0, 0.0),  # 20 - 15 = 5 were left
+        (4.0, 16.0, 0.0),  # exactly as published
+        (4.0, 17.0, 1.0),  # 3
+        (0.0, 19.9, 0.0),
+        (0.0, 19.98, 1.0),  # 99.9 % of 20: full, although 0 was published
+        (0.0, 25.0, 1.0),
     ],
 )
-def test_slice_is_violated_when_full_or_when_more_was_used_than_was_left(
-    published: float, booked: float, peak: float, violated: float
-) -> None:
-    assert compared(published, usage(1.0), usage(peak, booked), peak) == violated
+def test_slice_is_violated_when_less_was_left_or_the_node_was_full(free: float, peak: float, violated: float) -> None:
+    record = published(free, booked(8))
+    assert record.compare(booked(8), peak, follows=True) == violated
+    assert (record.rate, record.flags) == (violated, [int(violated)])
 
 
-def test_growth_is_that_of_booked_now() -> None:
-    """One of two VMs was replaced in the slice: three are booked in it, two are there before and after."""
-    replaced = usage(9.5, 12.0, [False, True, True])
-    assert (replaced.booked, replaced.booked_now) == (12.0, 8.0)
-    assert compared(7.0, usage(1.0), replaced, 9.5) == 1.0
-    assert compared(6.0, usage(1.0), replaced, 9.5) == 0.0
+def test_growth_of_what_is_booked_uses_the_published_figure() -> None:
+    # Published 4; a VM of 2 cores arrives: 4 - 2 = 2 must be left, and 20 - 17 = 3 are.
+    assert published(4.0, booked(8)).compare(booked(8, 2), 17.0, follows=True) == 0.0
+    # A VM that was deleted within the slice does not count: 4 > 3.
+    assert published(4.0, booked(8)).compare(booked(8, 2, alive=[True, False]), 17.0, follows=True) == 1.0
+    # A VM that leaves does not add to the figure: still 4 <= 20 - 16.
+    assert published(4.0, booked(8, 2)).compare(booked(8), 16.0, follows=True) == 0.0
 
 
-def test_slice_without_a_figure_before_it_is_not_compared() -> None:
+def test_nothing_is_compared_without_a_figure_before() -> None:
     record = ViolationRecord()
-    assert math.isnan(record.compare(usage(16.0), 16.0, follows=True))
-    record.note_published(4.0, usage(1.0))
-    assert math.isnan(record.compare(usage(16.0), 16.0, follows=False))
     assert math.isnan(record.rate)
+    assert math.isnan(record.compare(booked(8), 25.0, follows=True))
+    record.note_published(4.0, booked(8))
+    assert math.isnan(record.compare(booked(8), 25.0, follows=False))
     assert record.flags == []
 
 
-def test_rate_covers_the_last_hundred_slices() -> None:
-    record = ViolationRecord()
-    record.note_published(4.0, usage(1.0))
-    for peak in (16.0, *[1.0] * 3):
-        record.compare(usage(peak), peak, follows=True)
-    assert record.rate == 0.25
-    for _ in range(97):
-        record.compare(usage(1.0), 1.0, follows=True)
-    assert record.rate == 0.0
+def test_rate_covers_the_last_slices() -> None:
+    record = published(4.0, booked(8))
+    for k in range(RATE_SLICES + 10):
+        record.compare(booked(8), 20.0 if k < 30 else 10.0, follows=True)
+    # 110 slices, of which the first 30 were violated; the first 10 of them are forgotten.
+    assert len(record.flags) == RATE_SLICES
+    assert record.rate == pytest.approx(20 / 100)
 
 
-def test_record_continues_from_its_state() -> None:
-    whole = ViolationRecord()
-    restarted = ViolationRecord()
-    for k in range(120):
-        peak = 16.0 if k % 7 == 0 else 3.0
-        copy = ViolationRecord()
-        copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(restarted.state())))
-        restarted = copy
-        results = [record.compare(usage(peak), peak, follows=k > 0) for record in (whole, restarted)]
-        assert results[0] == results[1] or all(map(math.isnan, results))
-        for record in (whole, restarted):
-            record.note_published(float(k % 5), usage(peak))
-    assert whole.state() == restarted.state()
-    assert len(whole.flags) == 100
+def test_restored_record_continues() -> None:
+    record, other = published(4.0, booked(8)), ViolationRecord()
+    record.compare(booked(8), 20.0, follows=True)
+    record.note_published(3.0, booked(8, 2))
+    other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(record.state())))
+    assert other.compare(booked(8, 4), 17.5, follows=True) == record.compare(booked(8, 4), 17.5, follows=True) == 0.0
+    assert other.state() == record.state()
+    fresh = ViolationRecord()
+    fresh.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(ViolationRecord().state())))
+    assert math.isnan(fresh.compare(booked(8), 20.0, follows=True))
 
 
-def a_slice(k: int, node: Usage) -> Slice:
-    return Slice(60.0 * (k + 1), 0, tuple(f"vm{i}" for i in range(node.vm_config.size)), node, node)
+# --- in the model of a node ---------------------------------------------------------------------------
+
+
+def estimates(strategy: str, usages: Sequence[Usage], *, guarded: bool) -> list[Estimate]:
+    model = NodeModel(ModelSettings(0, (strategy,), guarded=guarded))
+    return [model.update(slice_of(k, usage)).cpu.by_strategy[strategy] for k, usage in enumerate(usages)]
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-def test_rate_exists_for_every_strategy_and_is_not_the_one_of_the_forecast(guarded: bool) -> None:
-    """borg publishes 16 - 7.2 = 8.8 (bare); 3, 12 (violated: 4 were free) and 16 (full) are used."""
-    model = NodeModel(ModelSettings(1, tuple(STRATEGIES), guarded=guarded))
-    results = [model.update(a_slice(k, usage(peak))).cpu.by_strategy for k, peak in enumerate((3.0, 3.0, 12.0, 16.0))]
-    for name, one in results[-1].items():
-        assert one.violated == 1.0
-        assert one.violation_rate >= 1 / 3
-        assert math.isnan(one.forecast_violation_rate) == (name != "conformal")
-    assert [one["borg"].violated for one in results[1:]] == [0.0, 0.0 if guarded else 1.0, 1.0]
+@pytest.mark.parametrize("strategy", ["clt", "conformal", "rclike", "nsigma"])
+def test_full_slice_is_violated_although_nothing_was_published(strategy: str, guarded: bool) -> None:
+    full = vm_usage([10, 10], [(10, [10, 10])])
+    first, second = estimates(strategy, [full, full], guarded=guarded)
+    assert first.published == second.published == 0.0
+    assert math.isnan(first.violated)
+    assert (second.violated, second.violation_rate) == (1.0, 1.0)
 
 
-def test_full_node_that_publishes_nothing_is_violated_and_its_forecast_is_not() -> None:
-    model = NodeModel(ModelSettings(1, ("conformal",)))
-    for k in range(30):
-        estimate = model.update(a_slice(k, usage(16.0, 16.0))).cpu.by_strategy["conformal"]
-    assert estimate.published == 0.0
-    assert estimate.violation_rate == 1.0
-    assert estimate.forecast_violation_rate == 0.0
+@pytest.mark.parametrize(("guarded", "rate"), [(True, 1.0), (False, 0.0)])
+def test_conformal_counts_full_slices_where_guards_are_on(guarded: bool, rate: float) -> None:
+    full = vm_usage([10, 10], [(10, [10, 10])])
+    assert estimates("conformal", [full] * 5, guarded=guarded)[-1].forecast_violation_rate == rate
+
+
+def test_published_figure_is_compared_with_the_slice_after_it() -> None:
+    calm, busy = vm_usage([2, 2], [(4, [2, 2])]), vm_usage([9, 9], [(4, [4, 4])])
+    gap = vm_usage([], [(4, [])])
+    # nsigma, h = 0: T = 2, published 8; with 9 in use 1 is left; then 1 was published, and 8 were left.
+    flags = [one.violated for one in estimates("nsigma", [calm, busy, calm, gap, busy], guarded=False)]
+    assert repr(flags) == repr([math.nan, 1.0, 0.0, math.nan, math.nan])

@@ -1,108 +1,107 @@
-"""Mean and mean square of what each VM uses."""
+"""Mean and mean square of single VMs, and the classes of their sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from model.slices import Usage
-from model.vmmoments import VmFigures, VmMoments
-from tests.unit.model.test_conformal import odd_slices
-
-NAN = math.nan
-
-
-def usage(rows: Sequence[Sequence[float]], alive: Sequence[bool] | None = None) -> Usage:
-    """VMs of 4 cores with the samples of each."""
-    samples = np.array(rows, dtype=float).reshape(len(rows), len(rows[0]) if rows else 0)
-    flags = None if alive is None else np.array(alive)
-    return Usage(64.0, np.ones(3), np.full(len(rows), 4.0), samples, vm_alive=flags)
+from model.slices import CPU, MEMORY
+from model.vmmoments import LEAST_SCOPE, VmMoments, size_classes
+from tests.support.vm_slices import vm_usage
 
 
-def test_moments_of_a_young_vm_are_plain_means() -> None:
-    moments = VmMoments(24)
-    moments.update(("a",), usage([[1, 3]]))  # mean 2, mean square (1 + 9) / 2
-    figures = moments.update(("a",), usage([[4, 4]]))
-    assert figures.ages.tolist() == [2.0]
-    assert figures.means.tolist() == [3.0]
-    assert figures.squares.tolist() == [(5.0 + 16.0) / 2]
-    assert figures.variances.tolist() == [10.5 - 9.0]
-    assert figures.used.tolist() == [4.0]
-    assert figures.expected.tolist() == [2.0]  # the mean before this slice
+def test_size_classes_are_powers_of_two() -> None:
+    # log2(3) = 1.58 is nearer to 2; below 1 core and above 128 there is no class; 0 and NaN are unknown.
+    sizes = np.array([0.25, 1.0, 2.0, 3.0, 4.0, 128.0, 1024.0, 0.0, math.nan])
+    assert size_classes(CPU, sizes).tolist() == [0, 0, 1, 2, 2, 7, 7, 0, 0]
+    assert size_classes(MEMORY, np.array([256.0, 512.0, 1024.0, 4096.0, 65536.0, 1e9])).tolist() == [0, 0, 1, 3, 7, 7]
+    assert size_classes(CPU, np.empty(0)).shape == (0,)
 
 
-@pytest.mark.parametrize(("scope", "step"), [(1, 24), (24, 24), (48, 48)])
-def test_moments_are_exponential_averages_over_a_scope_of_at_least_24_slices(scope: int, step: int) -> None:
-    moments = VmMoments(scope)
+def test_first_slices_count_alike() -> None:
+    moments = VmMoments(CPU, 24)
+    first = moments.update(("a",), vm_usage([3], [(4, [1, 3])]))
+    # Mean 2, mean square (1 + 9) / 2, variance 5 - 4.
+    assert (first.ages.tolist(), first.used.tolist(), first.means.tolist()) == ([1.0], [2.0], [2.0])
+    assert (first.squares.tolist(), first.variances.tolist()) == ([5.0], [1.0])
+    assert math.isnan(first.expected[0])
+    second = moments.update(("a",), vm_usage([4], [(4, [4, math.nan])]))
+    # (2 + 4) / 2 and (5 + 16) / 2.
+    assert (second.ages.tolist(), second.means.tolist(), second.squares.tolist()) == ([2.0], [3.0], [10.5])
+    assert (second.expected.tolist(), second.used.tolist()) == ([2.0], [4.0])
+
+
+@pytest.mark.parametrize(("scope", "weight"), [(1, 1 / 24), (24, 1 / 24), (48, 1 / 48)])
+def test_later_slices_count_over_a_scope_of_at_least_a_day(scope: int, weight: float) -> None:
+    moments = VmMoments(CPU, scope)
     for _ in range(100):
-        moments.update(("a",), usage([[1.0]]))
-    figures = moments.update(("a",), usage([[3.0]]))
-    assert figures.means[0] == pytest.approx(1.0 + 2.0 / step)
-    assert figures.squares[0] == pytest.approx(1.0 + 8.0 / step)
+        moments.update(("a",), vm_usage([1], [(4, [1])]))
+    last = moments.update(("a",), vm_usage([2], [(4, [3])]))
+    assert moments.scope == max(scope, LEAST_SCOPE)
+    assert last.means[0] == pytest.approx(1 + weight * (3 - 1))
+    assert last.squares[0] == pytest.approx(1 + weight * (9 - 1))
 
 
-def test_vm_that_was_absent_starts_afresh_and_the_others_keep_their_moments() -> None:
-    moments = VmMoments(24)
-    moments.update(("a", "b", "c"), usage([[1], [2], [3]]))
-    figures = moments.update(("c", "d", "a"), usage([[3], [7], [1]]))
-    assert figures.ages.tolist() == [2.0, 1.0, 2.0]
-    assert figures.means.tolist() == [3.0, 7.0, 1.0]
-    np.testing.assert_array_equal(figures.expected, [3.0, NAN, 1.0])
-    figures = moments.update(("b", "a"), usage([[5], [1]]))
-    assert figures.ages.tolist() == [1.0, 3.0]
-    assert figures.means.tolist() == [5.0, 1.0]
+def test_vm_without_samples_keeps_its_figures_and_its_age() -> None:
+    moments = VmMoments(CPU, 24)
+    moments.update(("a", "b"), vm_usage([3], [(4, [1, 3]), (2, [1, 1])]))
+    gap = moments.update(("a", "b"), vm_usage([3], [(4, [math.nan]), (2, [2])]))
+    assert (gap.ages.tolist(), gap.means.tolist(), gap.squares.tolist()) == ([1.0, 2.0], [2.0, 1.5], [5.0, 2.5])
+    assert math.isnan(gap.used[0])
+    assert gap.expected.tolist() == [2.0, 1.0]
+    none = moments.update(("a", "b"), vm_usage([3], [(4, []), (2, [])]))
+    assert (none.ages.tolist(), none.means.tolist()) == ([1.0, 2.0], [2.0, 1.5])
 
 
-def test_slice_without_samples_of_a_vm_makes_it_no_older() -> None:
-    moments = VmMoments(24)
-    before = moments.update(("a", "b"), usage([[1, NAN], [NAN, NAN]]))
-    assert (before.ages.tolist(), before.means.tolist()) == ([1.0, 0.0], [1.0, 0.0])
-    figures = moments.update(("a", "b"), usage([[NAN, NAN], [2, NAN]]))
-    assert figures.ages.tolist() == [1.0, 1.0]
-    assert figures.means.tolist() == [1.0, 2.0]
-    np.testing.assert_array_equal(figures.used, [NAN, 2.0])
-    np.testing.assert_array_equal(figures.expected, [1.0, NAN])
+def test_figures_follow_the_names() -> None:
+    moments = VmMoments(CPU, 24)
+    moments.update(("a", "b"), vm_usage([3], [(4, [1]), (2, [2])]))
+    moved = moments.update(("aa", "b", "c"), vm_usage([3], [(1, [0.5]), (2, [2]), (4, [3])]))
+    assert moved.ages.tolist() == [1.0, 2.0, 1.0]
+    assert moved.means.tolist() == [0.5, 2.0, 3.0]
+    assert np.isnan(moved.expected).tolist() == [True, False, True]
+    assert moved.classes.tolist() == [0, 1, 2]
 
 
-def test_all_vms_are_alive_unless_the_slice_names_those_that_are() -> None:
-    assert VmMoments(24).update(("a", "b"), usage([[1], [1]])).alive.tolist() == [True, True]
-    assert VmMoments(24).update(("a", "b"), usage([[1], [1]], [False, True])).alive.tolist() == [False, True]
+def test_absent_vm_starts_afresh() -> None:
+    moments = VmMoments(CPU, 24)
+    for names, samples in ((("a",), [4.0]), ((), None), (("a",), [1.0])):
+        last = moments.update(names, vm_usage([3], [] if samples is None else [(4, samples)]))
+        assert last.ages.tolist() == [1.0] * len(names)
+    assert last.means.tolist() == [1.0]
 
 
-def test_node_without_vms_or_without_samples_has_empty_figures() -> None:
-    moments = VmMoments(24)
-    assert moments.update((), usage([])).means.shape == (0,)
-    nothing = Usage(64.0, np.ones(3), np.array([4.0]), np.empty((1, 0)))
-    assert moments.update(("a",), nothing).ages.tolist() == [0.0]
+def test_vms_are_alive_unless_the_slice_states_otherwise() -> None:
+    vms = [(4.0, [1.0]), (math.nan, [1.0])]
+    assert VmMoments(CPU, 1).update(("a", "b"), vm_usage([3], vms)).alive.tolist() == [True, True]
+    dead = VmMoments(CPU, 1).update(("a", "b"), vm_usage([3], vms, alive=[True, False]))
+    assert (dead.alive.tolist(), dead.classes.tolist(), dead.means.tolist()) == ([True, False], [2, 0], [1.0, 1.0])
 
 
-def equal(one: VmFigures, other: VmFigures) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name != "alive")
-        for name in VmFigures.__dataclass_fields__
-    )
+def test_restored_moments_continue() -> None:
+    whole, restored = VmMoments(CPU, 24), VmMoments(CPU, 24)
+    whole.update(("a", "b"), vm_usage([3], [(4, [1, 3]), (2, [math.nan])]))
+    state = whole.state()
+    encoded = msgspec.msgpack.encode(state)
+    restored.restore(msgspec.msgpack.decode(encoded))
+    usage = vm_usage([3], [(2, [1]), (4, [2])])
+    assert repr(restored.update(("b", "c"), usage)) == repr(whole.update(("b", "c"), usage))
+    assert msgspec.msgpack.encode(state) == encoded
+    with pytest.raises(KeyError, match="squares"):
+        restored.restore({"names": [], "ages": [], "means": []})
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_moments_continue_from_their_state(seed: int) -> None:
-    whole = VmMoments(3)
-    data = msgspec.msgpack.encode(whole.state())
-    for finished in odd_slices(seed):
-        restarted = VmMoments(3)
-        restarted.restore(msgspec.msgpack.decode(data))
-        figures = whole.update(finished.vms, finished.cpu)
-        assert equal(restarted.update(finished.vms, finished.cpu), figures)
-        data = msgspec.msgpack.encode(restarted.state())
-        assert np.isfinite(figures.means).all()
-        assert (figures.variances >= 0).all()
-
-
-def test_figures_of_a_slice_are_not_changed_by_later_ones() -> None:
-    moments = VmMoments(24)
-    figures = moments.update(("a",), usage([[1.0]]))
-    moments.update(("a",), usage([[3.0]]))
-    assert (figures.ages.tolist(), figures.means.tolist()) == ([1.0], [1.0])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 1e6), min_size=1, max_size=4), min_size=1, max_size=40))
+def test_figures_are_within_the_samples(slices: list[list[float]]) -> None:
+    moments = VmMoments(CPU, 1)
+    for samples in slices:
+        last = moments.update(("a",), vm_usage([0], [(4, samples)]))
+    least, most = min(map(min, slices)), max(map(max, slices))
+    assert least * (1 - 1e-9) <= last.means[0] <= most * (1 + 1e-9)
+    assert 0 <= last.variances[0] <= (most - least) ** 2 / 4 + 1e-6 * most**2

@@ -30,6 +30,20 @@ def test_row_shows_the_published_figures() -> None:
     ]
 
 
+def test_row_shows_what_the_guards_left_and_how_often_the_node_was_full() -> None:
+    status = ok()
+    assert status.cpu.last is not None
+    limits = {"horizon": 18.04, "ramp": 12.5}
+    last = replace(status.cpu.last, unguarded=20.0, limits=limits, violation_rate=0.03)
+    (row,) = cells(page(history([replace(status, cpu=replace(status.cpu, last=last))])))
+    assert row[2] == "12.5 of 20.0: horizon 18.0, ramp 12.5 full or exceeded in 3% of the slices"
+    last = replace(last, free=0.0, closed=True, limits={"node": -1.0}, violation_rate=0.0)
+    (row,) = cells(page(history([replace(status, cpu=replace(status.cpu, last=last))])))
+    assert row[2] == "0.0 of 20.0: node 0.0, closed"
+    # 20 cores are booked now: no more than that may be booked, of 32.
+    assert row[5] == "0.62"
+
+
 def test_stale_node_has_nothing_free_and_shows_the_last_figure() -> None:
     text = page(history([ok(end_s=LAST_S - SLICE_S)], [ok(end_s=LAST_S - SLICE_S).aged(LAST_S)]))
     (row,) = cells(text)

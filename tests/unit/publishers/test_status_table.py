@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from model.common.errors import UsageError
 from model.publishers import status_table as module
 from model.publishers.status_file import encode, read_status
 from model.publishers.status_table import COLUMNS, show_status, status_objects, status_table, watch_status
+from model.slices import CPU
 from model.status import Figures, NodeStatus, ResourceStatus
 
 END_S, VALID_S, NOW_S = 1000.0, 90.0, 1060.0
@@ -87,7 +89,31 @@ def test_every_column_has_a_heading_and_a_value(path: Path) -> None:
     nodes = read_status(path)
     row = module.NodeRow("n1", nodes["n1"], NOW_S)
     assert len({(column.group, column.heading) for column in COLUMNS}) == len(COLUMNS)
-    assert all(column.heading and column.value(row) for column in COLUMNS)
+    # Nothing is said of guards that lowered nothing.
+    assert all(column.heading and bool(column.value(row)) != column.guards_only for column in COLUMNS)
+
+
+def test_table_says_what_each_guard_left_of_a_figure_and_that_a_node_is_closed(path: Path) -> None:
+    limited = node(risk=0.01)
+    figures = limited.cpu.last
+    assert figures is not None
+    cpu = replace(figures, free=2.55, unguarded=30.1, limits={"horizon": 10.2, "ramp": 2.55}, violation_rate=0.02)
+    write(path, replace(limited, cpu=replace(limited.cpu, last=cpu)))
+    assert shown_column(path)[:2] == ["CPU before", "the guards"]
+    assert shown_column(path)[2] == "30.1: horizon 10.2, ramp 2.5"
+    closed = replace(cpu, free=0.0, closed=True, limits={"node": -1.0})
+    write(path, replace(limited, cpu=replace(limited.cpu, last=closed)))
+    assert shown_column(path)[2] == "30.1: node 0.0, closed"
+    (published,) = read_status(path).values()
+    # 20 cores are booked now, and the node has 32.
+    assert published.capacity(CPU) == 20.0
+
+
+def shown_column(path: Path) -> list[str]:
+    """Group, heading and value of the guards' column for CPU."""
+    nodes = read_status(path)
+    (column,) = [one for one in COLUMNS if one.guards_only and one.group.startswith("CPU")]
+    return [column.group, column.heading, column.value(module.NodeRow("n1", nodes["n1"], NOW_S))]
 
 
 def test_figures_that_are_missing_are_dashes(path: Path) -> None:
@@ -134,7 +160,7 @@ def test_json_has_the_figures_of_the_status_file(
         "cpu": {
             **{"state": "ok", "free": 12.0, "booked": 26.0, "booked_now": 20.0, "config": 32.0, "ratio": 1.0},
             **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
-            **{"unguarded": None, "closed": False, "limits": {}},
+            **{"unguarded": None, "limits": {}, "closed": False},
         },
         "mem": {
             **{
@@ -146,7 +172,7 @@ def test_json_has_the_figures_of_the_status_file(
                 "ratio": 0.9375,
             },
             **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
-            **{"unguarded": None, "closed": False, "limits": {}},
+            **{"unguarded": None, "limits": {}, "closed": False},
         },
     }
     assert [entries[1][key] for key in ("state", "slice_end", "age_s")] == ["unknown", None, None]

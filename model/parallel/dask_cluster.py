@@ -1,10 +1,11 @@
-"""Evaluation on a Dask cluster."""
+"""Tasks on a Dask cluster."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import Any
 from ..common.errors import UsageError
 from ..common.text import printable
 from .source import SOURCE_DIGEST, source_files
-from .tasks import EvaluationPlan, Outcome, Task, evaluate_file
+from .work import PlanT, ResultT, TaskT, Work, run_task
 
 #: Timeout of the scheduler's answer and of the first worker's connection.
 WAIT_S = 10.0
 
 
-def evaluate_on_cluster(tasks: Sequence[Task], plan: EvaluationPlan, address: str) -> Iterator[tuple[Task, Outcome]]:
-    """Evaluate on a Dask cluster; yield each trace when it is done.
+def finish_on_cluster(
+    work: Work[TaskT, PlanT, ResultT], tasks: Sequence[TaskT], address: str
+) -> Iterator[tuple[TaskT, ResultT]]:
+    """Run tasks on a Dask cluster; yield each task when it is done.
 
-    This package is sent to the workers. Its libraries must be installed there, and the traces must be available under
-    the same paths.
+    This package is sent to the workers. Its libraries must be installed there, and files that tasks name must be
+    available under the same paths.
 
     Raises
     ------
@@ -38,7 +41,7 @@ def evaluate_on_cluster(tasks: Sequence[Task], plan: EvaluationPlan, address: st
             client.wait_for_workers(1, timeout=WAIT_S)
             client.upload_file(str(_write_package(Path(folder))))
             _check_workers(client.run(_source_digest, on_error="return"))
-            futures = {client.submit(evaluate_file, task, plan, SOURCE_DIGEST, pure=False): task for task in tasks}
+            futures = _submit(client, work, tasks)
         except (OSError, RuntimeError) as error:
             cause = "it has no workers" if isinstance(error, TimeoutError) else str(error)
             raise _cluster_error(address, cause) from None
@@ -47,9 +50,27 @@ def evaluate_on_cluster(tasks: Sequence[Task], plan: EvaluationPlan, address: st
                 yield future.result()
             elif future.status == "error":
                 task, fault = futures[future], future.exception()
-                yield task, Outcome(error=f"{printable(task.path)}: {type(fault).__name__}: {printable(str(fault))}")
+                yield task, work.failed(task, f"{type(fault).__name__}: {printable(str(fault))}")
             else:
-                raise _cluster_error(address, "lost the scheduler; finished traces are kept")
+                raise _cluster_error(address, f"lost the scheduler; finished {work.noun} are kept")
+
+
+def _submit(client: Any, work: Work[TaskT, PlanT, ResultT], tasks: Sequence[TaskT]) -> dict[Any, TaskT]:
+    from distributed import as_completed
+
+    with warnings.catch_warnings():
+        # The plan may have many MB. As a task of its own it reaches each worker once, and outlives a worker.
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        plan = client.submit(_unchanged, work.plan, pure=False)
+    # Else any of the tasks that wait for it would be the first.
+    next(as_completed([plan], loop=client.loop))
+    return {
+        client.submit(run_task, work.run, work.failed, task, plan, SOURCE_DIGEST, pure=False): task for task in tasks
+    }
+
+
+def _unchanged(plan: PlanT) -> PlanT:
+    return plan
 
 
 def _connect(address: str) -> Any:

@@ -1,4 +1,4 @@
-"""Evaluation in worker processes of this machine."""
+"""Tasks in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from ..common.text import printable
 from .source import SOURCE_DIGEST
-from .tasks import EvaluationPlan, Outcome, Task, evaluate_file
+from .work import PlanT, ResultT, TaskT, Work, run_task
 
 
-def evaluate_in_processes(
-    tasks: Sequence[Task], plan: EvaluationPlan, jobs: int | None
-) -> Iterator[tuple[Task, Outcome]]:
-    """Evaluate in ``jobs`` worker processes, by default one per core; yield each trace when it is done."""
+def finish_in_processes(
+    work: Work[TaskT, PlanT, ResultT], tasks: Sequence[TaskT], jobs: int | None
+) -> Iterator[tuple[TaskT, ResultT]]:
+    """Run tasks in ``jobs`` worker processes, by default one per core; yield each task when it is done."""
     from joblib import cpu_count
 
     jobs = jobs or cpu_count()
     pending = dict.fromkeys(tasks)
 
-    def run(batch: Sequence[Task], workers: int, started: list[Task]) -> Iterator[tuple[Task, Outcome]]:
-        for task, outcome in _run_pool(batch, plan, workers, started):
+    def run(batch: Sequence[TaskT], workers: int, started: list[TaskT]) -> Iterator[tuple[TaskT, ResultT]]:
+        for task, result in _run_pool(work, batch, workers, started):
             del pending[task]
-            yield task, outcome
+            yield task, result
 
     while pending:
-        started: list[Task] = []
+        started: list[TaskT] = []
         try:
             yield from run(list(pending), jobs, started)
         except BrokenProcessPool:
@@ -36,22 +35,21 @@ def evaluate_in_processes(
                     yield from run([suspect], 1, [])
                 except BrokenProcessPool:
                     del pending[suspect]
-                    cause = "the process that evaluated it was killed; out of memory?"
-                    yield suspect, Outcome(error=f"{printable(suspect.path)}: {cause}")
+                    yield suspect, work.failed(suspect, f"the process that {work.verb} it was killed; out of memory?")
 
 
 def _run_pool(
-    tasks: Sequence[Task], plan: EvaluationPlan, workers: int, started: list[Task]
-) -> Iterator[tuple[Task, Outcome]]:
+    work: Work[TaskT, PlanT, ResultT], tasks: Sequence[TaskT], workers: int, started: list[TaskT]
+) -> Iterator[tuple[TaskT, ResultT]]:
     from joblib import Parallel, delayed
 
     def calls() -> Iterator[object]:
         for task in tasks:
             started.append(task)
-            yield delayed(evaluate_file)(task, plan, SOURCE_DIGEST)
+            yield delayed(run_task)(work.run, work.failed, task, work.plan, SOURCE_DIGEST)
 
     # After an interruption it is clear that unfinished tasks are lost.
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
-    # With one job joblib evaluates in this process, which a trace could then end.
+    # With one job joblib runs tasks in this process, which a task could then end.
     pool = Parallel(n_jobs=max(workers, 2), pre_dispatch=workers, batch_size=1, return_as="generator_unordered")
     yield from pool(calls())
