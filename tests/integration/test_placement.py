@@ -485,7 +485,8 @@ def test_ratio_is_correct_while_vms_come_and_go(server: PlacementServer, name: s
             allocate(server, provider)
 
     def scheduler() -> None:
-        while not enough.wait(0.05):
+        # Longer than a read and a write take on a loaded machine: otherwise each write is a conflict.
+        while not enough.wait(0.15):
             # It may lose against the reconciler: a real scheduler would try again.
             with contextlib.suppress(urllib.error.HTTPError):
                 allocate(server, provider)
