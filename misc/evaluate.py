@@ -63,8 +63,9 @@ def build_parser() -> Parser:
         type=list_of(number(0, 1)),
         default=[0.05],
         metavar="SHARE[,SHARE...]",
-        help=f"target risk of {_users_of('risk')}, above 0 and up to 0.3 (default: 0.05)",
+        help=f"target risk of {_users_of('risk')}; of every strategy with --guards (default: 0.05)",
     )
+    add("--guards", action="store_true", help="lower what is published by guards, as the estimator does")
     add(
         "--stability",
         type=list_of(name_in(STABILITY_DETECTORS)),
@@ -126,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
         EvaluationOptions(
             traces=tuple(args.traces),
             output=Path(args.output),
-            variants=tuple(variants(strategies, values)),
+            variants=tuple(variants(strategies, values, guards=args.guards)),
             after=args.after,
             jobs=args.jobs,
             dask=args.dask,

@@ -25,31 +25,45 @@ from ..stability import STABILITY_DETECTORS
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A strategy with values of its parameters; None for a parameter that does not change its result."""
+    """A strategy with values of its parameters; None for a parameter that does not change its result.
+
+    With ``guards`` the target risk changes the result of every strategy.
+    """
 
     strategy: str
     percentile: float | None = None
     aggregation: int | None = None
     risk: float | None = None
     stability: str | None = None
+    guards: bool = False
 
 
 #: The parameters that an evaluation varies, see ``Strategy.parameters``.
-PARAMETERS: tuple[str, ...] = tuple(column.name for column in fields(Variant))[1:]
+PARAMETERS: tuple[str, ...] = tuple(column.name for column in fields(Variant))[1:-1]
 
 
-def variants(strategies: Iterable[str], values: Mapping[str, Sequence[Any]]) -> list[Variant]:
+def variants(strategies: Iterable[str], values: Mapping[str, Sequence[Any]], *, guards: bool = False) -> list[Variant]:
     """Every strategy with every combination of the values of its own parameters.
+
+    Parameters
+    ----------
+    strategies : iterable of str
+    values : mapping of parameter to its values
+    guards : bool
+        Whether guards lower what the variants publish. They depend on the target risk.
 
     >>> values = {"percentile": [90.0], "aggregation": [1], "risk": [0.01, 0.05], "stability": ["mean"]}
     >>> [variant.risk for variant in variants(["borg", "conformal"], values)]
     [None, 0.01, 0.05]
+    >>> [variant.risk for variant in variants(["borg"], values, guards=True)]
+    [0.01, 0.05]
     """
     result = []
     for name in strategies:
-        parameters = [parameter for parameter in PARAMETERS if parameter in STRATEGIES[name].parameters]
+        own = {*STRATEGIES[name].parameters, *(("risk",) if guards else ())}
+        parameters = [parameter for parameter in PARAMETERS if parameter in own]
         for combination in itertools.product(*(values[parameter] for parameter in parameters)):
-            result.append(Variant(name, **dict(zip(parameters, combination, strict=True))))
+            result.append(Variant(name, **dict(zip(parameters, combination, strict=True)), guards=guards))
     return result
 
 
@@ -82,6 +96,7 @@ Histories = dict[tuple[Variant, str], History]
 class _Pass:
     """One replay: variants of different strategies whose parameter values do not conflict."""
 
+    guards: bool
     values: dict[str, Any] = field(default_factory=dict)
     members: dict[str, Variant] = field(default_factory=dict)
 
@@ -89,7 +104,7 @@ class _Pass:
         """Add a variant, unless it conflicts with a member."""
         values = {name: value for name in PARAMETERS if (value := getattr(variant, name)) is not None}
         conflict = any(self.values.get(name, value) != value for name, value in values.items())
-        if conflict or variant.strategy in self.members:
+        if conflict or variant.strategy in self.members or variant.guards != self.guards:
             return False
         self.values |= values
         self.members[variant.strategy] = variant
@@ -100,7 +115,7 @@ def _passes(chosen: Sequence[Variant]) -> list[_Pass]:
     passes: list[_Pass] = []
     for variant in chosen:
         if not any(one.accepts(variant) for one in passes):
-            passes.append(_Pass())
+            passes.append(_Pass(variant.guards))
             passes[-1].accepts(variant)
     return passes
 
@@ -111,7 +126,13 @@ def evaluate(trace: Trace, chosen: Sequence[Variant]) -> Histories:
     for one in _passes(chosen):
         detector = STABILITY_DETECTORS[one.values.pop("stability", "mean")]
         parameters = StrategySettings(**one.values)
-        settings = ModelSettings(trace.config.historical, strategies=tuple(one.members), cpu=parameters, mem=parameters)
+        settings = ModelSettings(
+            trace.config.historical,
+            strategies=tuple(one.members),
+            cpu=parameters,
+            mem=parameters,
+            guarded=one.guards,
+        )
         replay = Replay(trace, settings, {resource.name: detector for resource in RESOURCES}).run()
         for (strategy, resource), history in replay.recorder.histories(trace.config.positions).items():
             histories[one.members[strategy], resource] = history

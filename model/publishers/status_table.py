@@ -97,8 +97,9 @@ class Column:
 
 
 def _free(resource: Resource, row: NodeRow) -> str:
-    free, _ = row.node.of(resource)
-    return _amount(resource, free)
+    """Published free; a closed resource is named on terminals of any width."""
+    free, published = row.node.of(resource)
+    return "closed" if published.closed else _amount(resource, free)
 
 
 def _booked_now(resource: Resource, row: NodeRow) -> str:
@@ -130,7 +131,7 @@ def _limits(resource: Resource, row: NodeRow) -> str:
     if not published.limits and not published.closed:
         return ""
     reasons = [f"{guard} {_amount(resource, max(left, 0.0))}" for guard, left in published.limits.items()]
-    reasons += ["closed"] * published.closed
+    reasons += ["closed"] if published.closed else []
     return f"{_amount(resource, published.unguarded)}: {', '.join(reasons)}"
 
 

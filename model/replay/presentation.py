@@ -19,6 +19,8 @@ TITLES = {resource.name: resource.title[:1].upper() + resource.title[1:] for res
 DEFINITIONS: tuple[str, ...] = (
     f"{DEFINITION} In figures: capacity - 99th percentile < left, where left is the figure published at the end of the "
     "slice before, less the growth of the VMs' allocations since then.",
+    "The rate is that of the open loop: the recording does not react to what is published. The realised risk in the "
+    "estimator's status is the closed loop's: it also counts every slice in which the node was full.",
     f"Violations by less than {NEGLIGIBLE:.1%} of the node are not counted; the worst violation includes them.",
 )
 
@@ -49,6 +51,12 @@ def columns_of(resource: Resource) -> Sequence[Column]:
         _score("replay decrease", "decrease", ".3f"),
         _score("replay free", "free_share", ".1%"),
     )
+
+
+def heading_of(resource: Resource, *, guarded: bool) -> str:
+    """The heading of a table."""
+    published = "published as free with guards" if guarded else "published as free"
+    return f"{TITLES[resource.name]}: what was {published}, and how often more was used"
 
 
 def exclusion_note(rows: Sequence[Evidence]) -> str:

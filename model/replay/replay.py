@@ -93,6 +93,7 @@ def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stabil
         "cpu_risk": settings.cpu.risk,
         "mem_risk": settings.mem.risk,
         "stability": stability,
+        "guards": settings.guarded,
     }
 
 

@@ -34,12 +34,15 @@ class Results:
     epoch : (k,) float64
         The ends of the slices, Unix seconds.
     histories : mapping of (strategy, resource name) to History
+    guarded : bool
+        Whether guards lowered what was published.
     """
 
     name: str
     node_name: str
     epoch: FloatArray
     histories: Mapping[tuple[str, str], History]
+    guarded: bool = False
 
     @property
     def strategies(self) -> list[str]:
@@ -93,7 +96,7 @@ class Results:
 
 def replay_results(name: str, node_name: str, replay: Replay) -> Results:
     """The outcome of a replay that has just run."""
-    return Results(name, node_name, np.array(replay.recorder.epoch), replay.histories())
+    return Results(name, node_name, np.array(replay.recorder.epoch), replay.histories(), replay.settings.guarded)
 
 
 def load_results(folder: str | Path) -> Results:
@@ -119,7 +122,9 @@ def load_results(folder: str | Path) -> Results:
     histories = {
         (dump.strategy, resource.name): dump.histories[resource.name] for dump in dumps for resource in RESOURCES
     }
-    return Results(Path(folder).resolve().name, dumps[0].node_name, dumps[0].epoch, histories)
+    # Dumps of earlier versions lack the key.
+    guarded = bool(dumps[0].config.get("guards"))
+    return Results(Path(folder).resolve().name, dumps[0].node_name, dumps[0].epoch, histories, guarded)
 
 
 def _same_replay(a: Dump, b: Dump) -> bool:

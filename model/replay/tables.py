@@ -13,7 +13,7 @@ from rich.table import Table
 from ..cli.tables import FILE_WIDTH, fits, print_whole
 from ..slices import RESOURCES, Resource
 from .evidence import Evidence, as_object
-from .presentation import DEFINITIONS, TITLES, Column, columns_of, exclusion_note
+from .presentation import DEFINITIONS, Column, columns_of, exclusion_note, heading_of
 from .results import Results
 
 #: Columns that every terminal gets: violations and their rate.
@@ -35,7 +35,8 @@ def print_results(results: Results, risks: Mapping[str, float], stream: TextIO |
         risk = risks[resource.name]
         rows = results.ranked(resource, risk)
         verdict = results.verdict(resource, risk)
-        print_whole(console, [_widest_table(console, resource, rows, verdict.strategy)])
+        heading = heading_of(resource, guarded=results.guarded)
+        print_whole(console, [_widest_table(console, heading, columns_of(resource), rows, verdict.strategy)])
         for line in (verdict.reason, exclusion_note(rows)):
             if line:
                 console.print(line, markup=False)
@@ -44,21 +45,21 @@ def print_results(results: Results, risks: Mapping[str, float], stream: TextIO |
         console.print(line, markup=False)
 
 
-def _widest_table(console: Console, resource: Resource, rows: Sequence[Evidence], recommended: str | None) -> Table:
+def _widest_table(
+    console: Console, heading: str, columns: Sequence[Column], rows: Sequence[Evidence], recommended: str | None
+) -> Table:
     """The table with as many columns, from the left, as the console shows; by bisection, for measuring is slow."""
-    columns = columns_of(resource)
     least, most = _FEWEST_COLUMNS, len(columns)
     while least < most:
         middle = (least + most + 1) // 2
-        if fits(console, _table(TITLES[resource.name], rows, columns[:middle], recommended)):
+        if fits(console, _table(heading, rows, columns[:middle], recommended)):
             least = middle
         else:
             most = middle - 1
-    return _table(TITLES[resource.name], rows, columns[:least], recommended)
+    return _table(heading, rows, columns[:least], recommended)
 
 
-def _table(title: str, rows: Sequence[Evidence], columns: Sequence[Column], recommended: str | None) -> Table:
-    heading = f"{title}: what was published as free, and how often more was used"
+def _table(heading: str, rows: Sequence[Evidence], columns: Sequence[Column], recommended: str | None) -> Table:
     table = Table(title=heading, title_justify="left", box=None)
     table.add_column("\nstrategy", no_wrap=True)
     for column in columns:
@@ -75,6 +76,7 @@ def print_json(results: Results, risks: Mapping[str, float], stream: TextIO | No
     answer = {
         "node": results.node_name,
         "slices": len(results.epoch),
+        "guards": results.guarded,
         **{resource.name: _resource_object(results, resource, risks[resource.name]) for resource in RESOURCES},
     }
     stream.write(msgspec.json.format(msgspec.json.encode(answer)).decode() + "\n")

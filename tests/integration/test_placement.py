@@ -329,6 +329,65 @@ def test_full_node_whose_vms_are_replaced_never_gets_more_of_them(
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.0
 
 
+def test_vm_that_leaves_a_closed_node_is_replaced_once_the_node_is_open_again(
+    server: PlacementServer, name: str, tmp_path: Path
+) -> None:
+    """64 cores; one slice is full, and closes the node. Each VM of 4 vCPUs that is placed uses a quarter of a core."""
+    provider = server.provider(name, VCPU={"total": 64, "max_unit": 64}, MEMORY_MB={"total": 2**20})
+    placement = PlacementReconciler(settings(server.url, {NODES[0]: provider}))
+    store = SqliteStore(tmp_path / "store.sqlite", 86400)
+    live = LiveRun(settings_for(tmp_path, nodes=NODES[:1]), store, ["percentile"], guarded=True)
+    number = itertools.count(FIRST)
+    vms: list[str] = []
+
+    def fill() -> int:
+        """Place VMs until Placement refuses one; how many were placed."""
+        before = len(vms)
+        while placed := place(server, provider, 4, 1024):
+            vms.append(placed)
+        return len(vms) - before
+
+    def leave() -> None:
+        server.call("DELETE", f"/allocations/{vms.pop(0)}")
+
+    def run_slice(used: float | None = None) -> ResourceStatus:
+        """A slice of the present VMs, and the publication at its end."""
+        cores = 0.25 * len(vms) if used is None else used
+        fields = {"cpu": 64.0, "mem": 2.0**20, "cpu_usage": cores, "mem_usage": 9000.0}
+        vm = {"cpu": 4.0, "mem": 1024.0, "cpu_usage": cores / len(vms), "mem_usage": 100.0}
+        due = next(number)
+        write_slice(store, due, fields, dict.fromkeys(vms, vm))
+        statuses = live.wake(due)
+        assert statuses[0].cpu.state == "ok"
+        assert not placement.publish(capacities_of(statuses)).failed
+        return statuses[0].cpu
+
+    assert fill() == 16
+    while len(vms) < 24:  # more than the node has
+        assert not run_slice().last.closed  # type: ignore[union-attr]
+        fill()
+    sold = len(vms)
+    assert run_slice(64.0).last.closed  # type: ignore[union-attr]
+    assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.0
+    closed = 0
+    while True:
+        if len(vms) > sold - 5:
+            leave()
+        assert fill() == 0, "nothing is placed on a closed node"
+        if not run_slice().last.closed:  # type: ignore[union-attr]
+            break
+        closed += 1
+    # Half a scope, at least 24 slices, to recover; then the full slice is in the horizon of the scope.
+    assert closed >= 23
+    assert len(vms) == sold - 5
+    for _ in range(8):  # one slice in eight all that is free is offered
+        run_slice()
+        fill()
+    assert len(vms) > sold - 5
+    live.stop()
+    store.close()
+
+
 def test_provider_whose_usages_cannot_be_read_is_left_as_it_is(
     server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
 ) -> None:

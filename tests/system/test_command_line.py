@@ -25,7 +25,7 @@ TINY = DATA / "goldens" / "traces" / "tiny.json"
 WriteTrace = Callable[[Any], Path]
 
 MODEL_KEYS = {f"{resource}_tier{i}" for resource in ("cpu", "mem") for i in range(3)} | {
-    f"{kind}_{resource}" for kind in ("free", "published") for resource in ("cpu", "mem")
+    f"{kind}_{resource}" for kind in ("free", "published", "unguarded", "violated") for resource in ("cpu", "mem")
 }
 SUMMARY_KEYS = {f"{r}_{figure}" for r in ("cpu", "mem") for figure in ("config", "avg", "std", "max", "percentile")}
 NODE_KEYS = SUMMARY_KEYS | {
@@ -75,6 +75,41 @@ def test_dump_has_every_key_with_an_entry_per_slice(scroogevm: Run, tmp_path: Pa
     assert (config["aggregation"], config["stability"]) == (2, "mean")
     percentiles = dump["node"]["cpu_percentile"][0]
     assert list(percentiles) == [str(p) for p in (*range(10, 90, 5), *range(90, 100))]
+
+
+def test_dump_with_guards_has_what_they_left_and_what_would_be_published_without(
+    scroogevm: Run, tmp_path: Path
+) -> None:
+    bare, guarded = tmp_path / "bare", tmp_path / "guarded"
+    for folder, options in ((bare, ["--no-guards"]), (guarded, ["--guards"])):
+        assert scroogevm("-l", TINY, "-o", folder, "-s", "percentile", "-c", "50", *options).returncode == 0
+    without, with_guards = (strict_json((folder / "dump-percentile.json").read_bytes()) for folder in (bare, guarded))
+    assert (without["config"]["guards"], with_guards["config"]["guards"]) == (False, True)
+    model, plain = with_guards["model"], without["model"]
+    assert set(model) == set(plain)
+    for name in ("cpu", "mem"):
+        assert model[f"unguarded_{name}"] == plain[f"unguarded_{name}"] == plain[f"published_{name}"]
+        pairs = list(zip(model[f"published_{name}"], plain[f"published_{name}"], strict=True))
+        assert all(0 <= lowered <= free for lowered, free in pairs)
+        assert any(lowered < free for lowered, free in pairs)
+        # The first slice has no figure before it.
+        assert model[f"violated_{name}"][0] is None
+        assert {*model[f"violated_{name}"][1:]} <= {0, 1}
+
+
+def test_replay_shows_the_bare_strategy_unless_guards_are_asked_for(scroogevm: Run, tmp_path: Path) -> None:
+    """Whatever SCHED_GUARDS is: a replay reads no settings."""
+    (tmp_path / "cwd" / ".env").write_text("SCHED_GUARDS=1\n")
+    command = ("-l", TINY, "-s", "percentile,clt", "--json")
+    bare, guarded = (json.loads(scroogevm(*command, *options).stdout) for options in ([], ["--guards"]))
+    assert (bare["guards"], guarded["guards"]) == (False, True)
+    for resource in ("cpu", "mem"):
+        free = [{row["strategy"]: row["published_free"] for row in one[resource]["rows"]} for one in (bare, guarded)]
+        assert all(free[1][name] < free[0][name] for name in ("percentile", "clt"))
+    text = scroogevm(*command[:-1], "--guards").stdout
+    assert text.count("published as free with guards") == 2
+    assert "with guards" not in scroogevm(*command[:-1]).stdout
+    assert "The rate is that of the open loop" in " ".join(text.split())
 
 
 def test_dump_of_an_absent_vm_is_null(scroogevm: Run, tmp_path: Path) -> None:
@@ -562,6 +597,12 @@ def test_help_names_every_option_and_strategy(scroogevm: Run) -> None:
         "--stability",
     ):
         assert word in text
+
+
+def test_help_lists_the_strategies_in_the_order_of_the_registry(scroogevm: Run) -> None:
+    lines = scroogevm("-h").stdout.partition("strategies (T is")[2].partition("\n\n")[0].splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(STRATEGIES)
+    assert lines[-1].split(maxsplit=1)[1] == STRATEGIES["clt"].summary
 
 
 def test_trace_is_read_once_whatever_the_number_of_strategies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

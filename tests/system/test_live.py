@@ -321,6 +321,66 @@ def fleet_in_step(env: Environment, first: float, last: float, folder: Path) -> 
     return estimates
 
 
+def test_guards_are_on_by_default_and_a_replay_with_guards_gives_what_was_published(
+    env: Environment, store: SqliteStore, tmp_path: Path
+) -> None:
+    """Killed in between; the daemon continues with what the guards remember."""
+    del env["SCHED_GUARDS"]
+    env["SCHED_NODES"] = json.dumps(NODES[:1])
+    arguments = ("-s", "percentile,clt", "-d", "1", "-o", str(tmp_path / "live"))
+    with written(store):
+        wait_for_samples(store)
+        with running(env, *arguments) as daemon:
+            time.sleep(3.3)
+            daemon.kill()
+        with running(env, *arguments) as daemon:
+            wait_for(all_ok(env))
+            time.sleep(2.5)
+            published = status(env)[NODES[0]]["cpu"]
+            shown = json.loads(run(env, "--status", "--json").stdout)[0]["cpu"]
+            end(daemon)
+    assert shown["limits"]
+    assert shown["limits"] == published["limits"] or shown["free"] != published["unguarded"]
+    assert shown["free"] < shown["unguarded"]
+    (path,) = (tmp_path / "live").glob("dump-*.json")
+    live = strict_json(path.read_bytes())
+    assert live["config"]["guards"] is True
+    epoch, out = live["epoch"], tmp_path / "trace.json"
+    done = run(env, f"--export={out}", f"--since={epoch[0] - 1}", f"--until={epoch[-1]}")
+    assert done.returncode == 0, done.stderr
+    done = run(env, f"--load={out}", "-s", "percentile,clt", "--guards", "-o", str(tmp_path / "replay"))
+    assert done.returncode == 0, done.stderr
+    for name, model in (("percentile", live["model"]), ("clt", live["others"]["clt"])):
+        replayed = strict_json((tmp_path / "replay" / f"dump-{name}.json").read_bytes())
+        assert replayed["epoch"] == epoch
+        assert len(epoch) >= 5
+        for key in ("published", "unguarded", "violated"):
+            for resource in ("cpu", "mem"):
+                assert replayed["model"][f"{key}_{resource}"] == model[f"{key}_{resource}"], (name, key, resource)
+
+
+def test_change_of_guards_does_not_continue_from_the_state_before(
+    env: Environment, store: SqliteStore, tmp_path: Path
+) -> None:
+    with written(store):
+        wait_for_samples(store)
+        with running(env, "-s", "borg") as daemon:
+            wait_for(all_ok(env))
+            end(daemon)
+        assert status(env)[NODES[0]]["free_cpu"] == 8.7
+        # The option is the setting: the state of the first of the two is continued by the second.
+        for changes, options, fresh in (({"SCHED_GUARDS": "1"}, (), True), ({}, ("--guards",), False)):
+            Path(env["STATE_ENDPOINT"]).unlink()
+            with running(env | changes, "-s", "borg", *options) as daemon:
+                wait_for(Path(env["STATE_ENDPOINT"]).exists)
+                wait_for(all_ok(env))
+                log = end(daemon)
+            published = status(env)[NODES[0]]
+            assert published["cpu"]["limits"]
+            assert published["free_cpu"] < published["cpu"]["unguarded"] == 8.7
+            assert ("the models start from the stored samples" in log) == fresh
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_the_daemon_with_exit_code_zero_and_no_log_line(
     sent: signal.Signals, env: Environment, store: SqliteStore

@@ -287,13 +287,14 @@ def _totals(statuses: Sequence[NodeStatus], charts: _Charts) -> list[Amounts]:
 
 def _total(resource: Resource, statuses: Sequence[NodeStatus], chart: Sparkline) -> Amounts:
     last = [figures for status in statuses if (figures := status.of(resource).last) is not None]
-    free = sum(status.of(resource).free for status in statuses)
+    known = [published for status in statuses if (published := status.of(resource)).last is not None]
+    free, capacity = (sum(getattr(published, name) for published in known) for name in ("free", "capacity"))
     booked_now, config = sum(figures.booked_now for figures in last), sum(figures.config for figures in last)
     return Amounts(
         free=_figure(free, resource),
         booked_now=_figure(booked_now, resource),
         config=_figure(config, resource),
-        ratio=_ratio((booked_now + free) / config if config > 0 else math.nan),
+        ratio=_ratio(capacity / config if config > 0 else math.nan),
         last_free="",
         state="",
         chart=chart,

@@ -88,6 +88,36 @@ def test_name_of_the_master_is_the_host_name_by_default(monkeypatch: pytest.Monk
     assert error.value.faults == ["SCHED_MASTER: ends with a backslash, which a tag of InfluxDB cannot"]
 
 
+def test_guards_are_on_unless_setting_or_option_switches_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """State that was computed with guards is not continued without them."""
+    guarded = load_configuration(options_with())
+    assert guarded.model.guarded is True
+    assert load_configuration(options_with(guards=False)).model.guarded is False
+    monkeypatch.setenv("SCHED_GUARDS", "0")
+    bare = load_configuration(options_with())
+    assert bare.model.guarded is False
+    assert load_configuration(options_with(guards=True)).model.guarded is True
+    assert bare.of_checkpoints != guarded.of_checkpoints
+    monkeypatch.setenv("SCHED_GUARDS", "2")
+    with pytest.raises(SettingsError) as error:
+        load_configuration(options_with())
+    assert error.value.faults == ["SCHED_GUARDS: '2' is not a whole number from 0 to 1"]
+
+
+def test_each_strategy_with_a_target_limits_the_risk(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_configuration(options_with(strategy="clt", risk=0.5)).model.cpu.risk == 0.5
+    for strategy, risk, most in (("clt", 0.51, 0.5), ("clt", 0.0, 0.5), ("conformal,clt", 0.4, 0.3)):
+        with pytest.raises(SettingsError) as error:
+            load_configuration(options_with(strategy=strategy, risk=risk))
+        name = strategy.partition(",")[0]
+        assert error.value.faults == [f"--risk: {name} supports target risks above 0 and up to {most:g}, not {risk:g}"]
+    monkeypatch.setenv("SCHED_RISK_MEM", "0.6")
+    with pytest.raises(SettingsError) as error:
+        load_configuration(options_with(strategy="clt"))
+    assert error.value.faults == ["SCHED_RISK_MEM: clt supports target risks above 0 and up to 0.5, not 0.6"]
+    assert load_configuration(options_with(strategy="nsigma")).model.mem.risk == 0.6
+
+
 @pytest.mark.parametrize("model", [{"strategy": "no-such"}, {"strategy": "conformal", "risk": 0.9}])
 def test_wrong_model_options_are_settings_errors(model: dict[str, Any]) -> None:
     """A reload keeps the previous configuration then."""

@@ -41,6 +41,27 @@ def evaluated(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 # --- results ----------------------------------------------------------------------------------------
 
 
+def test_guards_lower_what_every_strategy_publishes_and_depend_on_the_risk(
+    evaluated: tuple[Path, Finished], traces: Path, tmp_path: Path
+) -> None:
+    arguments = (traces, "--output", tmp_path, "--risk=0.05,0.2", "--no-pictures", "--strategy=percentile,clt")
+    finished = run_main(*arguments, "--guards")
+    assert (finished.code, finished.err) == (0, "")
+    bare = {
+        (row["strategy"], row["risk"], row["resource"]): float(row["published_free"])
+        for row in table(evaluated[0] / "pooled.csv")
+    }
+    guarded = table(tmp_path / "pooled.csv")
+    assert [row["risk"] for row in guarded if row["resource"] == "cpu"] == ["0.05", "0.2"] * 2
+    assert {row["guards"] for row in guarded} == {"True"}
+    for row in guarded:
+        risk = row["risk"] if row["strategy"] == "clt" else ""
+        assert float(row["published_free"]) < bare[row["strategy"], risk, row["resource"]]
+    # The same folder without guards is another evaluation.
+    assert run_main(*arguments).err == ""
+    assert {row["guards"] for row in table(tmp_path / "pooled.csv")} == {"False"}
+
+
 def test_results_have_a_row_per_trace_variant_and_resource(evaluated: tuple[Path, Finished]) -> None:
     rows = table(evaluated[0] / "results.csv")
     assert len(rows) == len(MIXES) * 2 * VARIANTS

@@ -80,6 +80,21 @@ def test_variants_in_a_shared_replay_equal_those_evaluated_alone() -> None:
             np.testing.assert_array_equal(history.published, together[key].published)
 
 
+def test_guarded_variants_in_a_shared_replay_equal_those_evaluated_alone() -> None:
+    trace = restless_trace(25)
+    values = {"percentile": [50.0], "aggregation": [1], "risk": [0.05, 0.2], "stability": ["mean"]}
+    chosen = variants(["percentile", "nsigma", "conformal"], values, guards=True)
+    assert [variant.risk for variant in chosen] == [0.05, 0.2] * 3
+    # Those without guards are computed beside them, and are not the same.
+    together = evaluate(trace, [*chosen, *variants(["percentile"], values)])
+    for variant in chosen:
+        for key, history in evaluate(trace, [variant]).items():
+            np.testing.assert_array_equal(history.published, together[key].published)
+    guarded, bare = (together[one, "cpu"] for one in (chosen[0], Variant("percentile", percentile=50.0)))
+    assert (guarded.published <= bare.published).all()
+    assert guarded.published.sum() < bare.published.sum()
+
+
 # --- pooling ----------------------------------------------------------------------------------------
 
 SHARES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0])
@@ -119,5 +134,5 @@ def test_trace_without_scored_slices_has_empty_cells() -> None:
     assert (row.slices, row.violations) == (0, 0)
     assert pooled([row]) == []
     header, line = table_csv([row], Row).splitlines()
-    assert header.startswith(f"trace,strategy,{','.join(PARAMETERS)},resource,slices,violations,misprediction,")
-    assert line == "t,borg,,,,,cpu,0,0,,,,,,,"
+    assert header.startswith(f"trace,strategy,{','.join(PARAMETERS)},guards,resource,slices,violations,misprediction,")
+    assert line == "t,borg,,,,,False,cpu,0,0,,,,,,,"
