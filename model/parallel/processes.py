@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 
 from .source import SOURCE_DIGEST
 from .work import PlanT, ResultT, TaskT, Work, run_task
@@ -52,4 +55,22 @@ def _run_pool(
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
     # With one job joblib runs tasks in this process, which a task could then end.
     pool = Parallel(n_jobs=max(workers, 2), pre_dispatch=workers, batch_size=1, return_as="generator_unordered")
-    yield from pool(calls())
+    with _interrupts_blocked():
+        results = pool(calls())
+    yield from results
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM for what this thread starts meanwhile; for itself they wait until the end.
+
+    Both may reach every process of a group (Ctrl-C does). Workers leave them to this process, which ends them: an idle
+    one would print a traceback, one that starts would leave semaphores behind.
+    """
+    # Its start, once per process, unblocks them in Python before 3.12.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
