@@ -16,6 +16,7 @@ import numpy as np
 
 from .numerics import FloatArray, round_up
 from .slices import is_full
+from .violations import RATE_SLICES, is_exceeded
 from .vmmoments import previous_rows
 
 # The constants were fitted on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated nodes of 2,000 slices.
@@ -50,10 +51,6 @@ _SLACK, _SLACK_GAIN = 2.0, 0.3
 _ALARM_GAIN, _ALARM_OFFSET, _ALARM_FROM = 6.0, 1.0, 0.05
 #: Limits of the surplus, so that the distant past does not dominate.
 _SURPLUS_LEAST, _SURPLUS_MOST = -6.0, 20.0
-#: Number of published figures over which the violation rate is computed.
-_RATE_SLICES = 100
-#: A slice is violated from this excess on, a share of the node, as in the published score.
-_TOLERANCE = 1e-9
 
 #: The largest target risk: a margin is never below the quantile that a share p0 of the errors exceeds.
 MOST_RISK = 0.3
@@ -242,10 +239,9 @@ class ConformalBound:
     def _score_published(self, observation: SliceObservation) -> None:
         """Compare the last published figure and all candidates with the usage of this slice."""
         growth = max(0.0, observation.booked - self.booked)
-        excess = self.published - growth - (observation.config - observation.peak)
-        violated = excess > _TOLERANCE * observation.config
+        violated = is_exceeded(self.published, growth, observation.config, observation.peak)
         violated |= self.censored and is_full(observation.peak, observation.config)
-        self.violations = [*self.violations, int(violated)][-_RATE_SLICES:]
+        self.violations = [*self.violations, int(violated)][-RATE_SLICES:]
         self.surplus = min(max(self.surplus + violated - self.risk, _SURPLUS_LEAST), _SURPLUS_MOST)
         needed = observation.peak - growth
         self.errors = np.column_stack([self.errors, needed - self.forecasts])[:, -_ERRORS_KEPT:]

@@ -18,7 +18,7 @@ import numpy as np
 
 from .feedback import ResourceFeedback
 from .slices import is_full
-from .vmmoments import LEAST_SCOPE, VmFigures
+from .vmmoments import LEAST_SCOPE, VmFigures, counted_scope
 
 #: Part of what is free that a node is offered in an hour of a day (1/24 of a scope).
 _RAMP = 0.25
@@ -57,7 +57,7 @@ class GuardSettings:
     @property
     def day(self) -> int:
         """Slices of a scope, at least 24."""
-        return max(self.scope, LEAST_SCOPE)
+        return counted_scope(self.scope)
 
     @property
     def ramp_of_slice(self) -> float:
@@ -135,6 +135,14 @@ GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
 HORIZON = "horizon"
 #: Less than nothing is left of a node that recovers, cores or MB: that closes it.
 _RECOVERING = -1.0
+
+
+def offered_capacity(booked_now: float, free: float, config: float, *, closed: bool) -> float:
+    """What a scheduler may book on a node in total, cores or MB.
+
+    Booked now + published free. A closed node offers nothing, not even what its VMs leave: no more than it has.
+    """
+    return min(booked_now, config) if closed else booked_now + free
 
 
 @dataclass(frozen=True, slots=True)

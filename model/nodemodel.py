@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .feedback import Feedback, FleetModel, ResourceCounts, ResourceFeedback, SliceCounts, count_usage
-from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState
+from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState, offered_capacity
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
@@ -67,11 +67,8 @@ class Estimate:
         return self.tier2
 
     def capacity(self, booked_now: float, config: float) -> float:
-        """What a scheduler may book on the node in total, cores or MB.
-
-        Booked now + published free. A closed node offers nothing, not even what its VMs leave: no more than it has.
-        """
-        return min(booked_now, config) if self.closed else booked_now + self.published
+        """What a scheduler may book on the node in total, cores or MB; see :func:`~model.guards.offered_capacity`."""
+        return offered_capacity(booked_now, self.published, config, closed=self.closed)
 
 
 #: The estimate for a slice without samples of the node: nothing is published as free.

@@ -22,7 +22,7 @@ from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
 from .slices import Resource, Window
-from .vmmoments import LEAST_SCOPE, VmFigures
+from .vmmoments import VmFigures, counted_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +405,7 @@ class CentralLimit(Strategy):
     def update(self, observation: Observation) -> float:
         vms, current = observation.vms, observation.window.slices[-1]
         assert vms is not None  # noqa: S101  # the node model follows the VMs for this strategy
-        scope = max(observation.positions, LEAST_SCOPE)
+        scope = counted_scope(observation.positions)
         own = max(float(current.usage.node.mean()) - float(np.nansum(vms.used)), 0.0)
         self.slices += 1
         self.own += max(1.0 / self.slices, 1.0 / scope) * (own - self.own)

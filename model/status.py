@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .guards import offered_capacity
 from .nodemodel import Estimate, NodeEstimate
 from .slices import CPU, MEMORY, Resource, Slice, Usage
 
@@ -58,6 +59,20 @@ class Figures:
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
+def guard_reasons(limits: Mapping[str, float], *, closed: bool, text_of: Callable[[float], str]) -> str:
+    """Why less is published than the strategy computed: ``horizon 10.2, ramp 7.5``.
+
+    Parameters
+    ----------
+    limits : mapping of guard to float
+    closed : bool
+    text_of : callable
+        The text of an amount, cores or MB.
+    """
+    reasons = [f"{guard} {text_of(max(left, 0.0))}" for guard, left in limits.items()]
+    return ", ".join([*reasons, "closed"] if closed else reasons)
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceStatus:
     """One resource of a node.
@@ -86,14 +101,11 @@ class ResourceStatus:
 
     @property
     def capacity(self) -> float:
-        """What a scheduler may book in total, cores or MB; NaN before the first figures.
-
-        Booked now + free. A closed node offers nothing, not even what its VMs leave: no more than it has.
-        """
-        if self.last is None:
+        """What a scheduler may book in total, cores or MB; NaN before the first figures."""
+        last = self.last
+        if last is None:
             return math.nan
-        booked = self.last.booked_now
-        return min(booked, self.last.config) if self.last.closed else booked + self.free
+        return offered_capacity(last.booked_now, self.free, last.config, closed=last.closed)
 
     @property
     def ratio(self) -> float:

@@ -14,6 +14,19 @@ RATE_SLICES = 100
 _TOLERANCE = 1e-9
 
 
+def is_exceeded(published: float, growth: float, config: float, peak: float) -> bool:
+    """Whether more was used than was left of a published figure; cores or MB.
+
+    Parameters
+    ----------
+    published, growth : float
+        The figure at the end of the slice before, and what was booked in addition since then, at least 0.
+    config, peak : float
+        Capacity, and 99th percentile of the samples.
+    """
+    return published - growth - (config - peak) > _TOLERANCE * config
+
+
 class ViolationRecord:
     """Counts the slices that violated a published figure.
 
@@ -45,8 +58,8 @@ class ViolationRecord:
         """
         if not follows or math.isnan(self.published):
             return math.nan
-        left = self.published - max(0.0, usage.booked_now - self.booked)
-        exceeded = left - (usage.config - peak) > _TOLERANCE * usage.config
+        growth = max(0.0, usage.booked_now - self.booked)
+        exceeded = is_exceeded(self.published, growth, usage.config, peak)
         violated = int(exceeded or is_full(peak, usage.config))
         self.flags = [*self.flags, violated][-RATE_SLICES:]
         return float(violated)

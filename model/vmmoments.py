@@ -19,6 +19,11 @@ _SMALLEST = {"cpu": 1.0, "mem": 512.0}
 LEAST_SCOPE = 24
 
 
+def counted_scope(positions: int) -> int:
+    """The slices of a scope, at least 24."""
+    return max(positions, LEAST_SCOPE)
+
+
 def size_classes(resource: Resource, sizes: FloatArray) -> NDArray[np.intp]:
     """The class of each VM size, (v,) int; an unknown size is in the first class."""
     known = np.where(sizes > 0, sizes, _SMALLEST[resource.name])
@@ -89,7 +94,7 @@ class VmMoments:
 
     def __init__(self, resource: Resource, scope: int) -> None:
         self._resource = resource
-        self.scope = max(scope, LEAST_SCOPE)
+        self.scope = counted_scope(scope)
         self._names: tuple[str, ...] = ()
         self._ages: FloatArray = np.empty(0)
         self._means: FloatArray = np.empty(0)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..common.atomic_files import make_folder_of, write_atomically
+from ..guards import offered_capacity
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from ..status import Figures, NodeStatus, ResourceStatus
 from .settings import StatusFileSettings
@@ -155,14 +156,11 @@ class PublishedNode(msgspec.Struct):
     mem: PublishedResource
 
     def capacity(self, resource: Resource) -> float | None:
-        """What a scheduler may book in total, cores or MB; None where it is not known.
-
-        Booked now + free; a closed node offers nothing, not even what its VMs leave.
-        """
+        """What a scheduler may book in total, cores or MB; None where it is not known."""
         free, published = self.of(resource)
         if published.booked_now is None or published.config is None:
             return None
-        return min(published.booked_now, published.config) if published.closed else published.booked_now + free
+        return offered_capacity(published.booked_now, free, published.config, closed=published.closed)
 
     def of(self, resource: Resource) -> tuple[float, PublishedResource]:
         """Published free, and the other figures of a resource."""

@@ -18,6 +18,7 @@ from rich.text import Text
 from ..cli.tables import first_that_fits, print_json, print_whole
 from ..common.errors import UsageError
 from ..slices import CPU, MEMORY, RESOURCES, Resource
+from ..status import guard_reasons
 from .status_file import PublishedNode, PublishedResource, StatusFileError, read_status
 
 _FILE_WIDTH = 160
@@ -130,9 +131,8 @@ def _limits(resource: Resource, row: NodeRow) -> str:
     _, published = row.node.of(resource)
     if not published.limits and not published.closed:
         return ""
-    reasons = [f"{guard} {_amount(resource, max(left, 0.0))}" for guard, left in published.limits.items()]
-    reasons += ["closed"] if published.closed else []
-    return f"{_amount(resource, published.unguarded)}: {', '.join(reasons)}"
+    reasons = guard_reasons(published.limits, closed=published.closed, text_of=partial(_amount, resource))
+    return f"{_amount(resource, published.unguarded)}: {reasons}"
 
 
 def _amount(resource: Resource, amount: float | None) -> str:

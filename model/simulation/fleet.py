@@ -74,10 +74,6 @@ class Fleet:
         self._placed: list[int] = []
         self._ends: dict[int, list[int]] = {}
 
-    def booked(self, resource: Resource) -> FloatArray:
-        """(n,) float64: the allocations of the VMs that exist now."""
-        return self.booked_cpu if resource is CPU else self.booked_mem
-
     def place(self, vm: int, node: int) -> None:
         """Start a VM on a node."""
         workload = self.workload

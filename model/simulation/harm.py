@@ -71,15 +71,13 @@ class Harm:
     ----------
     sold, used, over : (n, slices) arrays
         vCPUs booked / cores at the end, mean use / cores, and whether the node was over.
-    demand : (n, slices) float64
-        99th percentile of the demand / cores.
     """
 
     def __init__(self, size: FleetSize, slices: int, steps: int, warm_up: int) -> None:
         self._size = size
         self.warm_up = min(warm_up, max(slices - 1, 0))
         shape = (size.nodes, slices)
-        self.sold, self.used, self.demand, self.mem_sold, self.mem_demand = (np.zeros(shape) for _ in range(5))
+        self.sold, self.used, self.mem_sold = (np.zeros(shape) for _ in range(3))
         self.hosted = np.zeros(shape, np.intp)
         self.over, self.mem_over = np.zeros(shape, bool), np.zeros(shape, bool)
         self.violated = np.full(shape, math.nan)
@@ -114,9 +112,7 @@ class Harm:
         self.mem_sold[:, number] = ended.fleet.booked_mem / memory
         self.hosted[:, number] = ended.fleet.hosted
         self.used[:, number] = ended.cpu.node.mean(axis=1) / cores
-        self.demand[:, number] = p99 / cores
         self.over[:, number] = p99 > cores * (1 + _TOLERANCE)
-        self.mem_demand[:, number] = ended.mem.demand.max(axis=1) / memory
         self.mem_over[:, number] = ended.mem.demand.max(axis=1) > memory * (1 + _TOLERANCE)
         self._load[:, number] = ended.cpu.demand / cores
         if capacities.violated is not None:

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import ROOT, bare_environment
 from tests.support.clusters import Cluster
 from tests.support.evaluation import run_main, same_tables, table, write_traces
+from tests.support.processes import process_group
 from tests.support.servers import free_port, wait_for
 
 MIXES = ("increasing", "decreasing", "bursty")
@@ -113,23 +114,9 @@ def run(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-@contextlib.contextmanager
-def started(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str | Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """The command line as the leader of a process group, which is killed in the end."""
-    process = subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=bare_environment(),
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+    return process_group(command(*arguments))
 
 
 def done(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...numerics import FloatArray
 from ...slices import RESOURCES, Resource
-from ...status import NodeStatus, ResourceStatus
+from ...status import NodeStatus, ResourceStatus, guard_reasons
 from .history import COLUMNS, END_COLUMN, RESOURCE_COLUMNS, SLICES_KEPT, Snapshot
 from .query import LONGEST_FILTER, PAGE_STATES, PageState, Query
 from .sparklines import HEIGHT, STEP, WIDTH, Sparkline, draw_sparkline
@@ -263,8 +263,8 @@ def _guards(resource: Resource, published: ResourceStatus) -> str:
     last = published.last
     if last is None or last.unguarded is None or published.state != "ok" or not (last.limits or last.closed):
         return ""
-    reasons = [f"{guard} {_figure(max(left, 0.0), resource)}" for guard, left in last.limits.items()]
-    return f"{_figure(last.unguarded, resource)}: {', '.join([*reasons, *['closed'] * last.closed])}"
+    reasons = guard_reasons(last.limits, closed=last.closed, text_of=lambda amount: _figure(amount, resource))
+    return f"{_figure(last.unguarded, resource)}: {reasons}"
 
 
 def _alternatives(of_resources: Iterable[ResourceStatus]) -> list[tuple[str, list[str]]]:
