@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .contention import Contention, ContentionSettings, ContentionTracker, Level, Measured, measure
 from .feedback import Feedback, FleetModel, ResourceCounts, ResourceFeedback, SliceCounts, count_usage
 from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState, offered_capacity
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
@@ -77,10 +78,14 @@ UNKNOWN = Estimate(threshold=math.nan, tier0=math.nan, tier1=math.nan, tier2=mat
 
 @dataclass(frozen=True, slots=True)
 class ResourceEstimate:
-    """Stability of one resource at the end of a slice, and the estimate of each strategy."""
+    """One resource at the end of a slice: its stability, the estimate of each strategy, and the contention.
+
+    The level of the contention is the one on which the node acts; that of the slice alone may be lower.
+    """
 
     stable: bool
     by_strategy: Mapping[str, Estimate]
+    contention: Contention = Contention()  # noqa: RUF009  # immutable
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,8 @@ class ModelSettings:
         S, the slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
     guarded : bool
         Whether guards lower what is published (:mod:`model.guards`).
+    contention : ContentionSettings
+        From when on VMs suffer (:mod:`model.contention`).
     """
 
     historical: int
@@ -120,6 +127,7 @@ class ModelSettings:
     mem: StrategySettings = field(default_factory=StrategySettings)
     positions: int = 1
     guarded: bool = False
+    contention: ContentionSettings = ContentionSettings()  # noqa: RUF009  # immutable
 
     def of(self, resource: Resource) -> StrategySettings:
         """The parameters of the strategies for one resource."""
@@ -188,10 +196,10 @@ class _Publication:
         self.record = ViolationRecord()
 
     def state(self) -> dict[str, Any]:
-        return {"past": list(self.guards.past), "record": self.record.state()}
+        return {**self.guards.state(), "record": self.record.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.guards.past.extend(state["past"])
+        self.guards.restore(state)
         self.record.restore(state["record"])
 
 
@@ -209,6 +217,7 @@ class _ResourceModel:
         self.measured = False  # whether the slice before has samples
         guards = GuardSettings(settings.positions) if settings.guarded else None
         self.condition = None if guards is None else NodeCondition(guards, phase)
+        self.tracker = None if guards is None else ContentionTracker(settings.contention, guards.day)
         self.moments = VmMoments(resource, settings.positions) if settings.uses_vm_moments else None
         self.publications = {name: _Publication(guards) for name in settings.strategies}
 
@@ -237,6 +246,7 @@ class _ResourceModel:
             "shared": shared,
             "moments": None if self.moments is None else self.moments.state(),
             "condition": None if self.condition is None else self.condition.state(),
+            "contention": None if self.tracker is None else self.tracker.state(),
             "published": {name: one.state() for name, one in self.publications.items()},
         }
         return common, own
@@ -249,6 +259,9 @@ class _ResourceModel:
             self.moments.restore(common["moments"])
         if self.condition is not None:
             self.condition.restore(common["condition"])
+        # A checkpoint of an earlier version has none.
+        if self.tracker is not None and common.get("contention") is not None:
+            self.tracker.restore(common["contention"])
         for name, publication in self.publications.items():
             publication.restore(common["published"][name])
         at_position = self._at(position)
@@ -275,24 +288,46 @@ class _ResourceModel:
         position = self._at(finished.position)
         present = PresentUsage(finished.vms, usage)
         position.slices.append(present)
+        measured = measure(self.resource, finished, self.settings.contention)
         if not usage.measured:
-            return unknown, ResourceCounts()
+            if self.tracker is not None:
+                self._act_on(measured, finished)
+            return replace(unknown, contention=measured.contention), ResourceCounts()
         stable = position.stable(self.detector)
-        peak = present.peak(99.0, 1)
-        vms, counts, node = None, ResourceCounts(), None
+        # Usage is cut at the size of the node, or of the cores that its VMs share.
+        demand = PresentUsage(finished.vms, usage.demand)
+        peak = demand.peak(99.0, 1)
+        contended = measured.contention.level is Level.HIGH
+        vms, counts, node, contention = None, ResourceCounts(), None, measured.contention
         if self.moments is not None:
-            vms = self.moments.update(finished.vms, usage)
-            counts = count_usage(usage, vms, full=is_full(peak, usage.config))
-            if self.condition is not None:
-                node = self.condition.update(usage.config, peak, vms, feedback)
+            vms = self.moments.update(finished.vms, demand.usage)
+            counts = count_usage(demand.usage, vms, full=is_full(peak, usage.config) or contended)
+        if self.condition is not None and self.tracker is not None and vms is not None:
+            contention = self._act_on(measured, finished)
+            node = self.condition.update(
+                *(usage.config, peak, vms, feedback), contended=contended, contention=contention.level
+            )
         observed = Observation(
-            position.window(), stable, finished.position, self.settings.positions, follows, feedback, vms
+            position.window(),
+            stable,
+            finished.position,
+            self.settings.positions,
+            follows,
+            feedback,
+            vms,
+            demand=demand,
+            contended=contended,
         )
         estimates = {
             name: self._estimate(name, position.strategies[name], observed, peak, node)
             for name in self.settings.strategies
         }
-        return ResourceEstimate(stable, estimates), counts
+        return ResourceEstimate(stable, estimates, contention), counts
+
+    def _act_on(self, measured: Measured, finished: Slice) -> Contention:
+        """The contention of a slice, with the level on which the node acts."""
+        assert self.tracker is not None  # noqa: S101
+        return replace(measured.contention, level=self.tracker.update(measured, finished.alive))
 
     def _estimate(
         self, name: str, strategy: Strategy, observed: Observation, peak: float, node: NodeState | None
@@ -307,11 +342,11 @@ class _ResourceModel:
             unguarded = min(self.free[name].values())
         unguarded = min(unguarded, observed.config)
         publication, usage = self.publications[name], observed.window.current
-        violated = publication.record.compare(usage, peak, follows=observed.follows)
+        violated = publication.record.compare(usage, peak, follows=observed.follows, contended=observed.contended)
         published, closed, limits = unguarded, False, dict[str, float]()
         if node is not None:
             # A threshold above the capacity is less than nothing free.
-            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node)
+            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node, usage.booked_now)
             published, closed, limits = round(guarded.free, 6), guarded.closed, dict(guarded.limits)
         publication.record.note_published(published, usage)
         return Estimate(
