@@ -19,6 +19,9 @@ import numpy as np
 from .numerics import BoolArray, FloatArray
 from .slices import CPU, Resource, Slice, Usage, Waits
 
+#: Shares of its runnable time that a VM waits, for which the time of VMs is counted.
+WAIT_SHARES = (0.05, 0.10, 0.20)
+
 #: A VM waits when it loses at least this part of each of its vCPUs: an idle VM that waits as long as it runs loses
 #: nothing that its users would see.
 _LEAST_WAIT = 0.01
@@ -229,6 +232,13 @@ def _is_at_quota(row: int, usage: Usage, waits: Waits, settings: ContentionSetti
     level = float(run.mean())
     constant = float(np.ptp(run)) <= _CONSTANT * level
     return constant and level < _BELOW_SIZE * float(usage.vm_config[row])
+
+
+def waiting_vms(waits: Waits) -> tuple[float, ...]:
+    """How many VMs waited for more than 5, 10 and 20 % of the time in which they could run, means over a slice."""
+    samples = waits.vm_share.shape[1] - np.isnan(waits.vm_share).sum(axis=1)
+    above = ((waits.vm_share > share).sum(axis=1) for share in WAIT_SHARES)
+    return tuple(float((number / np.maximum(samples, 1)).sum()) for number in above)
 
 
 class ContentionTracker:
