@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from .contention import Contention, Level, describe
+from .estimates import Estimate, NodeEstimate
 from .guards import CONTENTION, offered_capacity
-from .nodemodel import Estimate, NodeEstimate
 from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
 
 State = Literal["ok", "stale", "unknown"]

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ..contention import WAIT_SHARES, waiting_vms
-from ..nodemodel import Estimate, NodeEstimate
+from ..estimates import Estimate, NodeEstimate
 from ..numerics import PERCENTILES, FloatArray, Summary, summarise
 from ..slices import CPU, RESOURCES, Resource, Slice
 from .scoring import History

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..common.text import printable
-from ..nodemodel import NodeEstimate
+from ..estimates import NodeEstimate
 from ..slices import CPU, RESOURCES, Resource, Slice
 from .evidence import DEFINITION, NEGLIGIBLE, Evidence, rate_text
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.estimates import Estimate
 from model.feedback import Feedback, ResourceFeedback
 from model.guards import GUARDS, HORIZON, FigureGuards, GuardedFigure, GuardSettings, NodeCondition, NodeState
-from model.nodemodel import Estimate, ModelSettings, NodeModel
+from model.nodemodel import ModelSettings, NodeModel
 from model.slices import RESOURCES, Slice, Usage
 from model.stability import never
 from model.vmmoments import SIZE_CLASSES, VmFigures
