@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from ..samples import Contention, VcpuTimes
-from .exposition import Sample
+from .exposition import Sample, UnusualLines
 from .label_lines import LabelledMetrics, LabelLines
 from .limits import PageLimits
 
@@ -127,10 +127,11 @@ class ContentionReader:
         return _by_domain(samples, at_ms, "virt-handler")
 
     def _samples(self, page: bytes, groups: _Groups) -> Iterator[Sample]:
+        unusual_lines = UnusualLines()
         for start, metrics in groups.items():
             part = _part(page, start)
             if part:
-                yield from self._lines.samples(part, metrics)
+                yield from self._lines.samples(part, metrics, unusual_lines)
 
 
 def names_of_probe(vcpus: Mapping[str, VcpuTimes]) -> dict[str, VcpuTimes]:

@@ -66,7 +66,9 @@ class LabelLines:
         self.bad_lines = 0
         self._limits = limits
 
-    def samples(self, page: bytes, metrics: LabelledMetrics) -> Iterator[Sample]:
+    def samples(
+        self, page: bytes, metrics: LabelledMetrics, unusual_lines: UnusualLines | None = None
+    ) -> Iterator[Sample]:
         """The samples of some metrics; NaN where a value is invalid or not finite.
 
         Parameters
@@ -74,6 +76,8 @@ class LabelLines:
         page : bytes
             Whole lines.
         metrics : LabelledMetrics
+        unusual_lines : UnusualLines, optional
+            Parser of lines that the regular expression does not match, with what is left of its limits.
 
         Raises
         ------
@@ -95,11 +99,10 @@ class LabelLines:
                 value = math.nan
             yield name.decode(), pairs, value if math.isfinite(value) else math.nan
         if matched < len(metrics.starts.findall(page)):
-            yield from self._unusual_samples(page, metrics)
+            yield from self._unusual_samples(page, metrics, unusual_lines or UnusualLines())
 
-    def _unusual_samples(self, page: bytes, metrics: LabelledMetrics) -> Iterator[Sample]:
+    def _unusual_samples(self, page: bytes, metrics: LabelledMetrics, unusual_lines: UnusualLines) -> Iterator[Sample]:
         """The samples of lines that the regular expression does not match."""
-        unusual_lines = UnusualLines()
         for match in metrics.starts.finditer(page):
             line = page[match.start() : page.find(b"\n", match.start())]
             if metrics.usual.match(line):
