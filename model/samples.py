@@ -17,6 +17,49 @@ Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
+class VcpuTimes:
+    """Counters of the vCPUs of a domain, s; NaN where the page contradicts itself.
+
+    Attributes
+    ----------
+    source : str
+        The page.
+    at_ms : float
+        Its time, Unix milliseconds of a clock that depends on the source.
+    wait : mapping of vCPU to float
+        How long it was ready to run and waited in the queue of a CPU.
+    run : mapping of vCPU to float
+        How long it ran; empty when the page does not have it.
+    """
+
+    source: str
+    at_ms: float
+    wait: Metrics
+    run: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """Counters that tell how long a node and its vCPUs waited; NaN where the page contradicts itself.
+
+    Attributes
+    ----------
+    at_ms : float
+        Time of the page of the node, Unix milliseconds.
+    node : mapping of field name to value
+        ``psi_cpu`` and ``psi_memory``, s; ``swap_in``, pages; ``oom_kills``.
+    queue : mapping of CPU to float
+        How long tasks waited in the queue of each CPU, s.
+    vcpus : mapping of domain name to VcpuTimes
+    """
+
+    at_ms: float
+    node: Metrics
+    queue: Metrics
+    vcpus: Mapping[str, VcpuTimes]
+
+
+@dataclass(frozen=True, slots=True)
 class Scrape:
     """The metrics of one scrape of a node, with the names and units of vmprobe (``cpu_cputime``, ns; memory KiB).
 
@@ -33,6 +76,8 @@ class Scrape:
         When the metrics of the domains were measured, if they have a page of their own; Unix milliseconds of any clock.
     problem : str
         Why the domains are unknown.
+    contention : Contention or None
+        None when no page has such counters.
     """
 
     epoch_ms: float
@@ -41,6 +86,7 @@ class Scrape:
     received_ms: float | None = None
     domains_ms: float | None = None
     problem: str = ""
+    contention: Contention | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,15 @@ _SHARES = (
 
 _SUMS = (("minflt_sum", "stat_minflt"), ("majflt_sum", "stat_majflt"))
 
+#: How long vCPUs and tasks waited for a CPU, and pressure.
+_CONTENTION = ("cpu_wait", "cpu_wait_share", "psi_cpu", "psi_memory", "swap_in", "oom_kills")
+
 #: Fields that are computed; a counter of perf with such a name is not stored.
 _RESERVED = {
     *("cpu", "mem", "cpu_time", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "elapsed_cpu_time", "sched_busy"),
     *("vm_number", "stat_rss_pages", "stat_rsslim", "stat_vsize"),
     *(name for name, *_ in (*_RATIOS, *FREQUENCIES, *_SHARES, *_SUMS)),
+    *_CONTENTION,
     *DELTAS,
     *FAULTS,
 }

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping
+from dataclasses import replace
 
-from ..samples import Scrape
-from .exposition import (
-    KIB,
-    NS_PER_S,
-    VALUE_PATTERN,
-    PageError,
-    Sample,
-    UnusualLines,
-    require_complete_lines,
-)
+from ..samples import Scrape, VcpuTimes
+from .contention_metrics import ContentionReader
+from .exposition import KIB, NS_PER_S, PageError, require_complete_lines
+from .label_lines import LabelledMetrics, LabelLines
 from .limits import PageLimits, VmLimit
 
 #: The modes of a core on Linux, and the counter of vmprobe that contains them.
@@ -37,10 +31,21 @@ _STATES = ("libvirt_domain_state_code", "libvirt_domain_info_vstate", "libvirt_d
 
 _MEMORY_STATS = "libvirt_domain_memory_stats"
 
+#: Metrics of KubeVirt's virt-handler. It has a series per vCPU, and no other metric with their number.
+_VCPU = "kubevirt_vmi_vcpu_seconds_total"
+_KUBEVIRT_MEMORY = "kubevirt_vmi_memory"
+_READY = "kubevirt_virt_handler_ready_status"
+
+#: Versions without that metric have a queue of this name.
+_QUEUE, _HANDLER = "kubevirt_workqueue_adds_total", "virt-handler-vm"
+
 #: Metrics of vmprobe: the factor to its unit, and the names that exporters use; the first one that exists counts.
 _DOMAIN_METRICS: Mapping[str, tuple[float, tuple[str, ...]]] = {
-    "cpu_alloc": (1.0, ("libvirt_domain_info_virtual_cpus",)),
-    "cpu_cputime": (NS_PER_S, ("libvirt_domain_info_cpu_time_seconds_total",)),
+    "cpu_alloc": (1.0, ("libvirt_domain_info_virtual_cpus", _VCPU)),
+    "cpu_cputime": (
+        NS_PER_S,
+        ("libvirt_domain_info_cpu_time_seconds_total", "kubevirt_vmi_cpu_usage_seconds_total"),
+    ),
     "memory_alloc": (
         1 / KIB,
         (
@@ -48,15 +53,27 @@ _DOMAIN_METRICS: Mapping[str, tuple[float, tuple[str, ...]]] = {
             f"{_MEMORY_STATS}_current_balloon_bytes",
             "libvirt_domain_info_memory_usage_bytes",
             "libvirt_domain_info_maximum_memory_bytes",
+            f"{_KUBEVIRT_MEMORY}_actual_balloon_bytes",
+            f"{_KUBEVIRT_MEMORY}_domain_bytes",
         ),
     ),
     **{
-        f"memory_{name}": (1 / KIB, (f"{_MEMORY_STATS}_{name}_bytes", f"libvirt_domain_stat_memory_{name}_bytes"))
+        f"memory_{name}": (
+            1 / KIB,
+            (
+                f"{_MEMORY_STATS}_{name}_bytes",
+                f"libvirt_domain_stat_memory_{name}_bytes",
+                f"{_KUBEVIRT_MEMORY}_{'resident' if name == 'rss' else name}_bytes",
+            ),
+        )
         for name in ("rss", "unused", "available", "usable")
     },
 }
 
-_LIBVIRT_NAMES = {"libvirt_up", *_STATES, *(name for _, names in _DOMAIN_METRICS.values() for name in names)}
+#: Whether an exporter reached what it reports.
+_UP = ("libvirt_up", _READY)
+
+_LIBVIRT_NAMES = {*_UP, _QUEUE, *_STATES, *(name for _, names in _DOMAIN_METRICS.values() for name in names)}
 
 _NODE_FIELDS = {
     "node_memory_MemTotal_bytes": "memory_total",
@@ -66,59 +83,29 @@ _NODE_FIELDS = {
 
 _NODE_NAMES = {"node_cpu_seconds_total", *_NODE_FIELDS}
 
-#: Text of a label with its escapes: each character has one way to match, so that the time is linear. The numbers of
-#: escapes and of labels limit the memory of the search.
-_TEXT = rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*){0,256}'
-
-_LABELS = rb'\{((?:[a-zA-Z_][a-zA-Z0-9_]*="%b",?){0,64})\}' % _TEXT
-
-_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="(%b)"' % _TEXT)
-
-_ESCAPE = re.compile(r'\\([\\n"])')
-
-
-class _Metrics:
-    """Metrics to read from a page, and the patterns of their lines.
-
-    Attributes
-    ----------
-    names : set of str
-    encoded : sequence of bytes
-    usual : re.Pattern
-        Name, labels and value of a line of the usual form.
-    starts : re.Pattern
-        Start of any line of these metrics.
-    """
-
-    def __init__(self, names: Set[str]) -> None:
-        self.names = names
-        self.encoded = sorted(name.encode() for name in names)
-        either = b"|".join(self.encoded)
-        self.usual = re.compile(rb"^(%b)(?:%b)? (%b)$" % (either, _LABELS, VALUE_PATTERN), re.MULTILINE)
-        self.starts = re.compile(rb"^(?:%b)\b" % either, re.MULTILINE)
-
-
-_LIBVIRT_PAGE, _NODE_PAGE = _Metrics(_LIBVIRT_NAMES), _Metrics(_NODE_NAMES)
+_LIBVIRT_PAGE, _NODE_PAGE = LabelledMetrics(_LIBVIRT_NAMES), LabelledMetrics(_NODE_NAMES)
 
 
 class LabelReader:
-    """Reads successive pages of node_exporter and of a libvirt exporter: kumina's (Debian), Tinkoff's or inovex'.
+    """Reads successive pages of node_exporter and of a libvirt exporter.
+
+    That is kumina's (Debian), Tinkoff's or inovex', or KubeVirt's virt-handler.
 
     Parameters
     ----------
     limits : PageLimits
-
-    Attributes
-    ----------
-    bad_lines : int
-        Lines of used metrics that could not be parsed so far.
     """
 
     def __init__(self, limits: PageLimits = PageLimits()) -> None:  # noqa: B008  # frozen
-        self.bad_lines = 0
-        self._limits = limits
+        self._lines = LabelLines(limits)
+        self._contention = ContentionReader(limits)
         self._vms = VmLimit(limits.vms)
         self._cores: frozenset[str] | None = None
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines of used metrics that could not be parsed so far."""
+        return self._lines.bad_lines + self._contention.bad_lines
 
     def read(
         self,
@@ -151,19 +138,22 @@ class LabelReader:
         require_complete_lines(node_page)
         node = self._read_node(node_page)
         # The time of the page itself is closer to its counters than the times of request and answer.
-        epoch_ms = node.pop("time") * 1000.0 if "time" in node else node_ms
+        epoch_ms = float(round(node.pop("time") * 1000.0 if "time" in node else node_ms))
+        contention = self._contention.read_node_page(node_page, node_ms)
         domains = None
         if libvirt_page is not None and (not libvirt_page or libvirt_page.endswith(b"\n")):
             domains, problem = self._read_domains(libvirt_page)
+            vcpus = self._read_vcpus(libvirt_page, node_ms if libvirt_ms is None else libvirt_ms)
+            contention = replace(contention, vcpus={**contention.vcpus, **vcpus})
         elif libvirt_page:
             problem = "the page is truncated in the middle of a line"
         problem = f"the libvirt exporter does not report them: {problem}" if problem else ""
-        return Scrape(float(round(epoch_ms)), node, domains, node_ms, libvirt_ms, problem)
+        return Scrape(epoch_ms, node, domains, node_ms, libvirt_ms, problem, contention)
 
     def _read_node(self, page: bytes) -> dict[str, float]:
         modes: dict[str, dict[str, float]] = {}
         metrics: dict[str, float] = {}
-        for name, labels, value in self._samples(page, _NODE_PAGE):
+        for name, labels, value in self._lines.samples(page, _NODE_PAGE):
             if name == "node_cpu_seconds_total":
                 mode, of_core = labels.get("mode", ""), modes.setdefault(labels.get("cpu", ""), {})
                 # A series that is on the page twice has no value.
@@ -193,65 +183,44 @@ class LabelReader:
     def _read_domains(self, page: bytes) -> tuple[dict[str, dict[str, float]] | None, str]:
         """Metrics of the running domains; None, and why, when the exporter could not read them."""
         by_domain: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        up: float | None = None
-        for name, labels, value in self._samples(page, _LIBVIRT_PAGE):
-            if name == "libvirt_up":
-                up = value
-            elif "domain" in labels:
-                of_domain = by_domain[labels["domain"]]
-                # Two domains with one name: neither has a value.
-                of_domain[name] = math.nan if name in of_domain else value
+        vcpus: defaultdict[str, set[str]] = defaultdict(set)
+        up: dict[str, float] = {}
+        for name, labels, value in self._lines.samples(page, _LIBVIRT_PAGE):
+            if name in _UP:
+                up[name] = value
+            elif name == _QUEUE:
+                if labels.get("name") == _HANDLER:
+                    up.setdefault(name, 1.0)
+            elif (domain := _domain_of(name, labels)) is not None:
+                of_domain = by_domain[domain]
+                if name == _VCPU:
+                    vcpus[domain].add(labels.get("id", ""))
+                else:
+                    # Two domains with one name: neither has a value.
+                    of_domain[name] = math.nan if name in of_domain else value
+        for domain, ids in vcpus.items():
+            by_domain[domain][_VCPU] = float(len(ids))
         self._vms.check(by_domain.keys())
         # An exporter that fails at one domain omits the following ones and reports libvirt_up 0.
-        if up == 0.0:
-            return None, "libvirt_up is 0"
-        if up is None and not by_domain:
+        for name, value in up.items():
+            if value == 0.0:
+                return None, f"{name} is 0"
+        if not up and not by_domain:
             return None, "no metric of libvirt on its page"
         return {domain: _convert(metrics) for domain, metrics in by_domain.items() if _is_running(metrics)}, ""
 
-    def _samples(self, page: bytes, metrics: _Metrics) -> Iterator[Sample]:
-        """The samples of some metrics; NaN where a value is invalid or not finite."""
-        self._limits.check_series(page, metrics.encoded)
-        matched = 0
-        for name, labels, text in metrics.usual.findall(page):
-            matched += 1
-            try:
-                pairs = _parse_labels(labels)
-            except ValueError:
-                self.bad_lines += 1
-                continue
-            try:
-                value = float(text)
-            except ValueError:
-                self.bad_lines += 1
-                value = math.nan
-            yield name.decode(), pairs, value if math.isfinite(value) else math.nan
-        if matched < len(metrics.starts.findall(page)):
-            yield from self._unusual_samples(page, metrics)
-
-    def _unusual_samples(self, page: bytes, metrics: _Metrics) -> Iterator[Sample]:
-        """The samples of lines that the regular expression does not match."""
-        unusual_lines = UnusualLines()
-        for match in metrics.starts.finditer(page):
-            line = page[match.start() : page.find(b"\n", match.start())]
-            if metrics.usual.match(line):
-                continue
-            samples = [sample for sample in unusual_lines.parse(line) if sample[0] in metrics.names]
-            self.bad_lines += not samples
-            for name, labels, value in samples:
-                yield name, labels, value if math.isfinite(value) else math.nan
+    def _read_vcpus(self, page: bytes, at_ms: float) -> dict[str, VcpuTimes]:
+        kubevirt = self._contention.read_kubevirt(page, at_ms)
+        return {**kubevirt, **self._contention.read_vcpus(page, at_ms, "libvirt exporter")}
 
 
-def _parse_labels(labels: bytes) -> dict[str, str]:
-    """Names and texts of the labels of a line; raises ValueError when they are not UTF-8."""
-    pairs = {key.decode(): text.decode("utf-8") for key, text in _LABEL.findall(labels)}
-    if b"\\" in labels:
-        return {key: _ESCAPE.sub(_unescape, text) for key, text in pairs.items()}
-    return pairs
-
-
-def _unescape(match: re.Match[str]) -> str:
-    return "\n" if match[1] == "n" else match[1]
+def _domain_of(name: str, labels: Mapping[str, str]) -> str | None:
+    """The name that libvirt uses for the domain of a line; None for a line without one."""
+    if not name.startswith("kubevirt_"):
+        return labels.get("domain")
+    if "namespace" in labels and "name" in labels:
+        return f"{labels['namespace']}_{labels['name']}"
+    return None
 
 
 def _is_running(metrics: Mapping[str, float]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..samples import Metrics, Scrape, ScrapeSample
+from ..samples import Contention, Metrics, Scrape, ScrapeSample
 from .attribution import Attribution
 from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
 from .domain_rates import DomainRates, DomainUpdate
@@ -19,6 +19,7 @@ from .fields import DELTAS, FREQUENCIES, add_performance, add_rates, add_sums, c
 from .node_clock import sample_time_ms
 from .sizes import NodeSizes
 from .unconfirmed import Unconfirmed
+from .waits import DomainWaits, add_node_contention, add_probe_wait
 
 #: By how much the CPU time of the VMs may exceed the busy time of their node: they are not read at the same time.
 _VMS_TOLERANCE = 0.1
@@ -50,6 +51,7 @@ class _Page(NamedTuple):
 
     metrics: Metrics
     epoch_ms: float
+    contention: Contention | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class NodeRates:
     _latest: _Page | None = None
     _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
+    _waits: DomainWaits = field(default_factory=DomainWaits)
     _cpu: Attribution = field(default_factory=lambda: Attribution(*_CPU))
     _memory: Attribution = field(default_factory=lambda: Attribution(*_MEMORY))
 
@@ -89,7 +92,7 @@ class NodeRates:
         if self._epoch_ms is None:
             self._start_from(self.recall())
         last_ms = self._epoch_ms
-        fields, before_ms = self._node(scrape, problems)
+        fields, before = self._node(scrape, problems)
         domains: dict[str, dict[str, float]] = {}
         if scrape.domains is None:
             problems.append(Unconfirmed("vms", scrape.problem or "unknown"))
@@ -100,16 +103,20 @@ class NodeRates:
             sizes = (self._sizes.cores, self._sizes.memory_kib)
             updated = self._domains.update(scrape.domains, at_ms, *sizes, rated=rated)
             problems += updated.problems
-            if before_ms == last_ms and "cpu_usage" in fields:
+            vcpus = {} if scrape.contention is None else scrape.contention.vcpus
+            problems += self._waits.add(updated.fields, scrape.domains, vcpus, at_ms)
+            if before is not None and before.epoch_ms == last_ms and "cpu_usage" in fields:
                 self._compare_with_vms(fields, updated, problems)
             if self._attribute(fields, updated.fields, problems):
                 domains = updated.fields
                 add_sums(fields, domains)
+        if before is not None and "cpu_usage" in fields:
+            problems += _add_contention(fields, scrape, before)
         self._epoch_ms = scrape.epoch_ms
         return RatesUpdate(ScrapeSample(self.node, time_ms, fields, domains), problems)
 
-    def _node(self, scrape: Scrape, problems: list[Unconfirmed]) -> tuple[dict[str, float], float | None]:
-        """Fields of the node without sums, and the time of the page from which its rates are computed, ms."""
+    def _node(self, scrape: Scrape, problems: list[Unconfirmed]) -> tuple[dict[str, float], _Page | None]:
+        """Fields of the node without sums and contention, and the page from which its rates are computed."""
         now = scrape.node
         fields: dict[str, float] = {}
         copy_fields(fields, now, FREQUENCIES)
@@ -128,14 +135,14 @@ class NodeRates:
         at_ms = scrape.epoch_ms if scrape.received_ms is None else scrape.received_ms
         sizes, size_problems = self._sizes.update(now, at_ms, booted=booted)
         problems += size_problems
-        return fields | sizes, before.epoch_ms if before is not None else None
+        return fields | sizes, before
 
     def _grow(self, scrape: Scrape) -> tuple[_Page | None, CpuGrowth]:
         """The growth of the counters since the last page that was confirmed, else since the latest page.
 
         After pages that are not confirmed, the rate covers the time since the page before them.
         """
-        page = _Page(scrape.node, scrape.epoch_ms)
+        page = _Page(scrape.node, scrape.epoch_ms, scrape.contention)
         latest, self._latest = self._latest, page
         growth = CpuGrowth(None)
         for before in (self._confirmed, latest):
@@ -188,8 +195,8 @@ class NodeRates:
             self._cpu.accept(fields.get("cpu_usage"), cpu)
         else:
             for vm in vms.values():
-                vm.pop("cpu_usage", None)
-                vm.pop("elapsed_cpu_time", None)
+                for name in ("cpu_usage", "elapsed_cpu_time", "cpu_wait", "cpu_wait_share"):
+                    vm.pop(name, None)
             problems.append(Unconfirmed("vms_cpu", "unknown: it fell, the node is as busy as before"))
         self._memory.accept(fields.get("mem_usage"), memory)
         return True
@@ -207,3 +214,15 @@ class NodeRates:
                 f"{busy_ns / NS_PER_S / seconds:.1f}: its usage is unknown"
             )
             problems.append(Unconfirmed("cpu_vms", message))
+
+
+def _add_contention(fields: dict[str, float], scrape: Scrape, before: _Page) -> list[Unconfirmed]:
+    """Add how long the tasks of a node waited, from the pages that give its CPU usage."""
+    problems: list[Unconfirmed] = []
+    contention = scrape.contention
+    if contention is not None and before.contention is not None:
+        delay_s = scrape.node.get("probe_delay", 0.0) / 1000.0
+        problems += add_node_contention(fields, contention, before.contention, delay_s)
+    if contention is None or not contention.queue:
+        problems += add_probe_wait(fields, scrape.node, before.metrics)
+    return problems

@@ -19,6 +19,9 @@ REASONS = {
     "vm_size": "size of VMs",
     "vm_memory": "memory of VMs",
     "vms": "VMs",
+    "vm_wait": "wait times of VMs",
+    "node_wait": "wait times",
+    "pressure": "pressure",
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from ..samples import Scrape
+from ..samples import Contention, Scrape
+from .contention_metrics import ContentionReader, names_of_probe
 from .exposition import PageError, require_complete_lines
 from .limits import PageLimits, VmLimit
 from .vmprobe_completeness import CompletenessCheck
@@ -30,22 +32,23 @@ class VmprobeReader:
     prefix : str
         Prefix of all metric names.
     limits : PageLimits
-
-    Attributes
-    ----------
-    bad_lines : int
-        Lines with the prefix that could not be parsed so far.
     """
 
     def __init__(self, prefix: str, limits: PageLimits = PageLimits()) -> None:  # noqa: B008  # frozen
         self.prefix = prefix
-        self.bad_lines = 0
+        self._bad_lines = 0
+        self._contention = ContentionReader(limits)
         self._limits = limits
         self._vms = VmLimit(limits.vms)
         self._names = NameCache()
         self._metrics = UsedMetrics()
         self._completeness = CompletenessCheck()
         self._layout: PageLayout | None = None
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines of used metrics that could not be parsed so far."""
+        return self._bad_lines + self._contention.bad_lines
 
     def read(self, page: bytes, received_ms: float | None = None) -> Scrape:
         """The metrics of a page.
@@ -70,13 +73,14 @@ class VmprobeReader:
                     for domain, metrics in machines.items()
                     if domain is None or not _DOMAIN_METRICS.isdisjoint(metrics)
                 }
-                return _scrape(running, received_ms)
+                # Such a page has no other lines.
+                return _scrape(running, received_ms, None)
         return self._read_with_parser(page, received_ms)
 
     def _read_with_parser(self, page: bytes, received_ms: float | None) -> Scrape:
         self._limits.check_series(page, [f"{self.prefix}_".encode()])
         parsed = parse_page(page, self.prefix)
-        self.bad_lines += parsed.bad_lines
+        self._bad_lines += parsed.bad_lines
         if not parsed.values:
             found = "has one valid value" if parsed.unreadable else "on the page"
             raise PageError(f"no metric of prefix {self.prefix!r} {found}")
@@ -94,7 +98,8 @@ class VmprobeReader:
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
         names = list(parsed.values)
         self._layout = None if parsed.unreadable else page_layout(self.prefix, names, map(places.__getitem__, names))
-        return _scrape(machines, received_ms)
+        contention = self._contention.read_node_page(page, node["probe_epoch"] if received_ms is None else received_ms)
+        return _scrape(machines, received_ms, contention)
 
     def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
         """Domain and metric of each name on a page; None for metrics that are not used."""
@@ -121,10 +126,13 @@ def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> Machines:
     return {domain: machines.get(domain, {}) for domain in running}
 
 
-def _scrape(machines: Machines, received_ms: float | None) -> Scrape:
+def _scrape(machines: Machines, received_ms: float | None, contention: Contention | None) -> Scrape:
     node = machines[None]
     domains = {name: metrics for name, metrics in machines.items() if name is not None}
-    return Scrape(node["probe_epoch"], node, domains, received_ms)
+    if contention is not None:
+        vcpus = names_of_probe(contention.vcpus)
+        contention = replace(contention, vcpus=vcpus) if vcpus or contention.node or contention.queue else None
+    return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
 
 
 def _is_time(epoch_ms: float) -> bool:

@@ -202,3 +202,79 @@ def test_cpu_time_is_absent_when_the_cores_change() -> None:
     assert "cpu_user" not in scrape.node
     assert scrape.node["cpu_total"] == 1
     assert "cpu_user" in reader.read(without, 3.0).node
+
+
+# --- KubeVirt ---------------------------------------------------------------------------------------
+
+KUBEVIRT = """\
+kubevirt_info{goversion="go1.23",kubeversion="v1.5.0"} 1
+kubevirt_virt_handler_ready_status 1
+kubevirt_vmi_cpu_usage_seconds_total{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 14.5
+kubevirt_vmi_memory_actual_balloon_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 5.36870912e+08
+kubevirt_vmi_memory_available_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 5.0e+08
+kubevirt_vmi_memory_domain_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 1.073741824e+09
+kubevirt_vmi_memory_resident_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 4.02653184e+08
+kubevirt_vmi_memory_unused_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 1.34217728e+08
+kubevirt_vmi_memory_usable_bytes{kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 1.8e+08
+kubevirt_vmi_vcpu_delay_seconds_total{id="0",kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 0.25
+kubevirt_vmi_vcpu_delay_seconds_total{id="1",kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 0.5
+kubevirt_vmi_vcpu_seconds_total{id="0",kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2",state="running"} 8
+kubevirt_vmi_vcpu_seconds_total{id="1",kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2",state="blocked"} 6
+kubevirt_vmi_vcpu_wait_seconds_total{id="0",kubernetes_vmi_label_app="db",name="vm-1",namespace="prod",node="w2"} 0
+kubevirt_workqueue_adds_total{name="virt-handler-vm"} 17
+"""
+
+
+def test_vm_of_kubevirt_has_the_name_and_the_metrics_of_libvirt() -> None:
+    scrape = labels(KUBEVIRT)
+    assert scrape.domains == {
+        "prod_vm-1": {
+            "cpu_alloc": 2,
+            "cpu_cputime": 14.5e9,
+            "memory_alloc": 524288,
+            "memory_available": 5.0e8 / 1024,
+            "memory_rss": 393216,
+            "memory_unused": 131072,
+            "memory_usable": 1.8e8 / 1024,
+        }
+    }
+    assert scrape.contention is not None
+    vcpus = scrape.contention.vcpus["prod_vm-1"]
+    assert (vcpus.wait, vcpus.run, vcpus.at_ms) == ({"0": 0.25, "1": 0.5}, {"0": 8.0, "1": 6.0}, 1200.0)
+
+
+def test_vms_of_one_name_in_two_namespaces_are_two() -> None:
+    domains = labels(KUBEVIRT + KUBEVIRT.replace('"prod"', '"test"')).domains
+    assert set(domains or ()) == {"prod_vm-1", "test_vm-1"}
+    assert {domain["cpu_alloc"] for domain in (domains or {}).values()} == {2}
+
+
+def test_vcpu_that_changed_its_state_is_counted_once() -> None:
+    again = KUBEVIRT.replace('state="blocked"', 'state="running"')
+    domains = labels(KUBEVIRT + "".join(f"{line}\n" for line in again.splitlines() if "vcpu_seconds" in line)).domains
+    assert (domains or {})["prod_vm-1"]["cpu_alloc"] == 2
+
+
+def test_line_of_kubevirt_without_a_name_is_ignored() -> None:
+    text = "".join(f"{line}\n" for line in KUBEVIRT.splitlines()).replace('namespace="prod",', "")
+    assert labels(text).domains == {}
+
+
+@pytest.mark.parametrize(
+    "marker", ["kubevirt_virt_handler_ready_status 1\n", 'kubevirt_workqueue_adds_total{name="virt-handler-vm"} 0\n']
+)
+def test_virt_handler_without_vms_reports_none(marker: str) -> None:
+    assert labels(marker).domains == {}
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        ('kubevirt_info{goversion="go1.23"} 1\n', "no metric of libvirt on its page"),
+        ('kubevirt_workqueue_adds_total{name="virt-controller-vm"} 1\n', "no metric of libvirt on its page"),
+        (KUBEVIRT.replace("status 1", "status 0"), "kubevirt_virt_handler_ready_status is 0"),
+    ],
+)
+def test_vms_are_unknown_on_other_pages_of_kubevirt(page: str, problem: str) -> None:
+    scrape = labels(page)
+    assert (scrape.domains, scrape.problem) == (None, f"the libvirt exporter does not report them: {problem}")
