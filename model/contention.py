@@ -338,7 +338,7 @@ def describe(contention: Contention, used: float) -> str:
     Examples
     --------
     >>> describe(Contention(Level.HIGH, {"a": 0.31, "b": 0.06}, 2, calm=True), 0.41)
-    '2 VMs wait for CPU: a 31 %, b 6 %; the node is used by 41 %: check pinning, NUMA and hyperthreads'
+    '2 VMs wait for CPU: a 31 %, b 6 %; the node uses 41 % of its CPU: check pinning, NUMA and hyperthreads'
     """
     parts = []
     if contention.vms:
@@ -354,6 +354,6 @@ def describe(contention: Contention, used: float) -> str:
     }
     parts += [texts[name](value) for name, value in contention.pressure.items()]
     if contention.calm:
-        share = "" if math.isnan(used) else f" by {100 * used:.0f} %"
-        parts.append(f"the node is used{share or ' little'}: check pinning, NUMA and hyperthreads")
+        share = "little" if math.isnan(used) else f"{100 * used:.0f} %"
+        parts.append(f"the node uses {share} of its CPU: check pinning, NUMA and hyperthreads")
     return "; ".join(parts)

@@ -281,14 +281,14 @@ class FigureGuards:
         left = min(self.past)
         if left < free:
             limits[HORIZON] = left
+        if node.contention is Level.HIGH and left > _RECOVERING:
+            left = limits[CONTENTION] = _RECOVERING
         for name, guard in GUARDS.items():
             before, left = left, min(left, guard(node, left))
             if left < before:
                 limits[name] = left
-        if node.contention is Level.HIGH and left > _RECOVERING:
-            left = limits[CONTENTION] = _RECOVERING
         # Some VMs suffer: the node is offered no more in total than before.
-        elif node.contention is Level.SOME and left > (held := max(self.capacity - booked_now, 0.0)):
+        if node.contention is Level.SOME and left > (held := max(self.capacity - booked_now, 0.0)):
             left = limits[CONTENTION] = held
         figure = GuardedFigure(max(left, 0.0), left < 0.0, limits)
         self.capacity = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
