@@ -157,18 +157,17 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
     """
     sampled = ~np.isnan(waits.vm_share).all(axis=1) if waits.vm_share.size else np.zeros(len(vms), dtype=bool)
     sources = {vms[i] for i in np.flatnonzero(sampled).tolist()}
-    levels = np.zeros(len(vms))
-    if (waits.vm_share > settings.vm_some).any():
+    levels, shares = np.zeros(len(vms)), waits.vm_share
+    if (shares > settings.vm_some).any():
         counts = ~_matching(vms, settings.capped)
         least = _LEAST_WAIT * np.nan_to_num(usage.vm_config)
-        shares = np.where(
-            waits.vm_wait >= least[:, None], waits.vm_share, np.where(np.isnan(waits.vm_share), np.nan, 0)
-        )
+        # Where the amount is unknown, the share alone counts.
+        shares = np.where((waits.vm_wait < least[:, None]) & ~np.isnan(shares), 0.0, shares)
         levels = np.nan_to_num(_exceeded_rows(shares, settings.samples)) * counts
     waiting = np.flatnonzero(levels > settings.vm_some)
     peak = float(np.percentile(usage.node, 99)) if usage.node.size else math.nan
     calm = bool(peak < _CALM * usage.config)
-    if calm and waiting.size == 1 and _is_at_quota(int(waiting[0]), usage, waits, settings):
+    if calm and waiting.size == 1 and _is_at_quota(int(waiting[0]), usage, shares, waits.vm_wait, settings):
         waiting = waiting[:0]
     ordered = sorted(waiting.tolist(), key=lambda i: (-levels[i], vms[i]))
     pressure, psi = {}, _exceeded(waits.node("psi_cpu"), settings.samples)
@@ -222,16 +221,17 @@ def _matching(vms: Sequence[str], patterns: Collection[str]) -> BoolArray:
     return np.array([any(fnmatchcase(name, pattern) for pattern in patterns) for name in vms], dtype=bool)
 
 
-def _is_at_quota(row: int, usage: Usage, waits: Waits, settings: ContentionSettings) -> bool:
+def _is_at_quota(row: int, usage: Usage, shares: FloatArray, waits: FloatArray, settings: ContentionSettings) -> bool:
     """Whether the only VM that waits runs at a constant level below its size."""
-    share, wait = waits.vm_share[row], waits.vm_wait[row]
+    share, wait = shares[row], waits[row]
     waiting = share > settings.vm_some
     if np.count_nonzero(waiting) < _LEAST_SAMPLES:
         return False
     run = wait[waiting] * (1.0 / share[waiting] - 1.0)
     level = float(run.mean())
     constant = float(np.ptp(run)) <= _CONSTANT * level
-    return constant and level < _BELOW_SIZE * float(usage.vm_config[row])
+    # A VM that never runs is starved: no quota is 0.
+    return constant and 0.0 < level < _BELOW_SIZE * float(usage.vm_config[row])
 
 
 def waiting_vms(waits: Waits) -> tuple[float, ...]:
