@@ -555,7 +555,7 @@ def test_text_names_what_waits(contention: Contention, text: str) -> None:
 def test_text_of_a_calm_node_says_how_much_it_is_used() -> None:
     contention = Contention(HIGH, {"a": 0.5}, 1, calm=True)
     hint = "check pinning, NUMA and hyperthreads"
-    assert describe(contention, 0.414) == f"1 VM waits for CPU: a 50 %; the node is used by 41 %: {hint}"
+    assert describe(contention, 0.414) == f"1 VM waits for CPU: a 50 %; the node uses 41 % of its CPU: {hint}"
     assert describe(contention, NAN) == f"1 VM waits for CPU: a 50 %; the node is used little: {hint}"
 
 
