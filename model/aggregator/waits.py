@@ -38,6 +38,9 @@ _MOST_RUN = 2.0
 #: A thread that ran for longer has waited: each time it wakes up, for a moment.
 _HAS_WAITED_S = 0.1
 
+#: Times of vCPUs may have steps of a hundredth of a second.
+_STEP_S = 0.01
+
 #: The clock of node_exporter's page and that of the probe on it are read at different times, s.
 _CLOCKS_S = 1.0
 
@@ -85,6 +88,14 @@ class _Growth(NamedTuple):
     def longest_s(self, vcpus: float) -> float:
         """For how long so many vCPUs can have waited, or run."""
         return vcpus * _MOST_WAIT * self.elapsed_s + _READ_S
+
+    def wait_share(self, vcpus: float) -> float:
+        """Wait of wait and run, 0 to 1; of an idle VM, whose run time is less than its steps, a lower limit."""
+        step_s = vcpus * _STEP_S
+        run_s = self.run_s
+        if run_s < step_s:
+            run_s = step_s if self.wait_s < step_s else max(run_s, min(self.cpu_s, step_s))
+        return self.wait_s / (self.wait_s + run_s) if self.wait_s > 0 else 0.0
 
 
 @dataclass(slots=True)
@@ -135,8 +146,7 @@ class DomainWaits:
                 impossible += 1
             elif _is_of_vm(growth, reading, vcpus_of_vm):
                 fields[name]["cpu_wait"] = growth.wait_s / growth.elapsed_s
-                total_s = growth.wait_s + growth.run_s
-                fields[name]["cpu_wait_share"] = growth.wait_s / total_s if total_s > 0 else 0.0
+                fields[name]["cpu_wait_share"] = growth.wait_share(vcpus_of_vm)
         if not impossible:
             return []
         return [Unconfirmed("vm_wait", f"{impossible} VMs waited for longer than the time since the page before")]

@@ -20,6 +20,7 @@ from misc.fakeworkers.machines import Plan, Shapes, build_worker
 from misc.fakeworkers.pages import render_vmprobe
 from model.aggregator.limits import PageLimits
 from model.aggregator.metrics import AggregatorMetrics
+from model.aggregator.rates import NodeRates
 from model.aggregator.scrape_manager import ScrapeManager
 from model.aggregator.scraper import ScrapeError, Scraper, open_session
 from model.aggregator.settings import AggregatorSettings
@@ -27,7 +28,8 @@ from model.aggregator.vmprobe import VmprobeReader
 from model.common.targets import LabelStub, Stub, VmprobeStub
 from model.samples import Scrape, ScrapeSample
 from model.store.settings import StoreSettings
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
+from tests.support.guests import CannotBuildError, Host, cache_folder, missing, package, unpack, which
 from tests.support.servers import fetch, free_port, wait_for
 
 NODE_EXPORTER, LIBVIRT_EXPORTER = "prometheus-node-exporter", "prometheus-libvirt-exporter"
@@ -92,7 +94,9 @@ def test_node_exporter_does_not_change_captured_pages(textfile: tuple[str, Path]
     url, folder = textfile
     for page in sorted((SHARED / "captures").glob("vmprobe_*.prom")):
         put(folder, page.read_bytes())
-        assert scrape(VmprobeStub(url, url, "vmprobe")) == VmprobeReader("vmprobe").read(page.read_bytes())
+        # The exporter adds its own metrics of the node.
+        result = scrape(VmprobeStub(url, url, "vmprobe"))
+        assert replace(result, contention=None) == VmprobeReader("vmprobe").read(page.read_bytes())
 
 
 def test_incomplete_file_is_refused(textfile: tuple[str, Path]) -> None:
@@ -100,13 +104,13 @@ def test_incomplete_file_is_refused(textfile: tuple[str, Path]) -> None:
     stub = VmprobeStub(url, url, "vmprobe")
     page = render_vmprobe(build_worker(Plan(workers=1, vms=3), Shapes(1), 0), int(time.time()) * 1000)
     put(folder, page)
-    complete = scrape(stub)
+    complete = replace(scrape(stub), contention=None)
     for part in (b"", page[:200], page[: len(page) // 2]):
         put(folder, part)
         with pytest.raises(ScrapeError):
             scrape(stub)
     put(folder, page)
-    assert scrape(stub) == complete
+    assert replace(scrape(stub), contention=None) == complete
 
 
 def test_page_that_node_exporter_drops_for_an_invalid_name_is_refused(textfile: tuple[str, Path]) -> None:
@@ -169,3 +173,83 @@ def test_rates_of_node_and_domains_of_label_exporters() -> None:
     assert domain_cpu_ns / ((sample.time_ms - samples[0].time_ms) * 1e6) == pytest.approx(1.0, rel=0.2)
     assert test["cpu_usage"] > 0
     assert "mem_usage" not in test  # this exporter does not report the usage of guests
+
+
+# --- contention -------------------------------------------------------------------------------------
+
+
+def test_pressure_and_memory_trouble_of_the_node_arrive() -> None:
+    # A kernel without CONFIG_SCHEDSTATS does not have the queues of its CPUs.
+    files = {"psi_cpu": "/proc/pressure/cpu", "psi_memory": "/proc/pressure/memory", "cpu_wait": "/proc/schedstat"}
+    expected = {name for name, file in files.items() if Path(file).exists()} | {"swap_in", "oom_kills"}
+    rates, last = NodeRates("w1"), {}
+    with exporter(NODE_EXPORTER) as node, exporter(LIBVIRT_EXPORTER, "--libvirt.uri=test:///default") as libvirt:
+
+        def has_all() -> bool:
+            # A page with the time of the page before gives no sample.
+            sample = rates.update(scrape(LabelStub("w1", node, libvirt))).sample
+            last.update({} if sample is None else sample.fields)
+            return expected <= last.keys()
+
+        # In a shorter time, the counters and the time of a page differ by much of it.
+        wait_for(has_all, every=1.0)
+    assert not files.keys() - expected & last.keys()
+    assert all(0 <= last[name] <= 1 for name in {"psi_cpu", "psi_memory"} & expected)
+    assert 0 <= last["swap_in"] < 1e6
+    assert last["oom_kills"] >= 0
+
+
+@contextlib.contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Processes that want a core each."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def virsh(tmp_path: Path) -> Path:
+    """Folder of virsh, from Debian's package if it is not installed."""
+    if (installed := which("virsh")) is not None:
+        return Path(installed).parent
+    try:
+        unpack(package("libvirt-clients", "libvirt-clients_*.deb", cache_folder()), tmp_path / "clients")
+    except CannotBuildError as error:
+        pytest.skip(str(error))
+    return tmp_path / "clients" / "usr" / "bin"
+
+
+def test_wait_of_a_real_vm_arrives_through_a_textfile(tmp_path: Path, virsh: Path) -> None:
+    """A guest and other processes want more than the machine has; node_exporter serves what the script wrote."""
+    if reason := missing():
+        pytest.skip(f"no real guests here: {reason}")
+    folder = tmp_path / "textfile"
+    folder.mkdir()
+    rates, found = NodeRates("w1"), []
+    environment = {**os.environ, "PATH": f"{virsh}:{os.environ['PATH']}"}
+    with (
+        Host() as host,
+        exporter(NODE_EXPORTER, f"--collector.textfile.directory={folder}") as node,
+        exporter(LIBVIRT_EXPORTER, f"--libvirt.uri={host.uri}") as libvirt,
+    ):
+        guest = host.boot("vm-1", 160)
+        guest.run("burn 120 99 >/dev/null 2>&1 & true")
+        script = [ROOT / "misc" / "vcpu-delay.sh", "--connect", host.uri, "--output", folder / "vcpu-delay.prom"]
+
+        def has_wait() -> bool:
+            subprocess.run(list(map(str, script)), env=environment, check=True, timeout=60)
+            sample = rates.update(scrape(LabelStub("w1", node, libvirt))).sample
+            found.extend([sample.domains["vm-1"]] if sample is not None and "vm-1" in sample.domains else [])
+            return bool(found) and found[-1].get("cpu_usage", 0.0) > 0.1 and "cpu_wait" in found[-1]
+
+        with busy_processes(2 * (os.cpu_count() or 1)):
+            wait_for(has_wait)
+    vm = found[-1]
+    # One vCPU; the share of a fair scheduler is far from none.
+    assert 0.05 < vm["cpu_wait"] < 1.2
+    assert vm["cpu_wait_share"] == pytest.approx(vm["cpu_wait"] / (vm["cpu_wait"] + vm["cpu_usage"]), rel=0.5)

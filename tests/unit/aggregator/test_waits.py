@@ -96,6 +96,15 @@ def test_idle_vm_with_fresh_counters_waits_for_0() -> None:
     assert waits_of(scrape(10, 7, START), scrape(15, 7.2, replace(START, at_ms=15_000.0)))[-1] == (0.0, 0.0)
 
 
+def test_share_of_an_idle_vm_is_not_that_of_the_steps_of_its_counters() -> None:
+    """Two vCPUs that waited for 5 ms and ran for less than 10 ms each: 5 of at most 25 ms."""
+    idle = times(15, {"0": 1.005, "1": 2.0}, START.run)
+    assert waits_of(scrape(10, 7, START), scrape(15, 7, idle))[-1] == about(0.001, 0.2)
+    # The CPU time of the VM has no such steps.
+    longer = times(15, {"0": 1.03, "1": 2.0}, START.run)
+    assert waits_of(scrape(10, 7, START), scrape(15, 7.01, longer))[-1] == about(0.006, 0.75)
+
+
 def test_starved_vm_waits_all_the_time() -> None:
     starved = times(15, {"0": 6.0, "1": 7.0}, START.run)
     assert waits_of(scrape(10, 7, START), scrape(15, 7, starved))[-1] == about(2.0, 1.0)
