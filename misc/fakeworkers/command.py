@@ -12,6 +12,7 @@ import json
 import signal
 
 from misc.fakeworkers.faults import ANSWERS, EVENTS
+from misc.fakeworkers.loads import LOADS
 from misc.fakeworkers.machines import FORMATS, Plan
 from misc.fakeworkers.pages import DIALECTS
 from misc.fakeworkers.server import FakeWorkers
@@ -20,13 +21,14 @@ from model.cli.parser import Parser, number, whole_number
 
 def build_parser() -> Parser:
     """Build the parser of the command line."""
-    faults = {name: meaning for name, (meaning, _) in ANSWERS.items()} | EVENTS
+    faults = {name: meaning for name, (meaning, _) in ANSWERS.items()} | LOADS | EVENTS
     descriptions = "\n".join(f"  {name:16} {meaning}" for name, meaning in faults.items())
     epilog = f"""faults:
 {descriptions}
 
 POST /control {{"worker": 3, "fault": "slow", "seconds": 10}} injects one ("worker": "all"; "count": requests instead of
-seconds; "delay_s" for slow; "vm": number of the VM; fault "none" ends it). GET /control shows the state."""
+seconds; "delay_s" for slow; "vm": number of the VM of an event or quota; fault "none" ends it). GET /control shows the
+state."""
     parser = Parser(prog="fakeworkers", description=__doc__, epilog=epilog)
     default = Plan()
     parser.add_argument("--format", choices=FORMATS, default=default.format, help="default: %(default)s")
@@ -50,9 +52,11 @@ seconds; "delay_s" for slow; "vm": number of the VM; fault "none" ends it). GET 
             "period of the guests' memory statistics, s; 0 = always current",
         ),
         ("--slow-s", number(0), default.slow_s, "delay of a slow worker, s"),
+        ("--cores", whole_number(0), default.cores, "CPUs of each worker; 0 = enough for all vCPUs"),
         ("--port", whole_number(0), 9900, "0 = any free port"),
     ):
         parser.add_argument(flag, type=kind, default=value, metavar="N", help=f"{meaning} (default: {value:g})")
+    parser.add_argument("--vcpu-delay", action="store_true", help="node_exporter serves what misc/vcpu-delay.sh writes")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--fault", action="append", default=[], metavar="WORKER:NAME", help="a fault from the start")
     parser.add_argument("--print-stubs", action="store_true", help="print AGGREG_STUB_LIST of all workers, then serve")

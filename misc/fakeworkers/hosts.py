@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from misc.fakeworkers.loads import CALM_PRESSURE, CALM_WAIT, NodeLoad
 from misc.fakeworkers.machines import OVERHEAD, IntArray, Plan, Worker, shapes_of
 
 #: CPU time that the host spends for its VMs, a share of theirs in hundredths.
@@ -44,6 +45,8 @@ class _Vm:
     started_ms: int = 0
     counted_ns: int = 0
     ns_per_ms: int = 0
+    waited_ns: int = 0
+    wait_per_ms: int = 0
     memory: float = 0.0
     resident: float = 0.0
 
@@ -52,8 +55,8 @@ class Host(Worker):
     """A machine with VMs that are given.
 
     Time passes in steps (:meth:`run_step`). In a step all usage is constant: that of a VM is what it wants, or a share
-    of it when the VMs and the host together want more than there is; all VMs get the same share. Its pages end with the
-    last step, counters and clock alike, until the next step begins.
+    of it when the VMs and the host together want more than there is; all VMs get the same share, and wait for the rest.
+    Its pages end with the last step, counters and clock alike, until the next step begins.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ class Host(Worker):
         self._begin_ms = boot_ms
         self._end_ms: int | None = None
         self._vms_ns, self._vms_ns_per_ms = 0, 0
+        self._waited_ns, self._wait_per_ms = 0, 0
+        self._pressure_ns, self._pressure_per_ms = 0, CALM_PRESSURE
         self.served = 1.0
         none = np.empty(0, np.int64)
         super().__init__(
@@ -158,14 +163,18 @@ class Host(Worker):
             raise ValueError(f"a step from {begin_ms} to {end_ms} ms does not follow that until {self._end_ms} ms")
         elapsed_ms = begin_ms - self._begin_ms
         self._vms_ns += self._vms_ns_per_ms * elapsed_ms
+        self._waited_ns += self._wait_per_ms * elapsed_ms
+        self._pressure_ns += self._pressure_per_ms * elapsed_ms
         demand = [wanted[name].cores for name in self._vms]
         for vm in self._vms.values():
             vm.counted_ns += vm.ns_per_ms * elapsed_ms
+            vm.waited_ns += vm.wait_per_ms * elapsed_ms
         free_ns = self._cores * 1_000_000 - OVERHEAD
         total_ns = sum(demand) * 1e6 * (1 + _HOST_SHARE_PERCENT / 100)
         self.served = min(1.0, free_ns / total_ns) if total_ns else 1.0
         for (name, vm), cores in zip(self._vms.items(), demand, strict=True):
             vm.ns_per_ms = int(cores * 1e6 * self.served)
+            vm.wait_per_ms = int(cores * 1e6) - vm.ns_per_ms + vm.ns_per_ms // CALM_WAIT
             vm.memory = wanted[name].memory
             vm.resident = max(vm.resident, vm.memory)
             vm.started_ms = vm.started_ms or begin_ms
@@ -175,6 +184,8 @@ class Host(Worker):
         else:
             used = sum(vm.ns_per_ms for vm in self._vms.values())
             self._vms_ns_per_ms = min(used + used * _HOST_SHARE_PERCENT // 100, free_ns)
+        self._wait_per_ms = sum(vm.wait_per_ms for vm in self._vms.values()) + OVERHEAD // CALM_WAIT
+        self._pressure_per_ms = CALM_PRESSURE if self.served == 1.0 else 950_000
         self._begin_ms, self._end_ms = begin_ms, end_ms
         if self._changed:
             self._list_vms()
@@ -185,7 +196,7 @@ class Host(Worker):
         self.names, self.uuids = tuple(self._vms), tuple(vm.uuid for vm in vms)
         self.vcpus, self.memory_kib = _integers([vm.vcpus for vm in vms]), _integers([vm.memory_kib for vm in vms])
         self.started_ms = _integers([vm.started_ms for vm in vms])
-        self.base = self.stats_phase_ms = np.zeros(len(vms), np.int64)
+        self.base = self.wait_base = self.stats_phase_ms = np.zeros(len(vms), np.int64)
         self.kernel_permille = np.full(len(vms), _KERNEL_PERMILLE)
         self.away = np.zeros(len(vms), bool)
         self.layouts.clear()
@@ -200,6 +211,18 @@ class Host(Worker):
         vms = self._running
         counted, rates = _integers([vm.counted_ns for vm in vms]), _integers([vm.ns_per_ms for vm in vms])
         return counted + rates * self._elapsed(at_ms)
+
+    def wait_ns(self, at_ms: int | IntArray) -> IntArray:
+        """(vms,) int64: time in which each VM waited for a CPU, ns."""
+        vms = self._running
+        waited, rates = _integers([vm.waited_ns for vm in vms]), _integers([vm.wait_per_ms for vm in vms])
+        return waited + rates * self._elapsed(at_ms)
+
+    def node_load(self, at_ms: int) -> NodeLoad:
+        """Waits and pressure of the host since it booted; it always has enough memory."""
+        elapsed_ms = int(self._elapsed(at_ms))
+        wait_ns = self._waited_ns + self._wait_per_ms * elapsed_ms
+        return NodeLoad(wait_ns, self._pressure_ns + self._pressure_per_ms * elapsed_ms, 0, 0, 0)
 
     def counted_ns(self, at_ms: int) -> int:
         """CPU time that the host has spent for VMs since it booted, ns."""

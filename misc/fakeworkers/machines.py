@@ -11,7 +11,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from misc.fakeworkers import loads
 from misc.fakeworkers.layout import PageLayout
+from misc.fakeworkers.loads import CALM_WAIT, Effect, Loads, NodeLoad
 
 IntArray = npt.NDArray[np.int64]
 
@@ -63,6 +65,10 @@ class Plan:
         Period of the guests' memory statistics; 0 = always current.
     slow_s : float
         Delay of a slow worker.
+    cores : int
+        CPUs of each worker; 0 = enough for all vCPUs. With fewer, the VMs regularly use less.
+    vcpu_delay : bool
+        Whether node_exporter serves what ``misc/vcpu-delay.sh`` writes.
     """
 
     workers: int = 10
@@ -75,6 +81,8 @@ class Plan:
     probe_delay_ms: int = 5000
     stats_period_s: int = 10
     slow_s: float = 3.0
+    cores: int = 0
+    vcpu_delay: bool = False
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -127,13 +135,16 @@ def _autoregressive(draw: np.random.Generator, coefficient: float) -> npt.NDArra
 class Worker:
     """A host and its VMs: the state that events change. All usage is computed from the shapes.
 
-    The CPU counter of a VM is its CPU time since 2024 - ``base``. The host has counted CPU time since 2024 + ``shift``
-    of a running VM, and ``shift`` of a VM that is shut off (``away``).
+    The CPU counter of a VM is its CPU time since 2024 - ``base``, and that of its waits likewise with ``wait_base``.
+    The host has counted CPU time since 2024 + ``shift`` of a running VM, and ``shift`` of a VM that is shut off
+    (``away``).
 
     Attributes
     ----------
     layouts : dict of str to PageLayout
         Layouts of the pages by endpoint; valid until a VM comes or goes.
+    loads : Loads
+        What it does at times instead of its regular usage.
     """
 
     #: Whether the events of the control endpoint may happen to it.
@@ -153,21 +164,25 @@ class Worker:
     probe_phase_ms: int
     boot_ms: int
     started_ms: IntArray
+    loads: Loads = field(init=False)
     base: IntArray = field(init=False)
+    wait_base: IntArray = field(init=False)
     shift: IntArray = field(init=False)
     away: npt.NDArray[np.bool_] = field(init=False)
     node_base: int = 0
     layouts: dict[str, PageLayout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.loads = Loads(self._regular_ns)
         self.base = self.cpu_ns(self.started_ms)
+        self.wait_base = self.wait_ns(self.started_ms)
         self.shift = -self.base
         self.away = np.zeros(self.vcpus.size, dtype=bool)
 
     @property
     def cores(self) -> int:
-        """CPUs of the host: enough for all vCPUs, in multiples of 8."""
-        return 8 * (int(self.vcpus.sum()) // 8 + 1)
+        """CPUs of the host: those of the plan, or enough for all vCPUs, in multiples of 8."""
+        return self.plan.cores or 8 * (int(self.vcpus.sum()) // 8 + 1)
 
     @property
     def memory_total_kib(self) -> int:
@@ -175,20 +190,48 @@ class Worker:
         needed = int(self.memory_kib.sum()) + self.vcpus.size * (64 << 10) + (8 << 20)
         return -(-needed // (16 << 20)) * (16 << 20)
 
+    @property
+    def _free(self) -> int:
+        """What the host has for its VMs, ns per ms."""
+        return self.cores * 1_000_000 - OVERHEAD - _IOWAIT
+
     def cpu_ns(self, at_ms: int | IntArray) -> IntArray:
         """(vms,) int64: CPU time of each VM since 2024, as if it had always been running, ns."""
+        return self.loads.cpu_ns(at_ms)
+
+    def wait_ns(self, at_ms: int | IntArray) -> IntArray:
+        """(vms,) int64: time since 2024 in which each VM waited for a CPU, ns."""
+        return self.loads.wait_ns(at_ms)
+
+    def node_load(self, at_ms: int) -> NodeLoad:
+        """Waits and pressure of the host since it booted."""
+        load = self.loads.node(self.boot_ms, at_ms)
+        used = self.counted_ns(at_ms) + (at_ms - self.boot_ms) * OVERHEAD
+        return load._replace(wait_ns=load.wait_ns + used // CALM_WAIT)
+
+    def _regular_ns(self, at_ms: int | IntArray) -> IntArray:
+        """(vms,) int64: CPU time of each VM without loads, ns."""
         lap, step, rest = self._place(at_ms)
         series = self.shapes.time_ns
         start = series[self.shape, step]
         per_vcpu = lap * series[self.shape, -1] + start
         per_vcpu += (series[self.shape, step + 1] - start) // _STEP_MS * rest
-        return per_vcpu * self.vcpus
+        return self._fit(per_vcpu) * self.vcpus
 
     def microcores(self, at_ms: int) -> IntArray:
         """(vms,) int64: CPU usage of each VM, millionths of a core."""
         _, step, _ = self._place(at_ms)
         series = self.shapes.time_ns
-        return (series[self.shape, step + 1] - series[self.shape, step]) // _STEP_MS * self.vcpus
+        usage = self._fit((series[self.shape, step + 1] - series[self.shape, step]) // _STEP_MS) * self.vcpus
+        load = self.loads.current(at_ms)
+        return usage if load is None else np.where(load.effect.affected, load.effect.usage, usage)
+
+    def _fit(self, per_vcpu: IntArray) -> IntArray:
+        """Usage per vCPU, less on a host with fewer CPUs than vCPUs, so that all VMs together find enough."""
+        vcpus = int(self.vcpus.sum())
+        if vcpus * 1_000_000 <= self._free:
+            return per_vcpu
+        return per_vcpu // 1000 * (self._free // (vcpus * 1000))
 
     def iowait_ns(self, at_ms: int) -> int:
         """Time that the CPUs waited for disks since the host booted, ns."""
@@ -233,21 +276,70 @@ class Worker:
 
     def restart_vm(self, vm: int, at_ms: int) -> None:
         """Reset the counters of a VM; those of the host go on."""
-        self.base[vm] = self.cpu_ns(at_ms)[vm]
+        self.base[vm], self.wait_base[vm] = self.cpu_ns(at_ms)[vm], self.wait_ns(at_ms)[vm]
         self.started_ms[vm] = at_ms
 
     def stop_vm(self, vm: int, at_ms: int) -> None:
         """Shut a VM off."""
         self.shift[vm] += self.cpu_ns(at_ms)[vm]
         self.away[vm] = True
+        self._renew_load(at_ms)
         self.layouts.clear()
 
     def start_vm(self, vm: int, at_ms: int) -> None:
         """Start a VM that was shut off."""
         self.shift[vm] -= self.cpu_ns(at_ms)[vm]
         self.away[vm] = False
+        self._renew_load(at_ms)
         self.restart_vm(vm, at_ms)
         self.layouts.clear()
+
+    def begin_load(self, name: str, at_ms: int, end_ms: int | None, vm: int | None = None) -> None:
+        """Begin a load instead of the current one.
+
+        Parameters
+        ----------
+        name : str
+            Key of ``LOADS``.
+        at_ms : int
+        end_ms : int or None
+            None = until :meth:`end_load`.
+        vm : int, optional
+            Number of the VM of a quota; default: the first one that runs.
+
+        Raises
+        ------
+        ValueError
+            When it is not possible on this worker.
+        """
+        effect = self.effect_of(name, vm)
+        self.loads.end(at_ms)
+        self.loads.begin(name, effect, at_ms, end_ms)
+
+    def end_load(self, at_ms: int) -> None:
+        """End the current load, if there is one."""
+        self.loads.end(at_ms)
+
+    def effect_of(self, name: str, vm: int | None = None) -> Effect:
+        """What a load would change; see :meth:`begin_load`."""
+        if name == "contention":
+            return loads.contention(self.vcpus, self.away, self._free)
+        if name == "memory-pressure":
+            return loads.lack_of_memory(self.vcpus.size)
+        running = np.flatnonzero(~self.away).tolist()
+        if not running or (vm is not None and vm not in running):
+            raise ValueError(f"vm: worker {self.index} has no VM{'' if vm is None else f' number {vm}'} for {name}")
+        return loads.quota(self.vcpus, running[0] if vm is None else vm)
+
+    def _renew_load(self, at_ms: int) -> None:
+        """Share the CPUs among the VMs that run now."""
+        load = self.loads.current(at_ms)
+        if load is not None and load.name == "contention":
+            self.loads.end(at_ms)
+            try:
+                self.begin_load(load.name, at_ms, load.end_ms)
+            except ValueError:
+                return  # the others find enough
 
 
 def build_worker(plan: Plan, shapes: Shapes, index: int) -> Worker:

@@ -24,7 +24,8 @@ def domain_metrics(worker: Worker, at_ms: int) -> dict[str, IntArray]:
     used = total - worker.base
     cpu = used // 1000 * 1000
     kernel = cpu // 1000 * worker.kernel_permille
-    runtime = used // 8
+    # The main thread of the VM's process, which is all that the probe reads of it.
+    runtime, waittime = used // 8, (worker.wait_ns(at_ms) - worker.wait_base) // 8
     period_ms = worker.plan.stats_period_s * 1000
     age_ms = (at_ms - worker.stats_phase_ms) % period_ms if period_ms else 0
     stats_ms = np.maximum(at_ms - age_ms, worker.started_ms)
@@ -58,7 +59,7 @@ def domain_metrics(worker: Worker, at_ms: int) -> dict[str, IntArray]:
         "perf_swtaskclock": 7_000_000 + microcores * 4,
         "sched_runtime": runtime,
         "sched_timeslices": runtime // 45_000,
-        "sched_waittime": runtime // 6,
+        "sched_waittime": waittime,
         "stat_majflt": 6 + used // 10**13,
         "stat_minflt": 12_000 + used // 2_000_000,
         "stat_rss": pages,
@@ -104,7 +105,11 @@ def node_metrics(worker: Worker, at_ms: int) -> dict[str, int]:
     kernel = busy * 3 // 20
     total = worker.memory_total_kib
     resident = sum(np.where(worker.away, 0, _resident_kib(worker, at_ms)).tolist())
-    available = max(total - resident - (2 << 20), 0)
+    load = worker.loads.current(at_ms)
+    if load is not None and load.name == "memory-pressure":
+        available = total // 100
+    else:
+        available = max(total - resident - (2 << 20), 0)
     cached = min(3 << 20, available)
     microcores = sum(np.where(worker.away, 0, worker.microcores(at_ms)).tolist())
     instructions = microcores * 2000
@@ -136,5 +141,5 @@ def node_metrics(worker: Worker, at_ms: int) -> dict[str, int]:
         "probe_epoch": at_ms,
         "sched_runtime": busy,
         "sched_timeslices": busy // 3_000_000,
-        "sched_waittime": busy // 25,
+        "sched_waittime": worker.node_load(at_ms).wait_ns,
     }

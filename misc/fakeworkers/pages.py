@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from misc.fakeworkers.contention_pages import (
+    VCPU_NAMES,
+    node_contention_lines,
+    node_contention_values,
+    vcpu_lines,
+    vcpu_values,
+)
 from misc.fakeworkers.layout import PageLayout, go_number, lay_out
 from misc.fakeworkers.machines import IntArray, Worker
 from misc.fakeworkers.metrics import JIFFY_NS, domain_constants, domain_metrics, node_metrics, visible_kib
@@ -33,7 +40,10 @@ def render_vmprobe(worker: Worker, epoch_ms: int) -> bytes:
     layout = worker.layouts.get("metrics")
     if layout is None:
         layout = worker.layouts["metrics"] = _vmprobe_layout(worker, list(domains), list(node))
-    return layout.fill(_flat(domains, node), str if worker.plan.format == "vmprobe" else go_number)
+    values = _flat(domains, node)
+    if worker.plan.format == "vmprobe":
+        return layout.fill(values, str)
+    return layout.fill(values + _exporter_values(worker, epoch_ms), go_number)
 
 
 def _check_time(worker: Worker, at_ms: int) -> None:
@@ -62,9 +72,26 @@ def _vmprobe_layout(worker: Worker, domain_names: Sequence[str], node_names: Seq
         order = np.random.default_rng(plan.seed).permutation(len(lines)).tolist()
         return lay_out((f"{lines[i][0]} ", lines[i][1]) for i in order)
     head = "# HELP {0} Metric read from vmprobe.prom\n# TYPE {0} untyped\n{0} "
-    named = [(head.format(name), value) for name, value in sorted(lines)]
+    first = len(domain_names) * n + len(node_names)
+    named = [*_exporter_lines(worker, first), *((head.format(name), value) for name, value in sorted(lines))]
     named[0] = (_other_metrics(plan.seed, plan.other_metrics) + named[0][0], named[0][1])
     return lay_out(named)
+
+
+def _exporter_values(worker: Worker, at_ms: int) -> list[float]:
+    """The values of :func:`_exporter_lines`, in their order."""
+    vcpus = vcpu_values(worker, at_ms) if worker.plan.vcpu_delay else []
+    return [at_ms / 1000, *node_contention_values(worker, at_ms), *vcpus]
+
+
+def _exporter_lines(worker: Worker, first: int) -> Iterator[tuple[str, int | str]]:
+    """Lines of node_exporter beside CPU and memory, and of a textfile; ``first`` is the place of their first value."""
+    name = "node_time_seconds"
+    yield f"# HELP {name} As reported by the kernel.\n# TYPE {name} gauge\n{name} ", first
+    contention = list(node_contention_lines(worker, first + 1))
+    yield from contention
+    if worker.plan.vcpu_delay:
+        yield from vcpu_lines(worker, first + 1 + len(contention), np.flatnonzero(~worker.away).tolist())
 
 
 #: Name, type, help text and labels of series that the aggregator ignores.
@@ -114,7 +141,7 @@ def render_node(worker: Worker, at_ms: int) -> bytes:
     # The CPUs share the time evenly; the last ones get the remaining hundredths.
     values: list[float] = [(ns // JIFFY_NS + cpu) // cores / 100 for ns in modes.values() for cpu in range(cores)]
     values += [node[f"memory_{name}"] * 1024 for name in _NODE_MEMORY.values()]
-    values += [worker.boot_ms / 1000, at_ms / 1000]
+    values += [worker.boot_ms / 1000, *_exporter_values(worker, at_ms)]
     layout = worker.layouts.get("node")
     if layout is None:
         layout = worker.layouts["node"] = lay_out(_node_lines(worker, list(modes)))
@@ -147,8 +174,10 @@ def _node_lines(worker: Worker, modes: Sequence[str]) -> Iterator[tuple[str, int
             yield f'{head}node_cpu_seconds_total{{cpu="{cpu}",mode="{mode}"}} ', place
             head = ""
     gauges = [f"node_memory_{name}_bytes" for name in _NODE_MEMORY]
-    for i, name in enumerate([*gauges, "node_boot_time_seconds", "node_time_seconds"]):
+    gauges.append("node_boot_time_seconds")
+    for i, name in enumerate(gauges):
         yield f"# HELP {name} As reported by the kernel.\n# TYPE {name} gauge\n{name} ", len(modes) * cores + i
+    yield from _exporter_lines(worker, len(modes) * cores + len(gauges))
 
 
 #: Metric of a dialect -> (type, row of values).
@@ -179,11 +208,32 @@ _LIBVIRT: dict[str, dict[str, tuple[str, str]]] = {
         "libvirt_domain_memory_stats_swap_in_bytes": ("gauge", "zero"),
         "libvirt_domain_memory_stats_swap_out_bytes": ("gauge", "zero"),
     },
+    "kubevirt": {
+        "kubevirt_vmi_cpu_usage_seconds_total": ("counter", "cpu_seconds"),
+        "kubevirt_vmi_memory_actual_balloon_bytes": ("gauge", "balloon"),
+        "kubevirt_vmi_memory_available_bytes": ("gauge", "available"),
+        "kubevirt_vmi_memory_domain_bytes": ("gauge", "maximum"),
+        "kubevirt_vmi_memory_resident_bytes": ("gauge", "rss"),
+        "kubevirt_vmi_memory_unused_bytes": ("gauge", "unused"),
+        "kubevirt_vmi_memory_usable_bytes": ("gauge", "usable"),
+    },
+}
+
+#: Metrics of the vCPUs, waiting and running, and their labels; kumina's exporter has none.
+_VCPUS: dict[str, tuple[tuple[str, str], str]] = {
+    **dict.fromkeys(("tinkoff", "inovex"), (VCPU_NAMES, 'domain="{name}",vcpu="{vcpu}"')),
+    "kubevirt": (
+        ("kubevirt_vmi_vcpu_delay_seconds_total", "kubevirt_vmi_vcpu_seconds_total"),
+        'id="{vcpu}",name="{name}",namespace="default",node="worker"',
+    ),
 }
 
 
 def render_libvirt(worker: Worker, at_ms: int) -> bytes:
-    """Render the page of a libvirt exporter; the one of Tinkoff lists VMs that are shut off, with zeros."""
+    """Render the page of a libvirt exporter or of KubeVirt's virt-handler.
+
+    Tinkoff's exporter lists VMs that are shut off, with zeros.
+    """
     _check_time(worker, at_ms)
     metrics, n = domain_metrics(worker, at_ms), worker.vcpus.size
     running = (~worker.away).astype(np.int64)
@@ -202,7 +252,8 @@ def render_libvirt(worker: Worker, at_ms: int) -> bytes:
     if layout is None:
         place = {name: i * n for i, name in enumerate(rows)}
         layout = worker.layouts["libvirt"] = lay_out(_libvirt_lines(worker, place))
-    return layout.fill([value for row in rows.values() for value in row.tolist()], go_number)
+    values = [value for row in rows.values() for value in row.tolist()]
+    return layout.fill(values + vcpu_values(worker, at_ms), go_number)
 
 
 def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[str, int | str]]:
@@ -212,7 +263,9 @@ def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[s
         head = f"# HELP {metric} As reported by libvirt.\n# TYPE {metric} {kind}\n"
         for j in listed:
             labels = f'domain="{worker.names[j]}"'
-            if dialect == "kumina":
+            if dialect == "kubevirt":
+                labels = f'name="{worker.names[j]}",namespace="default",node="worker"'
+            elif dialect == "kumina":
                 labels += f',uuid="{worker.uuids[j]}"'
             elif metric == "libvirt_domain_info_state":
                 labels += ',state_desc="the domain is running"'
@@ -226,7 +279,12 @@ def _libvirt_lines(worker: Worker, place: Mapping[str, int]) -> Iterator[tuple[s
     if dialect == "kumina":
         name = "libvirt_domains_number"
         yield f"# HELP {name} Number of domains.\n# TYPE {name} gauge\n{name} ", str(len(listed))
-    yield "# HELP libvirt_up Whether libvirt responded.\n# TYPE libvirt_up gauge\nlibvirt_up ", "1"
+    if dialect in _VCPUS:
+        names, labels = _VCPUS[dialect]
+        running = np.flatnonzero(~worker.away).tolist()
+        yield from vcpu_lines(worker, len(place) * worker.vcpus.size, running, names, labels)
+    up = "kubevirt_virt_handler_ready_status" if dialect == "kubevirt" else "libvirt_up"
+    yield f"# HELP {up} Whether libvirt responded.\n# TYPE {up} gauge\n{up} ", "1"
 
 
 DIALECTS = tuple(_LIBVIRT)

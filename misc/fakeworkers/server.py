@@ -14,6 +14,7 @@ from aiohttp import web
 
 from misc.fakeworkers.faults import ANSWERS, EVENTS, NO_FAULT
 from misc.fakeworkers.lies import LIES, Liar
+from misc.fakeworkers.loads import LOADS
 from misc.fakeworkers.machines import Plan, Worker, build_workers
 from misc.fakeworkers.pages import RENDERERS
 from misc.fakeworkers.responses import Fault, PageRequest, page_response
@@ -126,7 +127,7 @@ class FakeWorkers:
         ----------
         worker : int or "all"
         fault : str
-            Key of ``ANSWERS`` or ``EVENTS``, or ``NO_FAULT``.
+            Key of ``ANSWERS``, ``LOADS`` or ``EVENTS``, or ``NO_FAULT``.
         seconds : float, optional
             Length of the fault.
         count : int, optional
@@ -134,7 +135,7 @@ class FakeWorkers:
         delay_s : float, optional
             Of the fault ``slow``.
         vm : int, optional
-            Number of the VM of an event; default: the first possible one.
+            Number of the VM of an event or a quota; default: the first possible one.
 
         Raises
         ------
@@ -148,11 +149,17 @@ class FakeWorkers:
             for index in indices:
                 self._apply_event(self.workers[index], fault, vm)
             return
-        if fault not in ANSWERS and fault != NO_FAULT:
-            raise ValueError(f"fault: {fault!r} is not one of {', '.join([*ANSWERS, *EVENTS, NO_FAULT])}")
-        if vm is not None:
+        if fault not in ANSWERS and fault not in LOADS and fault != NO_FAULT:
+            raise ValueError(f"fault: {fault!r} is not one of {', '.join([*ANSWERS, *LOADS, *EVENTS, NO_FAULT])}")
+        if vm is not None and fault != "quota":
             raise ValueError(f"vm: {fault} affects the whole worker")
+        if fault in LOADS and (count is not None or delay_s is not None):
+            raise ValueError(f"{fault}: takes no count or delay_s")
+        if fault in LOADS:
+            self._begin_loads([self.workers[index] for index in indices], fault, seconds, vm)
         for index in indices:
+            if fault not in LOADS:
+                self.workers[index].end_load(self._now_ms())
             self._faults.pop(index, None)
             if fault != NO_FAULT:
                 held = {name: self.page(index, name) for name in self.plan.endpoints} if fault == "stale" else {}
@@ -160,6 +167,16 @@ class FakeWorkers:
                 delay = self.plan.slow_s if delay_s is None else delay_s
                 liar = Liar(LIES[fault]) if fault in LIES else None
                 self._faults[index] = Fault(fault, delay, until, count, held, liar)
+
+    def _begin_loads(self, workers: Sequence[Worker], load: str, seconds: float | None, vm: int | None) -> None:
+        """Begin a load of each worker, or of none when one of them cannot have it."""
+        for worker in workers:
+            if not worker.takes_events:
+                raise ValueError(f"{load}: the VMs of worker {worker.index} use what a scheduler says")
+            worker.effect_of(load, vm)
+        now_ms = self._now_ms()
+        for worker in workers:
+            worker.begin_load(load, now_ms, None if seconds is None else now_ms + int(seconds * 1000), vm)
 
     def state(self) -> dict[str, Any]:
         """The plan, the current faults, and the VMs that are shut off (``away``), as JSON values."""
@@ -229,7 +246,7 @@ class FakeWorkers:
         if fault is not None and fault.liar is not None and fault.liar.lie.late:
             await asyncio.sleep(fault.liar.delay_s(endpoint))
         page = self.page(index, endpoint)
-        if fault is None:
+        if fault is None or fault.name in LOADS:
             return page_response(page)
         if fault.left is not None:
             fault.left -= 1

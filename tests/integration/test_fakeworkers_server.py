@@ -21,6 +21,7 @@ pytest.importorskip("aiohttp")
 from misc.fakeworkers import attacks
 from misc.fakeworkers.faults import ANSWERS, EVENTS
 from misc.fakeworkers.lies import LIES
+from misc.fakeworkers.loads import LOADS
 from misc.fakeworkers.machines import Plan
 from misc.fakeworkers.server import FakeWorkers, in_thread
 from tests.support.worker_pages import COUNTERS, NOW_MS, SMALL, samples
@@ -125,7 +126,7 @@ def test_stub_list_names_pages_that_exist() -> None:
 
 def test_every_fault_has_a_test_here() -> None:
     text = Path(__file__).read_text()
-    for name in [*(ANSWERS.keys() - LIES.keys()), *EVENTS]:
+    for name in [*(ANSWERS.keys() - LIES.keys()), *LOADS, *EVENTS]:
         assert f'fault="{name}"' in text or f'"fault": "{name}"' in text, name
 
 
@@ -382,6 +383,68 @@ def test_vm_leaves_and_returns_with_new_counters_while_those_of_the_host_grow(fa
         values = [value(page, f"global_{kind}") for page in pages]
         assert values == sorted(values)
     assert control(fakes, worker=1, fault="vm-returns")[0] == 400
+
+
+def waits_of(fakes: FakeWorkers, worker: int) -> list[float]:
+    """Seconds that each vCPU of a worker has waited."""
+    page = get(fakes, f"/worker-{worker:05d}/libvirt")[1]
+    return [seconds for name, seconds in samples(page).items() if name.startswith("libvirt_domain_vcpu_delay")]
+
+
+def node_value(fakes: FakeWorkers, worker: int, name: str) -> float:
+    return samples(get(fakes, f"/worker-{worker:05d}/node")[1])[name]
+
+
+def test_load_changes_the_pages_of_one_worker_until_it_ends() -> None:
+    clock = Clock()
+    plan = Plan(workers=2, vms=4, cores=2, format="labels", dialect="tinkoff", other_metrics=0)
+
+    def grown(worker: int) -> list[float]:
+        before = waits_of(fakes, worker)
+        clock.now_s += 10
+        return [b - a for a, b in zip(before, waits_of(fakes, worker), strict=True)]
+
+    with in_thread(plan, clock=clock) as fakes:
+        vcpus = fakes.workers[0].vcpus.tolist()
+        assert max(grown(0)) < 0.2
+        status, state = control(fakes, **{"worker": 0, "fault": "contention", "seconds": 20})
+        assert status == 200
+        assert state["faults"]["0"] == {"fault": "contention", "seconds_left": 20.0, "count_left": None}
+        # 2 cores for all vCPUs but for the part of the host.
+        assert grown(0) == pytest.approx([10 * (1 - 1.48 / sum(vcpus))] * sum(vcpus))
+        assert max(grown(1)) < 0.2
+        clock.now_s += 10
+        assert control(fakes, worker=1, fault="none")[1]["faults"] == {}
+        assert max(grown(0)) < 0.2
+        assert control(fakes, **{"worker": "all", "fault": "quota", "vm": 1})[0] == 200
+        waits = grown(0)
+        assert waits[vcpus[0] : vcpus[0] + vcpus[1]] == [5.0] * vcpus[1]
+        assert max(waits[: vcpus[0]]) < 0.2
+        assert control(fakes, **{"worker": 0, "fault": "memory-pressure"})[0] == 200
+        stalled, swapped = ("node_pressure_memory_stalled_seconds_total", "node_vmstat_pswpin")
+        before = [node_value(fakes, 0, name) for name in (stalled, swapped)]
+        assert max(grown(0)) < 0.2
+        after = [node_value(fakes, 0, name) for name in (stalled, swapped)]
+        assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([2.0, 20_000])
+        assert node_value(fakes, 0, stalled) > node_value(fakes, 1, stalled)
+        control(fakes, worker="all", fault="none")
+        assert max(grown(1)) < 0.2
+
+
+def test_load_that_one_worker_cannot_have_changes_none() -> None:
+    with in_thread(Plan(workers=2, vms=2, format="labels")) as fakes:
+        fakes.workers[0].stop_vm(1, fakes.workers[0].epoch_ms(int(time.time() * 1000)))
+        for order, message in (
+            ({"worker": "all", "fault": "contention"}, "give the node less with --cores"),
+            ({"worker": "all", "fault": "quota", "vm": 1}, "worker 0 has no VM number 1 for quota"),
+            ({"worker": "all", "fault": "quota", "count": 1}, "takes no count"),
+            ({"worker": "all", "fault": "contention", "vm": 1}, "affects the whole worker"),
+        ):
+            status, answer = control(fakes, **order)
+            assert status == 400
+            assert message in answer["error"]
+        assert fakes.state()["faults"] == {}
+        assert all(worker.loads.current(2**50) is None for worker in fakes.workers)
 
 
 def test_fault_ends_after_its_requests_or_seconds(fakes: FakeWorkers, clock: Clock) -> None:

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.servers import fetch, wait_for
 
 
 @contextmanager
@@ -66,3 +67,21 @@ def test_program_stops_after_its_duration() -> None:
     with program("--duration=0.2") as process:
         assert first_line(process).startswith("serving")
         assert process.wait(20) == 0
+
+
+def test_program_plays_contention() -> None:
+    """Its pages show waits of VMs, also through the textfile of misc/vcpu-delay.sh."""
+    arguments = ["--format=labels", "--vcpu-delay", "--cores=1", "--vms=3", "--fault=all:contention", "--print-stubs"]
+    with program(*arguments) as process:
+        first_line(process)
+        assert process.stdout is not None
+        stub = json.loads(process.stdout.readline())[0]
+        found = [waited_s(stub["node_exporter"])]
+        wait_for(lambda: found.append(waited_s(stub["node_exporter"])) or found[-1] - found[0] > 0.5)
+
+
+def waited_s(url: str) -> float:
+    """Seconds that the vCPUs of a page have waited."""
+    lines = re.findall(rb"^libvirt_domain_vcpu_delay_seconds_total{[^}]*} (.*)$", fetch(url)[1], re.MULTILINE)
+    assert lines
+    return sum(map(float, lines))

@@ -18,6 +18,9 @@ from misc.fakeworkers import command
         (["--fault=2:slow", "--workers=2"], "worker: 2"),
         (["--fault=slow"], "worker"),
         (["--format=xml"], "--format"),
+        (["--cores=-1"], "--cores"),
+        (["--fault=0:contention"], "--cores"),
+        (["--fault=0:quota", "--vms=0"], "no VM for quota"),
         (["--host=192.0.2.1", "--port=0"], "192.0.2.1"),
     ],
 )

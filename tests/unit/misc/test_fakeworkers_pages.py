@@ -12,6 +12,9 @@ from misc.fakeworkers.pages import DIALECTS, RENDERERS, render_libvirt, render_v
 from tests.conftest import SHARED
 from tests.support.worker_pages import COUNTERS, NOW_MS, SMALL, plain_samples, samples
 
+#: Metrics of the node that depend on what it does.
+OWN = "cpu_|memory_|boot_|time_|pressure_|schedstat_|vmstat_"
+
 PAGES = [
     (Plan(**{**settings, "workers": 1, "vms": 4, "other_metrics": 25}), endpoint)
     for settings in (
@@ -52,7 +55,7 @@ def test_page_is_parseable_and_has_all_vms(plan: Plan, endpoint: str, shapes: Sh
         for name in worker.names:
             assert any((name if endpoint == "libvirt" else name.replace("-", "")) in line for line in values)
     if plan.format == "vmprobe-textfile" or endpoint == "node":
-        others = [name for name in values if re.match("node_(?!cpu_|memory_|boot_|time_)", name)]
+        others = [name for name in values if re.match(rf"node_(?!{OWN})", name)]
         assert len(others) == plan.other_metrics
 
 
@@ -148,6 +151,8 @@ def test_memory_is_consistent_and_as_old_as_the_guests_statistics(shapes: Shapes
 def test_textfile_format_formats_numbers_as_go_does(shapes: Shapes) -> None:
     worker = build_worker(Plan(vms=2, format="vmprobe-textfile", other_metrics=0), shapes, 0)
     lines = render_vmprobe(worker, NOW_MS).decode().splitlines()
+    # First the lines of the exporter itself.
+    lines = lines[next(i for i, line in enumerate(lines) if line.startswith("# HELP vmprobe_")) :]
     values = [line.split()[1] for line in lines if not line.startswith("#")]
     assert "1.8446744073709552e+19" in values
     assert "1.79535789493e+12" in values
@@ -163,6 +168,7 @@ def test_textfile_format_formats_numbers_as_go_does(shapes: Shapes) -> None:
         ("kumina", "libvirt_domain_state_code", "libvirt_domain_memory_stats_rss_bytes"),
         ("tinkoff", "libvirt_domain_memory_stats_actual_balloon_bytes", "libvirt_domain_state_code"),
         ("inovex", "libvirt_domain_memory_stats_current_balloon_bytes", "libvirt_domain_info_vstate"),
+        ("kubevirt", "kubevirt_vmi_memory_resident_bytes", "libvirt_"),
     ],
 )
 def test_dialects_differ_as_the_exporters_do(dialect: str, present: str, absent: str, shapes: Shapes) -> None:
