@@ -46,7 +46,7 @@ class FleetUsage:
     vm : (v, m) float64
         What is measured of each VM; NaN in steps without it. The VMs of a full node are slowed alike.
     served : (n, m) float64 or None
-        The share of their demand that the VMs of each node get; None where nobody waits.
+        The share of their demand that the VMs of each node get; None for memory, for which nobody waits.
     running : (n, m) float64 or None
         Number of VMs; None where it is not counted.
     """
@@ -119,10 +119,9 @@ class Fleet:
         vm_demand = (1.0 + HOST_CPU_SHARE) * self.by_node(vm)
         demand = HOST_CORES + vm_demand
         served = np.minimum(1.0, (cores - HOST_CORES) / np.maximum(vm_demand, 1e-9))
+        if served.min() < 1.0:
+            vm *= served[self.node_of[self.vms]]
         running = self._running(steps, absence)
-        if served.min() == 1.0:
-            return FleetUsage(demand, np.minimum(demand, cores), _with_gaps(vm, absence), running=running)
-        vm *= served[self.node_of[self.vms]]
         return FleetUsage(demand, np.minimum(demand, cores), _with_gaps(vm, absence), served, running)
 
     def _memory(self, first: int, steps: int, absence: _Absence) -> FleetUsage:
