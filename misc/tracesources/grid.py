@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -149,6 +149,8 @@ class Machine:
         Cores.
     mem_config, mem_usage, mem_rss : (n,) float64
         MB; None if the source does not have it.
+    contention : mapping of field name to (n,) float64
+        How long it waited, as the aggregator stores it.
     """
 
     present: BoolArray
@@ -157,6 +159,7 @@ class Machine:
     cpu_usage: FloatArray
     mem_usage: FloatArray | None
     mem_rss: FloatArray | None = None
+    contention: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def periods(self, grid: Grid, times: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
         """Build the slices of a trace; the object of a slice without the machine is empty."""
@@ -166,6 +169,7 @@ class Machine:
                 ("cpu_usage", self.cpu_usage, 6),
                 ("mem_usage", self.mem_usage, 3),
                 ("mem_rss", self.mem_rss, 3),
+                *((name, values, 6) for name, values in self.contention.items()),
             )
             if usage is not None and not np.isnan(usage).all()
         }

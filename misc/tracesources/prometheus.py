@@ -25,6 +25,7 @@ from misc.tracesources.grid import (
     trace_config,
     utc,
 )
+from misc.tracesources.prometheus_contention import DomainContention, node_contention
 from model.common.errors import system_words
 from model.common.threads import call_with_timeout
 from model.numerics import FloatArray
@@ -256,12 +257,15 @@ def _convert(server: PrometheusServer, data: PrometheusOptions, options: TraceOp
     total_mb = query_one(f"max(node_memory_MemTotal_bytes{{{node_label}}})") / _MB
     available_mb = query_one(f"max(node_memory_MemAvailable_bytes{{{node_label}}})") / _MB
     cpu_usage = query_one(f"sum(max by (cpu, mode) (rate({node_cpu}[{rate_s}s])))")
+    cores = query_one(f"count(count by (cpu) (node_cpu_seconds_total{{{node_label}}}))")
+    contention = node_contention(query_one, node_label, rate_s, grid.step_s, cores, cpu_usage)
     node = Machine(
         present=always,
-        cpu_config=query_one(f"count(count by (cpu) (node_cpu_seconds_total{{{node_label}}}))"),
+        cpu_config=cores,
         mem_config=total_mb,
         cpu_usage=fill_gaps(cpu_usage, always, options.hold),
         mem_usage=fill_gaps(total_mb - available_mb, always, options.hold),
+        contention={name: fill_gaps(values, always, options.hold) for name, values in contention.items()},
     )
     if np.isnan(node.cpu_usage).all():
         raise ConversionError(
@@ -279,7 +283,8 @@ def _convert(server: PrometheusServer, data: PrometheusOptions, options: TraceOp
         "step_s": options.step_s,
         "hold": options.hold,
     }
-    vms = _convert_domains(query, label, rate_s, grid, options.hold)
+    waits = DomainContention.read(query, label, node_label, rate_s)
+    vms = _convert_domains(query, label, rate_s, grid, options.hold, waits)
     if vms is None:
         raise ConversionError(f"{server.name}: no metric of a libvirt exporter with {label} in the period")
     notes = [f"{server.name} warns: {warning}" for warning in server.warnings]
@@ -300,7 +305,12 @@ def _rate_window(server: PrometheusServer, node_label: str, grid: Grid) -> int:
 
 
 def _convert_domains(
-    query: Callable[[str], dict[str, FloatArray]], label: str, rate_s: int, grid: Grid, hold: int
+    query: Callable[[str], dict[str, FloatArray]],
+    label: str,
+    rate_s: int,
+    grid: Grid,
+    hold: int,
+    waits: DomainContention,
 ) -> dict[str, Machine] | None:
     """The domains of a hypervisor, or None if the server has no metric of its exporter."""
 
@@ -343,6 +353,10 @@ def _convert_domains(
             cpu_usage=fill_gaps(usage["cpu_usage"], present, hold),
             mem_usage=fill_gaps(usage["mem_usage"] / _MB, present, hold),
             mem_rss=fill_gaps(usage["mem_rss"] / _MB, present, hold),
+            contention={
+                figure: fill_gaps(values, present, hold)
+                for figure, values in waits.fields(name, cores, usage["cpu_usage"]).items()
+            },
         )
     return vms
 

@@ -81,6 +81,12 @@ def history() -> str:
                 page.add("node_cpu_seconds_total", {**labels, "cpu": str(cpu), "mode": mode}, scaled(value, factor))
             # Already inside user: must not be added again.
             page.add("node_cpu_guest_seconds_total", {**labels, "cpu": str(cpu), "mode": "user"}, counter(0.25))
+            waiting = {**labels, "cpu": str(cpu)}
+            page.add("node_schedstat_waiting_seconds_total", waiting, scaled(counter(0.125), factor))
+        page.add("node_pressure_cpu_waiting_seconds_total", labels, scaled(counter(0.25, 1.04), factor))
+        page.add("node_pressure_memory_stalled_seconds_total", labels, scaled(counter(0.125, 1.1), factor))
+        page.add("node_vmstat_pswpin", labels, scaled(counter(10), factor))
+        page.add("node_vmstat_oom_kill", labels, scaled(counter(1 / 1200), factor))
         page.add("node_memory_MemTotal_bytes", labels, constant(16 * GB))
         page.add("node_memory_MemAvailable_bytes", labels, lambda t: (12 if t <= 3600 else 8) * GB)
 
@@ -116,6 +122,20 @@ def history() -> str:
     domain("kumina", 2, 2, 0.25, state_code=constant(1), info_memory_usage_bytes=constant(2 * GB))
     balloon = {"memory_stats_current_balloon_bytes": constant(2 * GB), "memory_stats_unused_bytes": constant(GB / 2)}
     domain(ODD_NAME, 1, 2, 0.25, info_state=constant(1), **balloon)
+
+    def vcpus(instance: str, name: str, number: int, wait: float, run: float) -> None:
+        for vcpu in range(number):
+            for job in ("libvirt", "again"):
+                labels = {"instance": instance, "job": job, "domain": name, "vcpu": str(vcpu)}
+                page.add("libvirt_domain_vcpu_delay_seconds_total", labels, while_up(counter(wait)))
+                page.add("libvirt_domain_vcpu_time_seconds_total", labels, while_up(counter(run)))
+
+    vcpus("w1:9177", "tinkoff", 4, 0.0625, 0.1875)
+    vcpus("w1:9100", "kumina", 2, 0.125, 0.125)  # a textfile of node_exporter
+    vcpus("w1:9177", "mute", 2, 0.125, 0.125)  # it has one vCPU
+    vcpus("w1:9177", ODD_NAME, 1, 0.0, 0.25)  # does not count
+    vcpus("w1:9177", "aged", 1, 0.125, 125.0)  # in a wrong unit
+    vcpus("w2:9100", "tinkoff", 4, 0.9, 0.1)  # another node
     gone = {**here, "domain": "gone"}
     page.add("libvirt_domain_info_virtual_cpus", gone, while_up(lambda t: 3 if t < 3600 else None))
     page.add("libvirt_up", here, while_up(constant(1)))
@@ -208,6 +228,28 @@ def test_domains_of_every_exporter_are_converted(convert: Converter, prometheus:
         assert "mem_usage" not in written[name]["raw_data"][1]
     assert "mem_rss" not in written["mute"]["raw_data"][1]
     assert written["aged"]["raw_data"][1]["mem_rss"] == [1024.0] * 12
+
+
+def test_waits_and_pressure_of_a_node_are_converted(convert: Converter, prometheus: str) -> None:
+    first, second = convert.json(*prometheus_arguments(prometheus))["node"]["raw_data"]
+    expected = {"psi_cpu": 0.25, "psi_memory": 0.125, "cpu_wait": 0.5, "swap_in": 10.0, "oom_kills": 0.25}
+    for name, value in expected.items():
+        assert first[name] == pytest.approx([value] * 12, abs=1e-5), name
+    # A share of time is clipped; an impossible one is missing, but for the two steps that the last one fills.
+    assert second["psi_cpu"] == [1.0] * 12
+    assert second["psi_memory"][2:] == [None] * 10
+    assert second["cpu_wait"] == pytest.approx([0.5] * 12, abs=1e-5)
+
+
+def test_waits_of_domains_are_converted(convert: Converter, prometheus: str) -> None:
+    """From the libvirt exporter or a textfile of the node; where figures contradict each other, none."""
+    vms = {name: vm["raw_data"][1] for name, vm in convert.json(*prometheus_arguments(prometheus))["vm"].items()}
+    for name, wait, share in (("tinkoff", 0.25, 0.25), ("kumina", 0.25, 0.5)):
+        assert vms[name]["cpu_wait"] == pytest.approx([wait] * 12, abs=1e-5)
+        assert vms[name]["cpu_wait_share"] == pytest.approx([share] * 12, abs=1e-5)
+    for name in ("mute", ODD_NAME, "aged"):
+        assert "cpu_usage" in vms[name]
+        assert not {"cpu_wait", "cpu_wait_share"} & vms[name].keys()
 
 
 def test_domain_that_is_off_or_no_longer_listed_is_absent(convert: Converter, prometheus: str) -> None:
