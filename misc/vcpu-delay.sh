@@ -96,5 +96,7 @@ esac
 # node_exporter does not read a file of another name, and mv replaces the old one at once.
 temporary=$folder.vcpu-delay.$$
 trap 'rm -f -- "$temporary"' EXIT
-{ printf '%s\n' "$metrics" >"$temporary"; } 2>/dev/null && chmod 644 -- "$temporary" && mv -f -- "$temporary" "$output" ||
+if ! { printf '%s\n' "$metrics" >"$temporary" && chmod 644 -- "$temporary" && mv -f -- "$temporary" "$output"; } 2>/dev/null
+then
     fail "$output: cannot be written"
+fi
