@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 
 from ..samples import Scrape, VcpuTimes
 from .contention_metrics import ContentionReader
@@ -73,7 +74,7 @@ _DOMAIN_METRICS: Mapping[str, tuple[float, tuple[str, ...]]] = {
 #: Whether an exporter reached what it reports.
 _UP = ("libvirt_up", _READY)
 
-_LIBVIRT_NAMES = {*_UP, _QUEUE, *_STATES, *(name for _, names in _DOMAIN_METRICS.values() for name in names)}
+_DOMAIN_NAMES = {*_UP, _QUEUE, *_STATES, *(name for _, names in _DOMAIN_METRICS.values() for name in names)}
 
 _NODE_FIELDS = {
     "node_memory_MemTotal_bytes": "memory_total",
@@ -83,7 +84,10 @@ _NODE_FIELDS = {
 
 _NODE_NAMES = {"node_cpu_seconds_total", *_NODE_FIELDS}
 
-_LIBVIRT_PAGE, _NODE_PAGE = LabelledMetrics(_LIBVIRT_NAMES), LabelledMetrics(_NODE_NAMES)
+_KUBEVIRT = "kubevirt_"
+_KUBEVIRT_PAGE = LabelledMetrics({name for name in _DOMAIN_NAMES if name.startswith(_KUBEVIRT)})
+_LIBVIRT_PAGE = LabelledMetrics(_DOMAIN_NAMES - _KUBEVIRT_PAGE.names)
+_NODE_PAGE = LabelledMetrics(_NODE_NAMES)
 
 
 class LabelReader:
@@ -185,7 +189,10 @@ class LabelReader:
         by_domain: defaultdict[str, dict[str, float]] = defaultdict(dict)
         vcpus: defaultdict[str, set[str]] = defaultdict(set)
         up: dict[str, float] = {}
-        for name, labels, value in self._lines.samples(page, _LIBVIRT_PAGE):
+        # One pattern for the names of both would be slower.
+        is_kubevirt = page.startswith(_KUBEVIRT.encode()) or f"\n{_KUBEVIRT}".encode() in page
+        pages = (_LIBVIRT_PAGE, _KUBEVIRT_PAGE) if is_kubevirt else (_LIBVIRT_PAGE,)
+        for name, labels, value in chain.from_iterable(self._lines.samples(page, metrics) for metrics in pages):
             if name in _UP:
                 up[name] = value
             elif name == _QUEUE:
@@ -216,7 +223,7 @@ class LabelReader:
 
 def _domain_of(name: str, labels: Mapping[str, str]) -> str | None:
     """The name that libvirt uses for the domain of a line; None for a line without one."""
-    if not name.startswith("kubevirt_"):
+    if not name.startswith(_KUBEVIRT):
         return labels.get("domain")
     if "namespace" in labels and "name" in labels:
         return f"{labels['namespace']}_{labels['name']}"

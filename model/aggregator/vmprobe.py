@@ -98,7 +98,8 @@ class VmprobeReader:
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
         names = list(parsed.values)
         self._layout = None if parsed.unreadable else page_layout(self.prefix, names, map(places.__getitem__, names))
-        contention = self._contention.read_node_page(page, node["probe_epoch"] if received_ms is None else received_ms)
+        at_ms = node["probe_epoch"] if received_ms is None else received_ms
+        contention = self._contention.read_node_page(_without_probe(page, f"{self.prefix}_".encode()), at_ms)
         return _scrape(machines, received_ms, contention)
 
     def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
@@ -133,6 +134,12 @@ def _scrape(machines: Machines, received_ms: float | None, contention: Contentio
         vcpus = names_of_probe(contention.vcpus)
         contention = replace(contention, vcpus=vcpus) if vcpus or contention.node or contention.queue else None
     return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
+
+
+def _without_probe(page: bytes, start: bytes) -> bytes:
+    """A page without what is between the first and the last metric of the probe: most of it, as pages are sorted."""
+    first, last = page.find(b"\n" + start) + 1, page.rfind(b"\n" + start) + 1
+    return page[:first] + page[page.find(b"\n", last) + 1 :]
 
 
 def _is_time(epoch_ms: float) -> bool:

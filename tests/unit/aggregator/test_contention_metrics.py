@@ -183,6 +183,12 @@ def test_page_of_a_probe_has_the_metrics_of_its_node_exporter() -> None:
     assert set(scrape.domains) == {"vm1"}
 
 
+def test_page_of_a_probe_without_the_time_of_its_exporter_has_that_of_the_request() -> None:
+    page = (PROBE_PAGE + "node_vmstat_pswpin 1\n").encode()
+    assert contention_of(VmprobeReader("p").read(page, 7000.0)).at_ms == 7000.0
+    assert contention_of(VmprobeReader("p").read(page)).at_ms == 1795357990000.0
+
+
 def test_page_of_a_probe_alone_has_none_on_both_paths() -> None:
     reader = VmprobeReader("p")
     assert [reader.read(PROBE_PAGE.encode()).contention for _ in range(2)] == [None, None]

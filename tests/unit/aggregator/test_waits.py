@@ -155,6 +155,25 @@ def test_longest_possible_wait_is_known_and_a_longer_one_reported() -> None:
     assert problems_of(scrape(10, 7, START), later(11.04)) == []
 
 
+def test_times_of_vcpus_of_another_period_are_unknown() -> None:
+    """They ran for 5 s. Up to twice the CPU time is accepted, 5 % of the vCPUs and 50 ms each: 2 x 2.2 + 0.5 + 0.1 s."""
+    ran = times(15, {"0": 2.0, "1": 2.5}, {"0": 6.0, "1": 6.0})
+    assert waits_of(scrape(10, 7, START), scrape(15, 9.21, ran))[-1] == about(0.3, 1.5 / 6.5)
+    assert waits_of(scrape(10, 7, START), scrape(15, 9.19, ran))[-1] == UNKNOWN
+
+
+def test_run_times_of_other_vcpus_than_those_that_wait_are_unknown() -> None:
+    pages = [replace(each, run={"0": each.run["0"]}) for each in (START, LATER)]
+    assert waits_of(scrape(10, 7, pages[0]), scrape(15, 11.5, pages[1]))[-1] == UNKNOWN
+
+
+def test_wait_is_missing_without_a_cpu_usage() -> None:
+    """One counter of the VM decreased."""
+    pages = [scrape(10, 7, START, stat_minflt=5.0), scrape(15, 11.5, LATER, stat_minflt=4.0)]
+    assert waits_of(*pages)[-1] == UNKNOWN
+    assert "cpu_usage" not in samples_of(*pages)[-1].domains["a"]
+
+
 def test_counters_that_never_counted_are_unknown() -> None:
     """A kernel without CONFIG_SCHED_INFO."""
     first, second = (replace(each, wait={"0": 0.0, "1": 0.0}) for each in (START, LATER))
@@ -325,6 +344,14 @@ def test_wait_of_a_node_is_missing_and_nothing_else(queue: Mapping[str, float]) 
     assert {*COUNTERS, "cpu_usage"} <= fields.keys()
 
 
+def test_queues_that_never_counted_are_unknown_on_an_idle_node_too() -> None:
+    pages = [replace(scrape(at, 7, None, COUNTERS, {"0": 0.0, "1": 0.0}), node=node(at, 8)) for at in (10, 15)]
+    fields = samples_of(*pages)[-1].fields
+    assert fields["cpu_usage"] == 0.0
+    assert "cpu_wait" not in fields
+    assert fields["psi_cpu"] == 0.0
+
+
 def test_long_queue_is_known_and_an_impossible_one_reported() -> None:
     assert fields_of({}, {"0": 1.0 + 4 * 5 * 999, "1": 2.0})["cpu_wait"] == pytest.approx(3996)
     pages = [scrape(at, 7 + at / 10, None, {}, {"0": 1 + 4100.0 * at}) for at in (10, 15)]
@@ -359,6 +386,14 @@ def test_wait_of_a_node_by_its_probe() -> None:
         return replace(page, node={**page.node, "cpu_user": at_s * NS, "cpu_idle": 3 * at_s * NS, **sched})
 
     assert samples_of(at(10, 3, 1), at(15, 8, 3))[-1].fields["cpu_wait"] == pytest.approx(0.4)
+    # Those of node_exporter are preferred, also when they are damaged.
+    pages = [at(10, 3, 1), at(15, 8, 3)]
+    for queues, wait in (([1.0, 4.0], 0.6), ([1.0, 0.5], None)):
+        both = [
+            replace(page, contention=Contention(page.epoch_ms, {}, {"0": s}, {}))
+            for page, s in zip(pages, queues, strict=True)
+        ]
+        assert samples_of(*both)[-1].fields.get("cpu_wait") == (wait and pytest.approx(wait))
     # On many hosts both are 0.
     assert "cpu_wait" not in samples_of(at(10, 0, 0), at(15, 0, 0))[-1].fields
     assert "cpu_wait" not in samples_of(at(10, 3, 1), at(15, 3, 3))[-1].fields
