@@ -287,11 +287,12 @@ class FigureGuards:
                 limits[name] = left
         if node.contention is Level.HIGH and left > _RECOVERING:
             left = limits[CONTENTION] = _RECOVERING
-        # Some VMs suffer: the node is offered no more in total than before.
-        elif node.contention is Level.SOME and left > (held := max(self.capacity - booked_now, 0.0)):
+        # Some VMs suffer: the node is offered no more in total than before. Where more is booked, that closes it.
+        elif node.contention is Level.SOME and left > (held := round(self.capacity - booked_now, 6)):
             left = limits[CONTENTION] = held
         figure = GuardedFigure(max(left, 0.0), left < 0.0, limits)
-        self.capacity = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
+        offered = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
+        self.capacity = min(offered, self.capacity) if node.contention is Level.SOME else offered
         return figure
 
     def state(self) -> dict[str, Any]:

@@ -224,6 +224,7 @@ def test_it_waits_where_the_node_is_busy_or_its_use_is_unknown() -> None:
     assert cpu_contention([AT_QUOTA], node=[9.0] * 10).contention.level is Level.HIGH
     assert cpu_contention([AT_QUOTA], node=[8.99] * 10).contention.level is Level.NONE
     assert cpu_contention([AT_QUOTA], node=[0.0] * 9 + [10.0]).contention.level is Level.HIGH
+    assert cpu_contention([AT_QUOTA], node=[0.0] * 199 + [10.0]).contention.level is Level.NONE
     assert cpu_contention([AT_QUOTA], node=[]).contention.level is Level.HIGH
     assert cpu_contention([AT_QUOTA], node=CALM, config=NAN).contention.level is Level.HIGH
 
@@ -423,6 +424,13 @@ def test_vm_that_left_is_no_cause() -> None:
     assert [tracker.update(only_b, "b"), tracker.update(only_b, "b")] == [SOME, NONE]
     # All of them left, but nothing is known of the others.
     assert play([HIGH, UNKNOWN, UNKNOWN], vms="b") == [HIGH] * 3
+
+
+def test_cause_must_be_known_in_each_slice_without_contention() -> None:
+    only_b = measured(NONE, known="b")
+    assert play([HIGH, NONE, only_b, NONE]) == [HIGH, SOME, SOME, NONE]
+    # Also one from before the contention counted.
+    assert play([measured(SOME, "a"), measured(SOME, "b"), only_b, only_b, only_b]) == [NONE, *[SOME] * 4]
 
 
 def test_figure_of_the_node_is_a_cause_that_does_not_leave() -> None:
