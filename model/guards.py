@@ -287,11 +287,12 @@ class FigureGuards:
             before, left = left, min(left, guard(node, left))
             if left < before:
                 limits[name] = left
-        # Some VMs suffer: the node is offered no more in total than before.
-        if node.contention is Level.SOME and left > (held := max(self.capacity - booked_now, 0.0)):
+        # Some VMs suffer: the node is offered no more in total than before. Where more is booked, that closes it.
+        if node.contention is Level.SOME and left > (held := round(self.capacity - booked_now, 6)):
             left = limits[CONTENTION] = held
         figure = GuardedFigure(max(left, 0.0), left < 0.0, limits)
-        self.capacity = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
+        offered = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
+        self.capacity = min(offered, self.capacity) if node.contention is Level.SOME else offered
         return figure
 
     def state(self) -> dict[str, Any]:

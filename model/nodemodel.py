@@ -18,7 +18,7 @@ from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, Stra
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
 from .violations import ViolationRecord
-from .vmmoments import VmMoments
+from .vmmoments import VmMoments, mean_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +224,10 @@ class _ResourceModel:
             counts = count_usage(demand.usage, vms, full=is_full(peak, usage.config) or contended)
         if self.condition is not None and self.tracker is not None and vms is not None:
             contention = self._act_on(measured, finished)
+            # What young VMs wait for is in no figure of a strategy that uses plain usage.
+            young = vms if usage.vm_demand is None else replace(vms, used=mean_samples(usage.vm_usage))
             node = self.condition.update(
-                *(usage.config, peak, vms, feedback), contended=contended, contention=contention.level
+                *(usage.config, peak, young, feedback), contended=contended, contention=contention.level
             )
         observed = Observation(
             position.window(),

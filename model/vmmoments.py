@@ -80,6 +80,18 @@ def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.intp]
     return np.fromiter((rows.get(name, -1) for name in now), np.intp, len(now))
 
 
+def mean_samples(samples: FloatArray) -> FloatArray:
+    """The mean of the samples of each VM, (v,) float64; NaN without samples.
+
+    Parameters
+    ----------
+    samples : (v, m) float64
+        NaN where there is none.
+    """
+    number = np.count_nonzero(~np.isnan(samples), axis=1)
+    return np.where(number > 0, np.nansum(samples, axis=1) / np.maximum(number, 1), np.nan)
+
+
 class VmMoments:
     """Follows the VMs of a node; a VM that was absent in a slice starts afresh.
 

@@ -82,6 +82,11 @@ class _Covers(NamedTuple):
         return _Covers(each_ms, repeats, float(each_ms.sum()), bool((repeats > 1).any()))
 
 
+def valid_levels(values: FloatArray) -> FloatArray:
+    """Samples, with NaN in place of negative values and of values beyond any machine."""
+    return np.where((values >= 0) & (values <= LARGEST), values, np.nan)
+
+
 class SliceCoverage:
     """The times at which a node was scraped in a slice, and the time that each sample covers.
 
@@ -190,7 +195,8 @@ class SliceCoverage:
         needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
         if number < needed:
             return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
-        demand = None if waits is None or np.isnan(waits).all() else values + np.maximum(np.nan_to_num(waits), 0.0)
+        waits = None if waits is None else valid_levels(waits)
+        demand = None if waits is None or np.isnan(waits).all() else values + np.nan_to_num(waits)
         if number < valid.size:
             values, covers = values[valid], covers.of(valid)
             demand = None if demand is None else demand[valid]

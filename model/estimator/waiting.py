@@ -9,8 +9,8 @@ import numpy as np
 
 from ..numerics import FloatArray
 from ..samples import Samples
-from ..slices import LARGEST, Waits, padded
-from .coverage import SliceCoverage
+from ..slices import Waits, padded
+from .coverage import SliceCoverage, valid_levels
 
 #: Of domains: cores, and share of the time in which a VM could run. Of the node: the former, for all of its tasks.
 WAIT_FIELDS = ("cpu_wait", "cpu_wait_share")
@@ -91,8 +91,3 @@ def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:
 
 def _is_known(samples: Samples) -> bool:
     return not np.isnan(samples.fields.get("cpu_wait_share", _NO_SAMPLES)).all()
-
-
-def valid_levels(values: FloatArray) -> FloatArray:
-    """Samples, with NaN in place of negative values and of values beyond any machine."""
-    return np.where((values >= 0) & (values <= LARGEST), values, np.nan)

@@ -71,12 +71,13 @@ class Period:
     @property
     def demand(self) -> FloatArray | None:
         """What was wanted at the samples of ``cpu_usage``, cores; None when the slice does not hold it."""
-        size = self.cpu_usage.size
-        if (demand := self.waits.get("cpu_demand", _EMPTY)).size == size > 0:
-            return demand
-        waits = self.waits.get("cpu_wait", _EMPTY)
-        if waits.size == size > 0 and not np.isnan(waits).all():
-            return self.cpu_usage + np.maximum(np.nan_to_num(waits), 0.0)
+        usage = self.cpu_usage
+        if (demand := self.waits.get("cpu_demand", _EMPTY)).size == usage.size > 0:
+            # At least what was used; that alone where the demand is unknown.
+            return np.where(np.isnan(usage), np.nan, np.fmax(usage, demand))
+        waits = _not_negative(self.waits.get("cpu_wait", _EMPTY))
+        if waits.size == usage.size > 0 and not np.isnan(waits).all():
+            return usage + np.nan_to_num(waits)
         return None
 
     def repeats(self, earlier: Period) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from model.slices import CPU, Resource, Slice, Usage, usage_of
+from model.slices import CPU, Resource, Slice, Usage, Waits, usage_of
 from model.vmmoments import VmFigures, size_classes
 
 
@@ -31,6 +32,35 @@ def slice_of(k: int, usage: Usage, names: Sequence[str] | None = None, positions
     """The k-th slice, with the same figures for CPU and memory; VMs are a, b, c ... by default."""
     vms = tuple("abcdefghijklmnopqrstuvwxyz"[: usage.vm_config.size]) if names is None else tuple(names)
     return Slice(1800.0 * (k + 1), k % positions, vms, usage, usage)
+
+
+def with_waits(
+    finished: Slice,
+    waits: Sequence[Sequence[float]],
+    shares: Sequence[Sequence[float]] | None = None,
+    of_node: Mapping[str, Sequence[float]] | None = None,
+) -> Slice:
+    """A slice whose VMs waited, cores, at the samples of their usage; the shares follow from that by default.
+
+    A NaN is a sample without figures: it counts as no wait in the demand.
+    """
+    usage = finished.cpu
+    amounts = np.array(waits, dtype=float).reshape(usage.vm_usage.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        usual = np.where(amounts > 0, amounts / (amounts + usage.vm_usage), np.where(np.isnan(amounts), np.nan, 0.0))
+    share = usual if shares is None else np.array(shares, dtype=float).reshape(amounts.shape)
+    cpu = replace(
+        usage,
+        node_demand=usage.node + np.nansum(amounts, axis=0) if usage.node.size == amounts.shape[1] else None,
+        vm_demand=usage.vm_usage + np.nan_to_num(amounts),
+    )
+    node = {name: np.array(values, dtype=float) for name, values in (of_node or {}).items()}
+    return replace(finished, cpu=cpu, waits=Waits(share, amounts, node))
+
+
+def without_waits(finished: Slice) -> Slice:
+    """The slice as it is where nothing measures waits."""
+    return replace(finished, cpu=replace(finished.cpu, node_demand=None, vm_demand=None), waits=None)
 
 
 def figures(

@@ -224,6 +224,7 @@ def test_it_waits_where_the_node_is_busy_or_its_use_is_unknown() -> None:
     assert cpu_contention([AT_QUOTA], node=[9.0] * 10).contention.level is Level.HIGH
     assert cpu_contention([AT_QUOTA], node=[8.99] * 10).contention.level is Level.NONE
     assert cpu_contention([AT_QUOTA], node=[0.0] * 9 + [10.0]).contention.level is Level.HIGH
+    assert cpu_contention([AT_QUOTA], node=[0.0] * 199 + [10.0]).contention.level is Level.NONE
     assert cpu_contention([AT_QUOTA], node=[]).contention.level is Level.HIGH
     assert cpu_contention([AT_QUOTA], node=CALM, config=NAN).contention.level is Level.HIGH
 
@@ -425,6 +426,13 @@ def test_vm_that_left_is_no_cause() -> None:
     assert play([HIGH, UNKNOWN, UNKNOWN], vms="b") == [HIGH] * 3
 
 
+def test_cause_must_be_known_in_each_slice_without_contention() -> None:
+    only_b = measured(NONE, known="b")
+    assert play([HIGH, NONE, only_b, NONE]) == [HIGH, SOME, SOME, NONE]
+    # Also one from before the contention counted.
+    assert play([measured(SOME, "a"), measured(SOME, "b"), only_b, only_b, only_b]) == [NONE, *[SOME] * 4]
+
+
 def test_figure_of_the_node_is_a_cause_that_does_not_leave() -> None:
     pressed = Measured(Contention(HIGH, pressure={"swap_in": 500.0}), frozenset(["swap_in", "psi_memory"]))
     without = Measured(Contention(), frozenset(["psi_memory"]))
@@ -556,7 +564,7 @@ def test_text_of_a_calm_node_says_how_much_it_is_used() -> None:
     contention = Contention(HIGH, {"a": 0.5}, 1, calm=True)
     hint = "check pinning, NUMA and hyperthreads"
     assert describe(contention, 0.414) == f"1 VM waits for CPU: a 50 %; the node uses 41 % of its CPU: {hint}"
-    assert describe(contention, NAN) == f"1 VM waits for CPU: a 50 %; the node is used little: {hint}"
+    assert describe(contention, NAN) == f"1 VM waits for CPU: a 50 %; the node uses little of its CPU: {hint}"
 
 
 def test_levels_are_ordered_and_have_texts() -> None:

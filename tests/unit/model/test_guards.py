@@ -14,9 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.contention import Level
 from model.estimates import Estimate
 from model.feedback import Feedback, ResourceFeedback
-from model.guards import GUARDS, HORIZON, FigureGuards, GuardedFigure, GuardSettings, NodeCondition, NodeState
+from model.guards import (
+    CONTENTION,
+    GUARDS,
+    HORIZON,
+    FigureGuards,
+    GuardedFigure,
+    GuardSettings,
+    NodeCondition,
+    NodeState,
+    offered_capacity,
+)
 from model.nodemodel import ModelSettings, NodeModel
 from model.slices import RESOURCES, Slice, Usage
 from model.stability import never
@@ -116,6 +127,97 @@ def test_guards_are_applied_in_order() -> None:
     result = guards.update(80.0, state, 0.0)
     assert result == GuardedFigure(15.25, False, limits)
     assert list(result.limits) == list(limits)
+
+
+# --- contention ---------------------------------------------------------------------------------------
+
+
+def test_node_whose_vms_suffer_publishes_nothing_and_is_closed() -> None:
+    assert guarded(40.0, contention=Level.HIGH) == GuardedFigure(0.0, True, {CONTENTION: -1.0})
+    assert guarded(0.0, contention=Level.HIGH) == GuardedFigure(0.0, True, {CONTENTION: -1.0})
+    # It is named first: the node is closed by it, whatever the other guards leave.
+    lowered = guarded(40.0, young=30.0, contention=Level.HIGH)
+    assert (list(lowered.limits.items()), lowered.closed) == ([(CONTENTION, -1.0), ("young", -31.0)], True)
+    assert guarded(40.0, recovering=True, contention=Level.HIGH) == GuardedFigure(0.0, True, {CONTENTION: -1.0})
+
+
+def offered(guards: FigureGuards, free: float, booked_now: float, level: Level) -> tuple[float, bool]:
+    """Booked now + published, and whether the node is closed."""
+    figure = guards.update(free, replace(OPEN, contention=level), booked_now)
+    return offered_capacity(booked_now, figure.free, OPEN.config, closed=figure.closed), figure.closed
+
+
+def test_node_whose_vms_suffer_a_little_is_offered_no_more_than_before() -> None:
+    guards, some = FigureGuards(1), Level.SOME
+    assert offered(guards, 20.0, 30.0, Level.NONE) == (50.0, False)
+    # VMs arrive and leave; what is free falls and rises.
+    assert offered(guards, 40.0, 35.0, some) == (50.0, False)
+    assert offered(guards, 40.0, 10.0, some) == (50.0, False)
+    assert offered(guards, 5.0, 40.0, some) == (45.0, False)
+    assert offered(guards, 40.0, 40.0, some) == (45.0, False)
+    assert offered(guards, 0.0, 45.0, some) == (45.0, False)
+    # Then it ends.
+    assert offered(guards, 40.0, 40.0, Level.NONE) == (80.0, False)
+
+
+def test_limit_is_what_was_left() -> None:
+    guards = FigureGuards(1)
+    guards.update(20.0, OPEN, 30.0)
+    some = replace(OPEN, contention=Level.SOME)
+    assert guards.update(40.0, some, 35.0) == GuardedFigure(15.0, False, {CONTENTION: 15.0})
+    assert guards.update(10.0, some, 35.0) == GuardedFigure(10.0, False, {})
+    assert guards.update(40.0, some, 45.0) == GuardedFigure(0.0, False, {CONTENTION: 0.0})
+
+
+def test_more_booked_than_was_offered_is_not_offered_again_while_vms_suffer() -> None:
+    guards = FigureGuards(1)
+    assert offered(guards, 20.0, 30.0, Level.NONE) == (50.0, False)
+    # Another scheduler booked 60.
+    assert offered(guards, 40.0, 60.0, Level.SOME) == (60.0, True)
+    assert offered(guards, 40.0, 45.0, Level.SOME) == (50.0, False)
+
+
+def test_overbooked_node_stays_closed_when_less_contention_follows_high() -> None:
+    """What its VMs leave is offered neither when they suffer nor when they suffer a little."""
+    guards = FigureGuards(1)
+    assert offered(guards, 20.0, 280.0, Level.NONE) == (300.0, False)
+    assert offered(guards, 20.0, 290.0, Level.HIGH) == (100.0, True)
+    assert offered(guards, 20.0, 280.0, Level.SOME) == (100.0, True)
+    assert offered(guards, 20.0, 100.0, Level.SOME) == (100.0, False)
+    assert offered(guards, 90.0, 90.0, Level.SOME) == (100.0, False)
+    assert offered(guards, 90.0, 90.0, Level.NONE) == (180.0, False)
+
+
+def test_node_that_was_never_offered_anything_is_offered_nothing_while_vms_suffer() -> None:
+    assert offered(FigureGuards(1), 40.0, 30.0, Level.SOME) == (30.0, True)
+    assert offered(FigureGuards(1), 40.0, 0.0, Level.SOME) == (0.0, False)
+
+
+def test_restored_guards_offer_no_more_than_before() -> None:
+    guards, restored, older = FigureGuards(2), FigureGuards(2), FigureGuards(2)
+    offered(guards, 20.0, 30.0, Level.NONE)
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(guards.state()))
+    restored.restore(state)
+    assert restored.state() == guards.state() == {"past": [20.0], "capacity": 50.0}
+    assert offered(restored, 40.0, 35.0, Level.SOME) == (50.0, False)
+    # The state of a version that did not hold what was offered.
+    del state["capacity"]
+    older.restore(state)
+    assert offered(older, 40.0, 35.0, Level.SOME) == (35.0, True)
+    assert offered(older, 10.0, 35.0, Level.NONE) == (45.0, False)
+    with pytest.raises(KeyError, match="past"):
+        older.restore({"capacity": 1.0})
+
+
+@pytest.mark.parametrize("level", [Level.NONE, Level.SOME])
+def test_only_high_contention_makes_a_node_recover(level: Level) -> None:
+    condition = NodeCondition(GuardSettings(24), 0)
+    calm = condition.update(100.0, 50.0, NO_VMS, NOTHING_KNOWN, contention=level)
+    assert (calm.recovering, calm.node_reserve, calm.contention) == (False, 0.0, level)
+    high = condition.update(100.0, 50.0, NO_VMS, NOTHING_KNOWN, contended=True, contention=Level.HIGH)
+    assert (high.recovering, high.node_reserve, high.contention) == (True, 0.015, Level.HIGH)
+    later = [condition.update(100.0, 50.0, NO_VMS, NOTHING_KNOWN, contention=level).recovering for _ in range(12)]
+    assert later == [*[True] * 11, False]
 
 
 # --- the state of a node ------------------------------------------------------------------------------
@@ -218,12 +320,13 @@ node_states = st.builds(
     largest=st.floats(0, 64),
     in_turn=st.booleans(),
     ramp=st.floats(0.001, 1),
+    contention=st.sampled_from(Level),
 )
 
 
-def check_limits(free: float, published: float, closed: bool, limits: dict[str, float]) -> None:
+def check_limits(free: float, published: float, closed: bool, limits: dict[str, float], *, high: bool = False) -> None:
     """The figures decrease in the order of the guards down to the published one."""
-    order = (HORIZON, *GUARDS)
+    order = (HORIZON, CONTENTION, *GUARDS) if high else (HORIZON, *GUARDS, CONTENTION)
     assert [order.index(name) for name in limits] == sorted(order.index(name) for name in limits)
     assert all(after < before for before, after in pairwise([free, *limits.values()]))
     last = [free, *limits.values()][-1]
@@ -234,14 +337,38 @@ def check_limits(free: float, published: float, closed: bool, limits: dict[str, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(-100, 100), node_states), min_size=1, max_size=8), st.integers(0, 4))
-def test_guards_only_lower_a_figure(slices: list[tuple[float, NodeState]], horizon: int) -> None:
-    guards = FigureGuards(horizon)
-    for free, state in slices:
-        result = guards.update(free, state, 0.0)
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), node_states, st.floats(0, 200)), min_size=1, max_size=8),
+    st.integers(0, 4),
+)
+def test_guards_only_lower_a_figure(slices: list[tuple[float, NodeState, float]], horizon: int) -> None:
+    guards, before = FigureGuards(horizon), 0.0
+    for free, state, booked_now in slices:
+        result = guards.update(free, state, booked_now)
         assert 0.0 <= result.free <= max(free, 0.0)
         assert result.free <= max(state.config - state.peak, 0.0)
-        check_limits(free, result.free, result.closed, dict(result.limits))
+        high = state.contention is Level.HIGH
+        check_limits(free, result.free, result.closed, dict(result.limits), high=high)
+        capacity = offered_capacity(booked_now, result.free, state.config, closed=result.closed)
+        if high:
+            assert (result.free, result.closed) == (0.0, True)
+        elif state.contention is Level.SOME:
+            assert capacity <= max(before, min(booked_now, state.config)) + 1e-6
+            capacity = min(before, capacity)
+        before = capacity
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-100, 100), node_states, st.floats(0, 200)), min_size=1, max_size=8))
+def test_contention_never_raises_a_figure(slices: list[tuple[float, NodeState, float]]) -> None:
+    guards, without = FigureGuards(3), FigureGuards(3)
+    for free, state, booked_now in slices:
+        result, other = (
+            one.update(free, at, booked_now)
+            for one, at in ((guards, state), (without, replace(state, contention=Level.NONE)))
+        )
+        assert result.free <= other.free
+        assert result.closed >= other.closed
 
 
 @settings(max_examples=60, deadline=None)
