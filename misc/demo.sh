@@ -253,8 +253,8 @@ start_influxdb() {
 workers_listed() { [ "$(wc -l <"$1.log")" -ge 2 ]; }
 
 start_workers() {
-    start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers" --workers 3 --vms 8 --port 0 --format labels \
-        --dialect tinkoff --stats-period 1 --print-stubs
+    start fakeworkers "$PYTHON" "$HERE/misc/fakeworkers" --workers 3 --vms 8 --cores 24 --port 0 \
+        --format labels --dialect tinkoff --stats-period 1 --print-stubs
     until_true 30 "the simulated workers respond" workers_listed fakeworkers
     # Short names leave room for the figures of a table.
     STUBS=$(sed -nE '2s,"node": "[^"]*-0000([0-9])/node","node": "http://node\1",gp' fakeworkers.log)
@@ -287,6 +287,7 @@ SCHED_SCOPE_SLICE_S=$SLICE_S
 SCHED_SCOPE_HISTORICAL=1
 SCHED_SCOPE_INIT_FETCH_PREVIOUS=0
 SCHED_SETTLE_S=0.5
+SCHED_CONTENTION_CHECK_S=1
 SCHED_METRICS_PORT=${ports[1]}
 STATE_ENDPOINT=$FOLDER/status.json
 LIBVIRT_NODES='{"$NODE": "test:///default"}'
@@ -340,15 +341,17 @@ watch_figures() {
         check_daemons
         passed=$((SECONDS - begun))
         [ "$passed" -lt "$SECONDS_SHOWN" ] || break
-        # Halfway through a worker fails for three slices.
+        # Halfway through a worker fails for three slices, and the VMs of another want more than it has, to the end.
         if [ -z "$failed_at" ] && [ "$SECONDS_SHOWN" -ge 30 ] && [ "$passed" -ge $((SECONDS_SHOWN * 2 / 5)) ]; then
             failed_at=$passed
             responds "$BASE/control" "{\"worker\": 1, \"fault\": \"500\", \"seconds\": $((3 * SLICE_S))}" || true
+            responds "$BASE/control" '{"worker": 0, "fault": "contention"}' || true
         fi
         headline="$passed of $SECONDS_SHOWN s"
         if [ -n "$failed_at" ] && [ $((passed - failed_at)) -le $((4 * SLICE_S)) ]; then
             headline+="; the exporters of node1 fail for now: it becomes stale after a slice without samples"
         fi
+        [ -z "$failed_at" ] || headline+="; the VMs of node0 want more than it has and wait: 0 is published"
         redraw "[$headline]
 $(status_table)"
         pause "$every"

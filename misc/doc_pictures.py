@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser
 
 with require_libraries("live"):
+    import numpy as np
     from prometheus_client import CollectorRegistry
 
     from model.nodemodel import ModelSettings, NodeModel
+    from model.oversubscriptioncomputation import StrategySettings
     from model.publishers.status_page.history import History
     from model.publishers.status_page.wsgi import application
     from model.replay.trace import read_trace
+    from model.slices import Slice, Waits
     from model.status import NodeStatus
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -35,7 +39,7 @@ WIDTH = 1000
 #: A byte limit keeps the pages quick to load; test_documentation.py checks it.
 MOST_BYTES = 150_000
 
-STRATEGIES = ("conformal", "scroogevm", "nsigma", "rclike")
+STRATEGIES = ("clt", "conformal", "scroogevm", "rclike")
 #: Of the nodes on the status page: name, load, cores, memory (MB), VMs.
 NODES = (
     ("http://worker1:9100/metrics", "diurnal", 64, 262144, 34),
@@ -46,7 +50,11 @@ NODES = (
 #: This node sends nothing in the last slices.
 STALE = "http://worker4:9100/metrics"
 STALE_SLICES = 5
+#: On this node two VMs wait in the last slices, though it has CPU left.
+CONTENDED = "http://worker2:9100/metrics"
+CONTENDED_SLICES = 2
 SLICE_S = 1800
+RISK = StrategySettings(risk=0.01)
 SCOPES = 4
 
 
@@ -108,13 +116,25 @@ def statuses_of(
         *(f"--slice-s={SLICE_S}", "--samples=12", "--historical=1", path),
     )
     trace = read_trace(path)
-    model = NodeModel(ModelSettings(historical=1, strategies=STRATEGIES, positions=trace.config.positions))
+    settings = ModelSettings(
+        historical=1, strategies=STRATEGIES, cpu=RISK, mem=RISK, positions=trace.config.positions, guarded=True
+    )
+    model = NodeModel(settings)
     status = NodeStatus(node, STRATEGIES[0])
     slices = list(trace.slices())
+    if node == CONTENDED:
+        slices[-CONTENDED_SLICES:] = [replace(one, waits=waits_of(one)) for one in slices[-CONTENDED_SLICES:]]
     for i, finished in enumerate(slices):
         silent = node == STALE and i >= len(slices) - STALE_SLICES
         status = status.aged(finished.end_s) if silent else status.after(finished, model.update(finished))
         yield status
+
+
+def waits_of(finished: Slice) -> Waits:
+    """Two VMs of a slice wait, the others do not."""
+    share = np.zeros((len(finished.vms), 12))
+    share[0], share[1] = 0.24, 0.13
+    return Waits(share, share)
 
 
 def take_picture(browser: str, page: Path, picture: Path, width: int, height: int) -> None:

@@ -102,7 +102,7 @@ install_packages() {
     tests)
         apt_install prometheus prometheus-node-exporter prometheus-libvirt-exporter chromium || true
         # For real guests; the tests download the kernel package and do not install it.
-        apt_install libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 busybox-static \
+        apt_install libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 busybox-static \
             openssh-server openssh-client git curl || true
         without_libvirt requirements-dev.txt
         libvirt_python || true

@@ -95,6 +95,12 @@ def _add_settings(parser: Parser) -> None:
     )
     add("--guards", action="store_true", help="publish what the guards leave of a figure (default)")
     add("--no-guards", action="store_true", help="publish the bare figure; with --guards both, a row each")
+    add("--waits", action="store_true", help="also measure how long VMs wait for CPU, as exporters with that figure do")
+    add(
+        "--no-waits",
+        action="store_true",
+        help="measure usage alone, which is cut at the size of a node (default); with --waits both, a row each",
+    )
     add(
         "--oracle",
         action=argparse.BooleanOptionalAction,
@@ -260,6 +266,7 @@ def _run(args: Any) -> int:
 
     # Both options together give two rows per strategy.
     guards = [True] * (args.guards or not args.no_guards) + [False] * args.no_guards
+    waits = [False] * (args.no_waits or not args.waits) + [True] * args.waits
     strategies = list(STRATEGIES) if "all" in args.strategy else args.strategy
     for risk in args.risk:
         if fault := risk_fault(risk, tuple(strategies)):
@@ -271,7 +278,7 @@ def _run(args: Any) -> int:
     return run_simulation(
         SimulationOptions(
             inputs=tuple(args.inputs),
-            settings=tuple(settings_of(strategies, args.risk, args.ratio, guards, oracle=args.oracle)),
+            settings=tuple(settings_of(strategies, args.risk, args.ratio, guards, waits, oracle=args.oracle)),
             seeds=tuple(args.seeds),
             size=FleetSize(args.nodes, args.node_cores, args.node_memory_mb),
             weigher=args.weigher,

@@ -81,6 +81,8 @@ class SliceObservation:
         Names.
     vm_config, vm_mean, vm_peak : (v,) float64
         Allocation of each VM, NaN where unknown; mean and peak of its samples, NaN where it has none.
+    contended : bool
+        Whether the VMs suffered, which counts as a full node.
     """
 
     position: int
@@ -95,6 +97,7 @@ class SliceObservation:
     vm_config: FloatArray
     vm_mean: FloatArray
     vm_peak: FloatArray
+    contended: bool = False
 
 
 class ConformalBound:
@@ -240,7 +243,7 @@ class ConformalBound:
         """Compare the last published figure and all candidates with the usage of this slice."""
         growth = max(0.0, observation.booked - self.booked)
         violated = is_exceeded(self.published, growth, observation.config, observation.peak)
-        violated |= self.censored and is_full(observation.peak, observation.config)
+        violated |= self.censored and (is_full(observation.peak, observation.config) or observation.contended)
         self.violations = [*self.violations, int(violated)][-RATE_SLICES:]
         self.surplus = min(max(self.surplus + violated - self.risk, _SURPLUS_LEAST), _SURPLUS_MOST)
         needed = observation.peak - growth

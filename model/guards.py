@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .contention import Level
 from .feedback import ResourceFeedback
 from .slices import is_full
 from .vmmoments import LEAST_SCOPE, VmFigures, counted_scope
@@ -85,6 +86,8 @@ class NodeState:
         Whether the node offers all that is free in this slice.
     ramp : float
         Part of what is free that is offered in a slice.
+    contention : Level
+        How much its VMs suffer.
     """
 
     config: float
@@ -96,6 +99,7 @@ class NodeState:
     largest: float
     in_turn: bool
     ramp: float
+    contention: Level = Level.NONE
 
 
 def _usage_guard(state: NodeState, free: float) -> float:
@@ -133,7 +137,8 @@ GUARDS: Mapping[str, Callable[[NodeState, float], float]] = {
     "ramp": _ramp_guard,
 }
 HORIZON = "horizon"
-#: Less than nothing is left of a node that recovers, cores or MB: that closes it.
+CONTENTION = "contention"
+#: Less than nothing is left of a node that recovers, or whose VMs suffer, cores or MB: that closes it.
 _RECOVERING = -1.0
 
 
@@ -180,10 +185,31 @@ class NodeCondition:
         self.reserve = 0.0
         self.recovery = 0
 
-    def update(self, config: float, peak: float, vms: VmFigures, feedback: ResourceFeedback) -> NodeState:
-        """The state after a slice with samples."""
+    def update(
+        self,
+        config: float,
+        peak: float,
+        vms: VmFigures,
+        feedback: ResourceFeedback,
+        *,
+        contended: bool = False,
+        contention: Level = Level.NONE,
+    ) -> NodeState:
+        """The state after a slice with samples.
+
+        Parameters
+        ----------
+        config, peak : float
+            Capacity, and 99th percentile of the samples; cores or MB.
+        vms : VmFigures
+        feedback : ResourceFeedback
+        contended : bool
+            Whether the VMs suffered in the slice, which counts as a full node.
+        contention : Level
+            The level on which the node acts.
+        """
         settings = self._settings
-        full = is_full(peak, config)
+        full = is_full(peak, config) or contended
         self.count += 1
         self.recovery = math.ceil(_RECOVERY_SHARE * settings.day) if full else max(self.recovery - 1, 0)
         faded = self.reserve * (1.0 - 1.0 / (_NODE_FADES * settings.day))
@@ -198,6 +224,7 @@ class NodeCondition:
             largest=feedback.largest,
             in_turn=self.count % _TURN == 0,
             ramp=settings.ramp_of_slice,
+            contention=contention,
         )
 
     def _young(self, vms: VmFigures, feedback: ResourceFeedback) -> float:
@@ -236,16 +263,47 @@ class FigureGuards:
 
     def __init__(self, slices: int) -> None:
         self.past: deque[float] = deque(maxlen=max(slices, 1))
+        self.capacity = 0.0  # what was offered in total, booked now included, at the end of the last slice
 
-    def update(self, free: float, node: NodeState) -> GuardedFigure:
-        """Lower a figure as far as the guards require."""
+    def update(self, free: float, node: NodeState, booked_now: float) -> GuardedFigure:
+        """Lower a figure as far as the guards require.
+
+        Parameters
+        ----------
+        free : float
+            Cores or MB; below 0 where the threshold exceeds the capacity.
+        node : NodeState
+        booked_now : float
+            Allocations of the VMs that are alive.
+        """
         limits: dict[str, float] = {}
         self.past.append(free)
         left = min(self.past)
         if left < free:
             limits[HORIZON] = left
+        if node.contention is Level.HIGH and left > _RECOVERING:
+            left = limits[CONTENTION] = _RECOVERING
         for name, guard in GUARDS.items():
             before, left = left, min(left, guard(node, left))
             if left < before:
                 limits[name] = left
-        return GuardedFigure(max(left, 0.0), left < 0.0, limits)
+        # Some VMs suffer: the node is offered no more in total than before.
+        if node.contention is Level.SOME and left > (held := max(self.capacity - booked_now, 0.0)):
+            left = limits[CONTENTION] = held
+        figure = GuardedFigure(max(left, 0.0), left < 0.0, limits)
+        self.capacity = offered_capacity(booked_now, figure.free, node.config, closed=figure.closed)
+        return figure
+
+    def state(self) -> dict[str, Any]:
+        """The state as numbers and a list."""
+        return {"past": list(self.past), "capacity": self.capacity}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the :meth:`state` of another instance, also of a version that did not hold the capacity.
+
+        Raises
+        ------
+        KeyError
+        """
+        self.past.extend(state["past"])
+        self.capacity = float(state.get("capacity", 0.0))

@@ -10,90 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from .contention import Contention, ContentionSettings, ContentionTracker, Level, Measured, measure
+from .estimates import UNKNOWN, Estimate, NodeEstimate, ResourceEstimate
 from .feedback import Feedback, FleetModel, ResourceCounts, ResourceFeedback, SliceCounts, count_usage
-from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState, offered_capacity
+from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
 from .violations import ViolationRecord
 from .vmmoments import VmMoments
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The estimate of one strategy for one resource at the end of a slice, cores or MB.
-
-    Attributes
-    ----------
-    threshold : float
-        The result of the strategy, unrounded.
-    tier0, tier1, tier2 : float
-        Used, between the two thresholds (always 0 so far), free.
-    published : float
-        The published free: the minimum of the free resources over all positions so far, and at most the capacity;
-        lowered by the guards, where they are on.
-    risk, forecast_violation_rate : float
-        The target risk of the strategy, and the share of recent slices in which its own figure was violated; NaN for a
-        strategy without a target risk, and before the first slice that a forecast can be compared with.
-    violation_rate : float
-        Share of recent slices in which the node was full, or more was used than was left of the published figure; NaN
-        before the first slice that can be compared.
-    violated : float
-        The same for this slice: 1 or 0; NaN when there was no figure before it.
-    unguarded : float
-        What would be published without guards.
-    closed : bool
-        Whether what the VMs of the node leave must not be offered again.
-    limits : mapping of guard to float
-        What was left by each guard that lowered the figure, in the order of the guards.
-    """
-
-    threshold: float
-    tier0: float
-    tier1: float
-    tier2: float
-    published: float
-    risk: float = math.nan
-    forecast_violation_rate: float = math.nan
-    violation_rate: float = math.nan
-    violated: float = math.nan
-    unguarded: float = 0.0
-    closed: bool = False
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def free(self) -> float:
-        """The free resources, an alias of tier2."""
-        return self.tier2
-
-    def capacity(self, booked_now: float, config: float) -> float:
-        """What a scheduler may book on the node in total, cores or MB; see :func:`~model.guards.offered_capacity`."""
-        return offered_capacity(booked_now, self.published, config, closed=self.closed)
-
-
-#: The estimate for a slice without samples of the node: nothing is published as free.
-UNKNOWN = Estimate(threshold=math.nan, tier0=math.nan, tier1=math.nan, tier2=math.nan, published=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceEstimate:
-    """Stability of one resource at the end of a slice, and the estimate of each strategy."""
-
-    stable: bool
-    by_strategy: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeEstimate:
-    """The estimates for a node at the end of a slice, and what its fleet learns from the slice."""
-
-    cpu: ResourceEstimate
-    mem: ResourceEstimate
-    counts: SliceCounts = SliceCounts()  # noqa: RUF009  # immutable
-
-    def of(self, resource: Resource) -> ResourceEstimate:
-        """The estimate of one resource."""
-        return self.cpu if resource is CPU else self.mem
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +37,8 @@ class ModelSettings:
         S, the slices of a scope. Replay and estimator set it; with 1 no strategy looks for a season.
     guarded : bool
         Whether guards lower what is published (:mod:`model.guards`).
+    contention : ContentionSettings
+        From when on VMs suffer (:mod:`model.contention`).
     """
 
     historical: int
@@ -120,6 +47,7 @@ class ModelSettings:
     mem: StrategySettings = field(default_factory=StrategySettings)
     positions: int = 1
     guarded: bool = False
+    contention: ContentionSettings = ContentionSettings()  # noqa: RUF009  # immutable
 
     def of(self, resource: Resource) -> StrategySettings:
         """The parameters of the strategies for one resource."""
@@ -188,10 +116,10 @@ class _Publication:
         self.record = ViolationRecord()
 
     def state(self) -> dict[str, Any]:
-        return {"past": list(self.guards.past), "record": self.record.state()}
+        return {**self.guards.state(), "record": self.record.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.guards.past.extend(state["past"])
+        self.guards.restore(state)
         self.record.restore(state["record"])
 
 
@@ -209,6 +137,7 @@ class _ResourceModel:
         self.measured = False  # whether the slice before has samples
         guards = GuardSettings(settings.positions) if settings.guarded else None
         self.condition = None if guards is None else NodeCondition(guards, phase)
+        self.tracker = None if guards is None else ContentionTracker(settings.contention, guards.day)
         self.moments = VmMoments(resource, settings.positions) if settings.uses_vm_moments else None
         self.publications = {name: _Publication(guards) for name in settings.strategies}
 
@@ -237,6 +166,7 @@ class _ResourceModel:
             "shared": shared,
             "moments": None if self.moments is None else self.moments.state(),
             "condition": None if self.condition is None else self.condition.state(),
+            "contention": None if self.tracker is None else self.tracker.state(),
             "published": {name: one.state() for name, one in self.publications.items()},
         }
         return common, own
@@ -249,6 +179,9 @@ class _ResourceModel:
             self.moments.restore(common["moments"])
         if self.condition is not None:
             self.condition.restore(common["condition"])
+        # A checkpoint of an earlier version has none.
+        if self.tracker is not None and common.get("contention") is not None:
+            self.tracker.restore(common["contention"])
         for name, publication in self.publications.items():
             publication.restore(common["published"][name])
         at_position = self._at(position)
@@ -275,24 +208,46 @@ class _ResourceModel:
         position = self._at(finished.position)
         present = PresentUsage(finished.vms, usage)
         position.slices.append(present)
+        measured = measure(self.resource, finished, self.settings.contention)
         if not usage.measured:
-            return unknown, ResourceCounts()
+            if self.tracker is not None:
+                self._act_on(measured, finished)
+            return replace(unknown, contention=measured.contention), ResourceCounts()
         stable = position.stable(self.detector)
-        peak = present.peak(99.0, 1)
-        vms, counts, node = None, ResourceCounts(), None
+        # Usage is cut at the size of the node, or of the cores that its VMs share.
+        demand = PresentUsage(finished.vms, usage.demand)
+        peak = demand.peak(99.0, 1)
+        contended = measured.contention.level is Level.HIGH
+        vms, counts, node, contention = None, ResourceCounts(), None, measured.contention
         if self.moments is not None:
-            vms = self.moments.update(finished.vms, usage)
-            counts = count_usage(usage, vms, full=is_full(peak, usage.config))
-            if self.condition is not None:
-                node = self.condition.update(usage.config, peak, vms, feedback)
+            vms = self.moments.update(finished.vms, demand.usage)
+            counts = count_usage(demand.usage, vms, full=is_full(peak, usage.config) or contended)
+        if self.condition is not None and self.tracker is not None and vms is not None:
+            contention = self._act_on(measured, finished)
+            node = self.condition.update(
+                *(usage.config, peak, vms, feedback), contended=contended, contention=contention.level
+            )
         observed = Observation(
-            position.window(), stable, finished.position, self.settings.positions, follows, feedback, vms
+            position.window(),
+            stable,
+            finished.position,
+            self.settings.positions,
+            follows,
+            feedback,
+            vms,
+            demand=demand,
+            contended=contended,
         )
         estimates = {
             name: self._estimate(name, position.strategies[name], observed, peak, node)
             for name in self.settings.strategies
         }
-        return ResourceEstimate(stable, estimates), counts
+        return ResourceEstimate(stable, estimates, contention), counts
+
+    def _act_on(self, measured: Measured, finished: Slice) -> Contention:
+        """The contention of a slice, with the level on which the node acts."""
+        assert self.tracker is not None  # noqa: S101
+        return replace(measured.contention, level=self.tracker.update(measured, finished.alive))
 
     def _estimate(
         self, name: str, strategy: Strategy, observed: Observation, peak: float, node: NodeState | None
@@ -307,11 +262,11 @@ class _ResourceModel:
             unguarded = min(self.free[name].values())
         unguarded = min(unguarded, observed.config)
         publication, usage = self.publications[name], observed.window.current
-        violated = publication.record.compare(usage, peak, follows=observed.follows)
+        violated = publication.record.compare(usage, peak, follows=observed.follows, contended=observed.contended)
         published, closed, limits = unguarded, False, dict[str, float]()
         if node is not None:
             # A threshold above the capacity is less than nothing free.
-            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node)
+            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node, usage.booked_now)
             published, closed, limits = round(guarded.free, 6), guarded.closed, dict(guarded.limits)
         publication.record.note_published(published, usage)
         return Estimate(

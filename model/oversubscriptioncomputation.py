@@ -21,7 +21,7 @@ from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
 from .numerics import aggregate, round_up, row_percentiles
-from .slices import Resource, Window
+from .slices import PresentUsage, Resource, Window
 from .vmmoments import VmFigures, counted_scope
 
 
@@ -65,6 +65,11 @@ class Observation:
         What the fleet has learnt until the slice before.
     vms : VmFigures or None
         Moments of the single VMs, where a strategy uses them.
+    demand : PresentUsage or None
+        The current slice with what its VMs wanted in place of what they used, as far as it is known how long they
+        waited; None: their usage.
+    contended : bool
+        Whether the VMs suffered.
     """
 
     window: Window
@@ -74,6 +79,13 @@ class Observation:
     follows: bool = True
     feedback: ResourceFeedback = ResourceFeedback()  # noqa: RUF009  # immutable
     vms: VmFigures | None = None
+    demand: PresentUsage | None = None
+    contended: bool = False
+
+    @property
+    def wanted(self) -> PresentUsage:
+        """The current slice, with demand where it is known."""
+        return self.window.slices[-1] if self.demand is None else self.demand
 
     @property
     def config(self) -> float:
@@ -353,7 +365,7 @@ class Conformal(Strategy):
         self.bound.restore(state)
 
     def update(self, observation: Observation) -> float:
-        current = observation.window.slices[-1]
+        current = observation.wanted
         usage = current.usage
         samples = np.sort(usage.vm_usage, axis=1)  # NaN last
         count = samples.shape[1] - np.isnan(samples).sum(axis=1)
@@ -372,6 +384,7 @@ class Conformal(Strategy):
                 vm_config=usage.vm_config,
                 vm_mean=np.nansum(samples, axis=1) / np.where(count > 0, count, np.nan),
                 vm_peak=np.fmin(peak, usage.vm_config) if self.resource.vm_peak_capped else peak,
+                contended=observation.contended,
             )
         )
 
@@ -403,7 +416,7 @@ class CentralLimit(Strategy):
         return self.settings.risk
 
     def update(self, observation: Observation) -> float:
-        vms, current = observation.vms, observation.window.slices[-1]
+        vms, current = observation.vms, observation.wanted
         assert vms is not None  # noqa: S101  # the node model follows the VMs for this strategy
         scope = counted_scope(observation.positions)
         own = max(float(current.usage.node.mean()) - float(np.nansum(vms.used)), 0.0)

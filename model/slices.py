@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,6 +68,11 @@ class Usage:
         Why there are no samples of the node although it was scraped; empty if there are some, or if it was not.
     vm_alive : (v,) bool, optional
         Whether each VM is alive at the end of the slice; None: all of them are.
+    node_demand : (n,) float64, optional
+        What the VMs of the node wanted at the samples of ``node``: what they used, and what they waited for. None when
+        it is not known how long they waited.
+    vm_demand : (v, m) float64, optional
+        The same for each VM, at the samples of ``vm_usage``.
     """
 
     config: float
@@ -76,6 +81,8 @@ class Usage:
     vm_usage: FloatArray
     missing: str = ""
     vm_alive: BoolArray | None = None
+    node_demand: FloatArray | None = None
+    vm_demand: FloatArray | None = None
 
     @property
     def booked(self) -> float:
@@ -91,6 +98,15 @@ class Usage:
     def measured(self) -> bool:
         """Whether free resources can be computed: there are samples and a capacity."""
         return self.node.size > 0 and not math.isnan(self.config)
+
+    @property
+    def demand(self) -> Usage:
+        """The same with demand in place of usage, as far as it is known: usage is cut at the size of the node."""
+        if self.node_demand is None and self.vm_demand is None:
+            return self
+        node = self.node if self.node_demand is None else self.node_demand
+        vm_usage = self.vm_usage if self.vm_demand is None else self.vm_demand
+        return replace(self, node=node, vm_usage=vm_usage, node_demand=None, vm_demand=None)
 
 
 def is_full(peak: float, config: float) -> bool:
@@ -110,6 +126,9 @@ def usage_of(
     vm_config: Sequence[float],
     vm_usage: Sequence[FloatArray],
     vm_alive: BoolArray | None = None,
+    *,
+    node_demand: FloatArray | None = None,
+    vm_demand: Sequence[FloatArray] | None = None,
 ) -> Usage:
     """Build one resource of a slice from samples with gaps.
 
@@ -123,11 +142,54 @@ def usage_of(
         Of any lengths.
     vm_alive : (v,) bool, optional
         None: all VMs are alive at the end of the slice.
+    node_demand : (n,) float64, optional
+    vm_demand : sequence of v arrays, optional
+        As long as those of ``vm_usage``.
     """
-    matrix = np.full((len(vm_usage), max((row.size for row in vm_usage), default=0)), np.nan)
-    for i, row in enumerate(vm_usage):
+    known = ~np.isnan(node)
+    return Usage(
+        config,
+        node[known],
+        np.array(vm_config, dtype=np.float64),
+        padded(vm_usage),
+        vm_alive=vm_alive,
+        node_demand=None if node_demand is None else node_demand[known],
+        vm_demand=None if vm_demand is None else padded(vm_demand),
+    )
+
+
+def padded(rows: Sequence[FloatArray]) -> FloatArray:
+    """Rows of any lengths as a matrix, (v, m) float64; NaN behind the end of a row."""
+    matrix = np.full((len(rows), max((row.size for row in rows), default=0)), np.nan)
+    for i, row in enumerate(rows):
         matrix[i, : row.size] = row
-    return Usage(config, node[~np.isnan(node)], np.array(vm_config, dtype=np.float64), matrix, vm_alive=vm_alive)
+    return matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long the VMs and the tasks of a node waited in a slice.
+
+    Attributes
+    ----------
+    vm_share : (v, w) float64
+        Samples of each VM: its wait for CPU / (wait + run), 0 to 1; NaN where it is unknown.
+    vm_wait : (v, w) float64
+        The same samples in cores: seconds of waiting per second, over its vCPUs.
+    of_node : mapping of field to (n,) float64
+        ``psi_cpu`` and ``psi_memory``: share of time in which tasks waited for CPU, and in which all were stalled for
+        memory. ``swap_in``: pages per second. ``oom_kills``: killed processes since the sample before. NaN where it is
+        unknown, no field where it is not measured.
+    """
+
+    vm_share: FloatArray
+    vm_wait: FloatArray
+    of_node: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def node(self, name: str) -> FloatArray:
+        """The known samples of a field of the node; empty if there are none."""
+        values = self.of_node.get(name, np.empty(0))
+        return values[~np.isnan(values)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +206,8 @@ class Slice:
         The VMs present, sorted, in the order of the rows of ``cpu`` and ``mem``.
     cpu, mem : Usage
         Both have the same ``vm_alive``.
+    waits : Waits, optional
+        None when it was not measured how long VMs waited.
     """
 
     end_s: float
@@ -151,6 +215,7 @@ class Slice:
     vms: tuple[str, ...]
     cpu: Usage
     mem: Usage
+    waits: Waits | None = None
 
     def usage(self, resource: Resource) -> Usage:
         """The usage of one resource."""

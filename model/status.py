@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .guards import offered_capacity
-from .nodemodel import Estimate, NodeEstimate
-from .slices import CPU, MEMORY, Resource, Slice, Usage
+import numpy as np
+
+from .contention import Contention, Level, describe
+from .estimates import Estimate, NodeEstimate
+from .guards import CONTENTION, offered_capacity
+from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
 
 State = Literal["ok", "stale", "unknown"]
 
@@ -41,6 +44,10 @@ class Figures:
         Whether the guards found less than nothing free: what VMs leave must not be offered again.
     limits : mapping of guard to float
         What was left by each guard that lowered the figure, in the order of the guards.
+    contention : Contention
+        How much the VMs suffer, and which.
+    used : float or None
+        99th percentile of the usage, a share of the capacity.
     """
 
     config: float
@@ -57,6 +64,8 @@ class Figures:
     unguarded: float | None = None
     closed: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
+    contention: Contention = Contention()  # noqa: RUF009  # immutable
+    used: float | None = None
 
 
 def guard_reasons(limits: Mapping[str, float], *, closed: bool, text_of: Callable[[float], str]) -> str:
@@ -100,6 +109,19 @@ class ResourceStatus:
         return self.last.free if self.last is not None and self.state == "ok" else 0.0
 
     @property
+    def contention(self) -> Contention:
+        """How much the VMs suffer; not at all unless the state is ``ok``."""
+        return self.last.contention if self.last is not None and self.state == "ok" else Contention()
+
+    @property
+    def contention_text(self) -> str:
+        """What VMs suffer from, in a few words; empty when they do not."""
+        if self.contention.level is Level.NONE:
+            return ""
+        used = math.nan if self.last is None or self.last.used is None else self.last.used
+        return describe(self.contention, used) or "it has not ended yet"
+
+    @property
     def capacity(self) -> float:
         """What a scheduler may book in total, cores or MB; NaN before the first figures."""
         last = self.last
@@ -113,6 +135,14 @@ class ResourceStatus:
         if self.last is None or not self.last.config > 0:
             return math.nan
         return self.capacity / self.last.config
+
+    def contended(self, contention: Contention) -> ResourceStatus:
+        """The status when the VMs suffer in the present slice: nothing is free until it ends."""
+        if self.last is None or self.state != "ok":
+            return self
+        limits = {**self.last.limits, CONTENTION: -1.0}
+        last = replace(self.last, free=0.0, closed=True, limits=limits, contention=contention)
+        return replace(self, last=last, others=dict.fromkeys(self.others, 0.0))
 
     def aged(self, reason: str = "") -> ResourceStatus:
         """The status after a later slice without samples, or with samples that do not count for a reason."""
@@ -152,6 +182,16 @@ class NodeStatus:
         """The status after a later slice without samples."""
         return replace(self, slice_end_s=slice_end_s, cpu=self.cpu.aged(), mem=self.mem.aged())
 
+    def contended(self, contentions: Mapping[str, Contention]) -> NodeStatus:
+        """The status when the VMs suffer in the present slice, by resource name."""
+        cpu, mem = (
+            self.of(resource).contended(contentions[resource.name])
+            if resource.name in contentions
+            else self.of(resource)
+            for resource in RESOURCES
+        )
+        return replace(self, cpu=cpu, mem=mem)
+
     def after(self, finished: Slice, estimate: NodeEstimate) -> NodeStatus:
         """The status after the next slice."""
         return replace(
@@ -165,11 +205,11 @@ class NodeStatus:
         usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
             return self.of(resource).aged(usage.missing)
-        last = _figures(estimates[self.strategy], usage, finished.end_s)
+        last = _figures(estimates[self.strategy], usage, finished.end_s, estimate.of(resource).contention)
         return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
 
-def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
+def _figures(estimate: Estimate, usage: Usage, slice_end_s: float, contention: Contention) -> Figures:
     return Figures(
         config=usage.config,
         booked=usage.booked,
@@ -186,6 +226,8 @@ def _figures(estimate: Estimate, usage: Usage, slice_end_s: float) -> Figures:
         unguarded=estimate.unguarded,
         closed=estimate.closed,
         limits=dict(estimate.limits),
+        contention=contention,
+        used=float(np.percentile(usage.node, 99)) / usage.config,
     )
 
 

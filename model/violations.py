@@ -30,9 +30,9 @@ def is_exceeded(published: float, growth: float, config: float, peak: float) -> 
 class ViolationRecord:
     """Counts the slices that violated a published figure.
 
-    A slice is violated when the node was full in it, or when more was used than was left: the published figure less the
-    growth of what is booked now. A full node cannot show how much its VMs wanted, and where 0 is published nothing else
-    could be violated.
+    A slice is violated when the node was full in it or its VMs suffered, or when more was used than was left: the
+    published figure less the growth of what is booked now. A full node cannot show how much its VMs wanted, and where 0
+    is published nothing else could be violated.
     """
 
     def __init__(self) -> None:
@@ -45,22 +45,24 @@ class ViolationRecord:
         """Violated share of the last 100 slices, 0 to 1; NaN before the first one."""
         return sum(self.flags) / len(self.flags) if self.flags else math.nan
 
-    def compare(self, usage: Usage, peak: float, *, follows: bool) -> float:
+    def compare(self, usage: Usage, peak: float, *, follows: bool, contended: bool = False) -> float:
         """Compare a slice with the figure before it: 1 when violated, 0 when not, NaN without a figure to compare.
 
         Parameters
         ----------
         usage : Usage
         peak : float
-            99th percentile of the node's samples, cores or MB.
+            99th percentile of the node's samples, demand where it is known; cores or MB.
         follows : bool
             Whether the slice before has samples.
+        contended : bool
+            Whether the VMs suffered.
         """
         if not follows or math.isnan(self.published):
             return math.nan
         growth = max(0.0, usage.booked_now - self.booked)
         exceeded = is_exceeded(self.published, growth, usage.config, peak)
-        violated = int(exceeded or is_full(peak, usage.config))
+        violated = int(exceeded or contended or is_full(peak, usage.config))
         self.flags = [*self.flags, violated][-RATE_SLICES:]
         return float(violated)
 

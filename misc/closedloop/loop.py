@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,8 +235,16 @@ def vm_name(vm: int) -> str:
 
 def _joined(steps: Sequence[FleetUsage]) -> FleetUsage:
     """The usage of nodes in successive steps; that of single VMs is left out."""
-    demand, node = (np.concatenate([getattr(one, name) for one in steps], axis=1) for name in ("demand", "node"))
-    return FleetUsage(demand, node, np.empty((0, demand.shape[1])))
+
+    def joined(parts: Iterable[FloatArray | None]) -> FloatArray | None:
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known, axis=1) if known else None
+
+    demand, node = (
+        np.concatenate(parts, axis=1) for parts in zip(*((one.demand, one.node) for one in steps), strict=True)
+    )
+    served, running = (joined(parts) for parts in zip(*((one.served, one.running) for one in steps), strict=True))
+    return FleetUsage(demand, node, np.empty((0, demand.shape[1])), served, running)
 
 
 def log_to(write: Callable[[str], object]) -> Log:

@@ -75,6 +75,19 @@ class AggregatorMetrics:
             ("spooled", "Points waiting for the store on disk.", lambda: write_queue.counts().spooled),
         ):
             Gauge(f"scroogevm_points_{name}", documentation, registry=registry).set_function(read)
-        Gauge("scroogevm_spool_bytes", "Size of what waits on disk.", registry=registry).set_function(
-            lambda: write_queue.counts().spooled_bytes
-        )
+        for name, documentation, read_figure in (
+            ("queue_bytes", "Size of what waits in RAM.", lambda: write_queue.counts().queued_bytes),
+            ("queue_limit_bytes", "Size beyond which points in RAM are dropped.", lambda: write_queue.most_bytes),
+            ("spool_bytes", "Size of what waits on disk.", lambda: write_queue.counts().spooled_bytes),
+            (
+                "spool_limit_bytes",
+                "Size beyond which points on disk are dropped; 0 without a spool.",
+                lambda: write_queue.most_spooled_bytes,
+            ),
+            (
+                "backlog_age_seconds",
+                "How long the oldest sample has waited for the store; 0 when none waits.",
+                lambda: write_queue.backlog_age_s,
+            ),
+        ):
+            Gauge(f"scroogevm_{name}", documentation, registry=registry).set_function(read_figure)

@@ -15,8 +15,9 @@ import re
 import stat
 import struct
 import threading
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,7 @@ class SpoolFile:
 class _Entry(NamedTuple):
     points: int
     size: int
+    written_s: float
 
 
 class Spool:
@@ -68,11 +70,14 @@ class Spool:
         Created, for its owner alone, by the first :meth:`append`.
     most_bytes : int
         Beyond this size the oldest files are deleted.
+    wall_clock : callable
+        Unix seconds.
     """
 
-    def __init__(self, path: Path, most_bytes: int) -> None:
+    def __init__(self, path: Path, most_bytes: int, wall_clock: Callable[[], float] = time.time) -> None:
         self.path = path.expanduser().absolute()
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
+        self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._folder = -1
         self._entries: dict[str, _Entry] = {}
@@ -81,6 +86,13 @@ class Spool:
         """Points and bytes that are waiting."""
         with self._lock:
             return self._counts()
+
+    def age_s(self) -> float:
+        """Seconds since the oldest file that waits was written; 0 when none waits."""
+        with self._lock:
+            if not self._entries:
+                return 0.0
+            return max(0.0, self._wall_clock() - self._entries[min(self._entries)].written_s)
 
     @property
     def is_open(self) -> bool:
@@ -124,7 +136,7 @@ class Spool:
             name = f"{number:012d}-{points}{_SUFFIX}"
             size = sum(map(len, pieces))
             self._write(name, pieces)
-            self._entries[name] = _Entry(points, size)
+            self._entries[name] = _Entry(points, size, self._wall_clock())
             return self._make_room(name)
 
     def oldest(self) -> SpoolFile | None:
@@ -228,7 +240,7 @@ class Spool:
         """Delete the oldest files, but not the new one; their points."""
         dropped, size = 0, self._counts().bytes
         for name in sorted(self._entries):
-            if size <= self._most_bytes or name == kept:
+            if size <= self.most_bytes or name == kept:
                 break
             entry = self._entries.pop(name)
             _unlink(name, self._folder)
@@ -243,7 +255,8 @@ def _list(folder: int) -> dict[str, _Entry]:
     for name in os.listdir(folder):
         match = _NAME.fullmatch(name)
         if match:
-            entries[name] = _Entry(int(match[2]), os.stat(name, dir_fd=folder, follow_symlinks=False).st_size)
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            entries[name] = _Entry(int(match[2]), found.st_size, found.st_mtime)
         elif name.endswith(f"{_SUFFIX}.tmp"):
             _unlink(name, folder)
     return entries

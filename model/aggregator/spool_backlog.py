@@ -48,6 +48,15 @@ class SpoolBacklog:
         """Points and bytes that are waiting."""
         return self._spool.counts()
 
+    @property
+    def most_bytes(self) -> int:
+        """Size beyond which the oldest files are deleted."""
+        return self._spool.most_bytes
+
+    def age_s(self) -> float:
+        """Seconds since the oldest of what waits was written to the spool; 0 when nothing waits."""
+        return self._spool.age_s()
+
     def is_usable(self) -> bool:
         """Whether the spool has not just failed."""
         return self._clock() >= self._retry_at

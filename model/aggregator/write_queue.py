@@ -91,7 +91,7 @@ class WriteQueue:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._clock = clock
         self._queue: deque[Waiting] = deque()
         self._bytes = 0
@@ -126,7 +126,7 @@ class WriteQueue:
             self._bytes += waiting.size
             self._points += waiting.points
             dropped = 0
-            while self._bytes > self._most_bytes and len(self._queue) > 1:
+            while self._bytes > self.most_bytes and len(self._queue) > 1:
                 dropped += self._pop_oldest().points
             self._count_dropped(dropped, "queue")
             self._changed.notify()
@@ -145,6 +145,19 @@ class WriteQueue:
         spooled = SpoolCounts(0, 0) if self._spooled is None else self._spooled.counts()
         with self._changed:
             return WriteQueueCounts(*(self._written, self._dropped, self._refused, self._points, self._bytes), *spooled)
+
+    @property
+    def most_spooled_bytes(self) -> int:
+        """Limit of what waits on disk; 0 without a spool."""
+        return 0 if self._spooled is None else self._spooled.most_bytes
+
+    @property
+    def backlog_age_s(self) -> float:
+        """Seconds that the oldest sample has waited for the store, in RAM or on disk; 0 when none waits."""
+        spooled_s = 0.0 if self._spooled is None else self._spooled.age_s()
+        with self._changed:
+            queued_s = self._clock() - self._queue[0].since_s if self._queue else 0.0
+        return max(queued_s, spooled_s)
 
     def close(self, timeout_s: float) -> bool:
         """Write the backlog for at most ``timeout_s`` seconds, or to the spool; whether nothing is lost."""
@@ -265,7 +278,7 @@ class WriteQueue:
             return
         with self._changed:
             waited_s = self._clock() - self._queue[0].since_s if self._queue else 0.0
-            is_due = waited_s > _SPOOL_AFTER_S or self._bytes > _SPOOL_AT * self._most_bytes
+            is_due = waited_s > _SPOOL_AFTER_S or self._bytes > _SPOOL_AT * self.most_bytes
         if is_due:
             self._spill(self._spooled)
 

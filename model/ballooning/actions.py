@@ -154,8 +154,12 @@ class ActionExecutor:
             self._problems.resolve(subject)
         except GuestGone:
             self._follow_missing(session)
+        except HostUnavailable:
+            self._counts.restore_failures[self._name] += 1
+            raise
         except GuestRefused as error:
             self._counts.errors[self._name] += 1
+            self._counts.restore_failures[self._name] += 1
             self._problems.report(subject, f"cannot be restored: {error}")
 
     def _count_failure(self, session: Session) -> None:

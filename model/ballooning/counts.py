@@ -17,8 +17,8 @@ class BallooningCounts:
         probably killed a process.
     reclaimed_mb : float
         Decrease of resident memory over all sessions.
-    errors : Counter of host
-        Failed calls.
+    errors, restore_failures : Counter of host
+        Failed calls; those of them that should have restored a guest.
     up : dict of host to bool
         Whether the host answered the last call.
     """
@@ -29,4 +29,5 @@ class BallooningCounts:
     gave_up: int = 0
     killed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    restore_failures: Counter[str] = field(default_factory=Counter)
     up: dict[str, bool] = field(default_factory=dict)

@@ -28,6 +28,7 @@ _WIDTH = 118
 _TITLES = (
     "Aggregator (vmaggreg.py)",
     "Estimator (scroogevm.py)",
+    "Contention (scroogevm.py)",
     "Published status file (scroogevm.py)",
     "OpenStack Placement (scroogevm.py)",
     "Ballooning (vmballooning.py)",

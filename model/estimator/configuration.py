@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..cli.model_options import chosen_detectors, model_settings
@@ -61,4 +61,4 @@ def load_configuration(options: EstimatorOptions) -> RunConfiguration:
         model = model_settings(settings.model, settings.strategies, settings.historical)
     except UsageError as error:
         raise SettingsError(str(error).splitlines()) from None
-    return RunConfiguration(settings, model, chosen_detectors(settings.model))
+    return RunConfiguration(settings, replace(model, contention=settings.contention), chosen_detectors(settings.model))

@@ -50,10 +50,13 @@ class Counted:
         Repeated by the time that they cover; empty when they do not suffice.
     missing : str
         Why there are none, although there are samples.
+    demand : (n,) float64 or None
+        What was wanted at the same samples; None when that is not known.
     """
 
     values: FloatArray
     missing: str = ""
+    demand: FloatArray | None = None
 
 
 class _Covers(NamedTuple):
@@ -124,7 +127,9 @@ class SliceCoverage:
         repeats = np.maximum(1, np.rint(covers / base_ms).astype(np.intp))
         return _Covers(covers, repeats, float(covers.sum()), bool((repeats > 1).any()))
 
-    def count_node(self, resource: Resource, values: FloatArray, capacity: float) -> Counted:
+    def count_node(
+        self, resource: Resource, values: FloatArray, capacity: float, waits: FloatArray | None = None
+    ) -> Counted:
         """The samples of the node that count.
 
         Parameters
@@ -134,12 +139,30 @@ class SliceCoverage:
             At the times of the node.
         capacity : float
             NaN if it is unknown.
+        waits : (n,) float64, optional
+            How long its VMs waited, cores; NaN where it is unknown.
         """
         largest = np.inf if np.isnan(capacity) else capacity * (_MOST_CPU if resource is CPU else 1.0) + 1.0
         valid = (values >= 0) & (values <= largest)
-        return self._count(values, valid, self._covers[resource], self._slice_ms)
+        return self._count(values, valid, self._covers[resource], self._slice_ms, waits)
 
-    def count_vm(self, resource: Resource, samples: Samples) -> FloatArray:
+    def at_node_times(self, samples: Samples, name: str) -> FloatArray:
+        """(n,) float64: a field of a VM at the times of the node; NaN where the VM has no sample."""
+        values = samples.fields[name]
+        if np.array_equal(samples.time_ms, self._times):
+            return values
+        result = np.full(self._times.size, np.nan)
+        place, at_same_time = self._place(samples)
+        result[place[at_same_time]] = values[at_same_time]
+        return result
+
+    def _place(self, samples: Samples) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """The index of each sample among those of the node, and whether it has the same time."""
+        place = np.minimum(np.searchsorted(self._times, samples.time_ms), max(self._times.size - 1, 0))
+        at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
+        return place, at_same_time
+
+    def count_vm(self, resource: Resource, samples: Samples) -> Counted:
         """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
 
         A VM that has left is covered until then.
@@ -147,20 +170,33 @@ class SliceCoverage:
         last_ms = int(samples.time_ms[-1]) if samples.time_ms.size else self._start_ms
         required_ms = last_ms - self._start_ms if last_ms < self._vms_known_ms else self._slice_ms
         values = samples.fields[f"{resource.name}_usage"]
+        waits = samples.fields.get("cpu_wait") if resource is CPU else None
         covers = self._covers[resource]
         if not np.array_equal(samples.time_ms, self._times):
-            place = np.minimum(np.searchsorted(self._times, samples.time_ms), max(self._times.size - 1, 0))
-            at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
+            place, at_same_time = self._place(samples)
             values, covers = values[at_same_time], covers.of(place[at_same_time])
-        return self._count(values, (values >= 0) & (values <= LARGEST), covers, required_ms).values
+            waits = None if waits is None else waits[at_same_time]
+        return self._count(values, (values >= 0) & (values <= LARGEST), covers, required_ms, waits)
 
-    def _count(self, values: FloatArray, valid: NDArray[np.bool_], covers: _Covers, required_ms: float) -> Counted:
+    def _count(
+        self,
+        values: FloatArray,
+        valid: NDArray[np.bool_],
+        covers: _Covers,
+        required_ms: float,
+        waits: FloatArray | None = None,
+    ) -> Counted:
         number = int(np.count_nonzero(valid))
         needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
         if number < needed:
             return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
+        demand = None if waits is None or np.isnan(waits).all() else values + np.maximum(np.nan_to_num(waits), 0.0)
         if number < valid.size:
             values, covers = values[valid], covers.of(valid)
+            demand = None if demand is None else demand[valid]
         if covers.total_ms < _COVERED * required_ms - self._expected_ms:
             return Counted(_NO_SAMPLES, f"valid samples cover {100 * covers.total_ms / self._slice_ms:.0f} % of it")
-        return Counted(np.repeat(values, covers.repeats) if covers.any_repeated else values)
+        if covers.any_repeated:
+            values = np.repeat(values, covers.repeats)
+            demand = None if demand is None else np.repeat(demand, covers.repeats)
+        return Counted(values, demand=demand)

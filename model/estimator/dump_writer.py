@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common.atomic_files import make_folder_of, write_atomically
 from ..common.logs import ProblemLog
-from ..nodemodel import NodeEstimate
+from ..estimates import NodeEstimate
 from ..replay.dump import DumpRecorder
 from ..replay.presentation import log_scope
 from ..replay.replay import dump_config, dump_name

@@ -12,9 +12,10 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from ..estimates import NodeEstimate
 from ..feedback import SliceCounts
 from ..guards import turn_of
-from ..nodemodel import ModelSettings, ModelState, NodeEstimate, NodeModel
+from ..nodemodel import ModelSettings, ModelState, NodeModel
 from ..publishers.prometheus import EstimatorCounts
 from ..replay.dump import slice_figures
 from ..slices import Slice, Usage

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..common.logs import ProblemLog
+from ..contention import Contention
 from ..publishers.base import Publisher
 from ..publishers.prometheus import EstimatorCounts
 from ..status import NodeStatus
@@ -19,7 +20,14 @@ LOG = logging.getLogger("scroogevm.estimator")
 _INTERVAL_S = 1.0
 
 
-def published_status(progress: Progress, due: int, slice_clock: SliceClock, *, failed: bool) -> NodeStatus:
+def published_status(
+    progress: Progress,
+    due: int,
+    slice_clock: SliceClock,
+    *,
+    failed: bool,
+    contentions: Mapping[str, Contention] | None = None,
+) -> NodeStatus:
     """The status that is published of a node while a slice is due.
 
     Parameters
@@ -29,12 +37,15 @@ def published_status(progress: Progress, due: int, slice_clock: SliceClock, *, f
     slice_clock : SliceClock
     failed : bool
         Whether the last attempt to compute the node failed.
+    contentions : mapping of resource name to Contention, optional
+        What began since the last slice.
     """
+    status = progress.status.contended(contentions) if contentions else progress.status
     if progress.number == due:
-        return progress.status
+        return status
     waits = progress.number == due - 1 and not failed
     if waits and 0 <= slice_clock.late_s(due) < slice_clock.grace_s:
-        return progress.status
+        return status
     return progress.status.aged(slice_clock.calendar.end_s(due))
 
 
@@ -59,7 +70,7 @@ class PublishPolicy:
         self._counts = counts
         self._monotonic = monotonic
         self._problems = ProblemLog(LOG)
-        self._published: Sequence[tuple[int | None, str, float]] = ()
+        self._published: Sequence[tuple[object, ...]] = ()
         self._published_at = monotonic()
         self._failed: set[str] = set()
 
@@ -87,7 +98,10 @@ class PublishPolicy:
         at_once : bool
             Do not bundle.
         """
-        state = [(one.number, status.state, status.slice_end_s) for one, status in zip(progress, statuses, strict=True)]
+        state = [
+            (one.number, status.state, status.slice_end_s, status.cpu.contention.level, status.mem.contention.level)
+            for one, status in zip(progress, statuses, strict=True)
+        ]
         changed = state != self._published
         if not changed and not self._failed:
             return False

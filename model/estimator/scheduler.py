@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from ..stability import StabilityDetector
 from ..status import NodeStatus
 from ..store.base import Store
 from .checkpoints import CheckpointFile
+from .contention_watch import ContentionWatch
 from .fleet import Fleet, NoPeers, Peers, longest_wait_s
 from .fleet_peers import StorePeers
 from .node_problems import NodeProblems
@@ -30,6 +32,8 @@ from .node_worker import ModelRunner, NodeWorker, OnSlice
 from .publish_policy import PublishPolicy, published_status
 from .settings import EstimatorSettings
 from .slicing import SliceClock, SliceReader
+
+LOG = logging.getLogger("scroogevm.estimator")
 
 _THREADS = 8
 
@@ -58,6 +62,7 @@ class _Node:
 
     worker: NodeWorker
     running: bool = False
+    checking: bool = False
     retry_at: float = 0.0
 
 
@@ -78,6 +83,8 @@ class Scheduler:
         Monotonic seconds.
     fleet : Fleet, optional
         That of the workers, if they learn from each other.
+    watch : ContentionWatch, optional
+        Looks for contention between the ends of the slices.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Scheduler:
         at_once: int,
         monotonic: Callable[[], float] = time.monotonic,
         fleet: Fleet | None = None,
+        watch: ContentionWatch | None = None,
     ) -> None:
         self.counts = counts
         self._nodes = [_Node(worker) for worker in workers]
@@ -100,6 +108,7 @@ class Scheduler:
         self._retry_s = min(_RETRY_S, slice_clock.calendar.slice_s / 4)
         self._monotonic = monotonic
         self._fleet = fleet
+        self._watch = watch
         self._loaded = False
         self._stopping = False
 
@@ -112,6 +121,7 @@ class Scheduler:
             while not stop.is_set():
                 due = self._slice_clock.due()
                 self._start_jobs(due, finished)
+                self._start_checks(due, finished)
                 self._publish(due)
                 await _first_of(stopped, finished, timeout_s=self._pause_s(due))
                 finished.clear()
@@ -150,10 +160,12 @@ class Scheduler:
     def statuses(self, due: int | None = None) -> list[NodeStatus]:
         """The status of every node that is published while a slice is due, by default the present one."""
         due = self._slice_clock.due() if due is None else due
-        return [
-            published_status(worker.progress, due, self._slice_clock, failed=bool(worker.error))
-            for worker in (node.worker for node in self._nodes)
-        ]
+        return [self._published(node.worker, due) for node in self._nodes]
+
+    def _published(self, worker: NodeWorker, due: int) -> NodeStatus:
+        progress = worker.progress
+        found = {} if self._watch is None else self._watch.found(worker.node, progress.number)
+        return published_status(progress, due, self._slice_clock, failed=bool(worker.error), contentions=found)
 
     def _load(self) -> None:
         if not self._loaded:
@@ -213,6 +225,33 @@ class Scheduler:
                 node.running = True
                 self._threads.run(job, node)
         return any(node.running for node in self._nodes) or (self._fleet is not None and self._fleet.reading)
+
+    def _start_checks(self, due: int, finished: asyncio.Event) -> None:
+        """Start a look for contention at each node that is up to date, if it is time."""
+        watch = self._watch
+        if watch is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def finish(node: _Node) -> None:
+            node.checking = False
+            finished.set()
+
+        def job(node: _Node, number: int) -> None:
+            try:
+                if not self._stopping:
+                    watch.check(node.worker.node, number)
+            except Exception:
+                # A defect, or unexpected data of this node, must not stop the other nodes.
+                LOG.exception("%s: look for contention failed", node.worker.node)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(finish, node)
+
+        for node in self._nodes:
+            number = node.worker.progress.number
+            if number is not None and number >= due - 1 and not node.checking and watch.is_due(node.worker.node):
+                node.checking = True
+                self._threads.run(job, node, number)
 
     def _advance_fleet(self, fleet: Fleet, due: int, wake: Callable[[], object], *, at_once: bool) -> int:
         """Close the slices of the fleet that are complete; the slice up to which nodes may be computed."""
@@ -294,7 +333,10 @@ def build_scheduler(
     ]
     policy = PublishPolicy(publishers, counts, monotonic)
     threads = DaemonThreads(at_once, "node")
-    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic, fleet)
+    watch = None
+    if model.guarded and settings.contention_check_s > 0:
+        watch = ContentionWatch(store, model.contention, settings.contention_check_s, clock, monotonic)
+    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic, fleet, watch)
 
 
 def _build_fleet(

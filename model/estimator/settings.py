@@ -16,10 +16,12 @@ from ..common.environment import Environment
 from ..common.errors import UsageError
 from ..common.settings import InvalidValue, Section, Setting
 from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub, is_url, node_name
+from ..contention import ContentionSettings
 from ..publishers.settings import PlacementSettings, StatusFileSettings, placement_settings, status_file_settings
 from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
 from ..store.settings import STATE_ENDPOINT, STORE_PATH, StoreSettings, store_settings
+from .contention_settings import CHECK_S, contention_settings
 from .slicing import Calendar, SliceRules
 
 LOG = logging.getLogger("scroogevm")
@@ -243,6 +245,9 @@ class EstimatorSettings:
         Strategies and their parameters: the options of the command line over the settings.
     master : str
         Name of this master; without it, nothing is exchanged with other masters.
+    contention : ContentionSettings
+    contention_check_s : float
+        Seconds between two looks for contention within a slice; 0 for none.
     """
 
     nodes: tuple[str, ...]
@@ -260,6 +265,8 @@ class EstimatorSettings:
     rules: SliceRules = field(default_factory=SliceRules)
     model: ModelOptions = field(default_factory=ModelOptions)
     master: str = ""
+    contention: ContentionSettings = field(default_factory=ContentionSettings)
+    contention_check_s: float = 30.0
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -305,6 +312,8 @@ def estimator_settings(
         rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
         master=env.read(MASTER, socket.gethostname()),
+        contention=contention_settings(env),
+        contention_check_s=env.read(CHECK_S),
     )
     _check_files(env, settings)
     if settings.previous_scopes * calendar.positions > _MOST_SLICES_AT_START:

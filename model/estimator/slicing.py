@@ -15,10 +15,11 @@ import numpy as np
 
 from ..numerics import FloatArray
 from ..samples import LastConfig, Samples
-from ..slices import LARGEST, RESOURCES, Resource, Slice, usage_of
+from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
 from ..store.base import Store
 from .bookings import CONFIG_FIELDS, LastConfigs, book_vms, last_configs, merge
-from .coverage import SliceCoverage
+from .coverage import Counted, SliceCoverage
+from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS, waiting_of
 
 #: Fields that are read from the store, of the node and of its domains.
 DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage")
@@ -162,7 +163,7 @@ class SliceReader:
         """
         start_ms, end_ms = self._calendar.bounds_ms(number)
         if self._with_vm_samples:
-            period = self._store.read(node, start_ms, end_ms, FIELDS)
+            period = self._store.read(node, start_ms, end_ms, (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS))
             configs, vm_samples = last_configs(period.domains), period.domains
             return build_slice(number, self._calendar, self._rules, known, period.node, configs, vm_samples)
         period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)
@@ -225,17 +226,28 @@ def build_slice(
     names = bookings.configs
     coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples, known.interval_s * 1000.0)
     known.interval_s = coverage.interval_ms / 1000.0
+    waiting = waiting_of(coverage, node, names, vm_samples)
     usages = []
     for i, resource in enumerate(RESOURCES):
-        counted = coverage.count_node(resource, valid_samples(node.fields[f"{resource.name}_usage"]), known.node[i])
+        samples = valid_samples(node.fields[f"{resource.name}_usage"])
+        counted = coverage.count_node(resource, samples, known.node[i], waiting.on_node if resource is CPU else None)
         missing = counted.missing or bookings.problems[i]
         if node.time_ms.size and math.isnan(known.node[i]):
             missing = "the capacity of the node is unknown"
-        rows = [_vm_usage(coverage, vm_samples, name, resource) for name in names]
-        configs = [names[name][i] for name in names]
-        usage = usage_of(known.node[i], _NO_SAMPLES if missing else counted.values, configs, rows, bookings.alive)
+        rows = [_count_vm(coverage, vm_samples, name, resource) for name in names]
+        demands = [row.values if row.demand is None else row.demand for row in rows]
+        usage = usage_of(
+            known.node[i],
+            _NO_SAMPLES if missing else counted.values,
+            [names[name][i] for name in names],
+            [row.values for row in rows],
+            bookings.alive,
+            node_demand=None if missing else counted.demand,
+            vm_demand=demands if any(row.demand is not None for row in rows) else None,
+        )
         usages.append(replace(usage, missing=missing if node.time_ms.size else ""))
-    return Slice(end_s, calendar.position(number), tuple(names), *usages)
+    cpu, mem = usages
+    return Slice(end_s, calendar.position(number), tuple(names), cpu, mem, waiting.waits)
 
 
 def valid_samples(values: FloatArray) -> FloatArray:
@@ -248,11 +260,11 @@ def valid_node_config(values: FloatArray) -> FloatArray:
     return np.where((values > 0) & (values <= LARGEST), values, np.nan)
 
 
-def _vm_usage(
+def _count_vm(
     coverage: SliceCoverage, vm_samples: Mapping[str, Samples] | None, name: str, resource: Resource
-) -> FloatArray:
+) -> Counted:
     if vm_samples is None or name not in vm_samples:
-        return _NO_SAMPLES
+        return Counted(_NO_SAMPLES)
     return coverage.count_vm(resource, vm_samples[name])
 
 

@@ -15,8 +15,11 @@ from ..store.base import Store
 from .bookings import LastConfigs, last_configs
 from .settings import EstimatorSettings
 from .slicing import FIELDS, build_slice, valid_samples
+from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS
 
-_FIELDS = (*FIELDS, "mem_rss")
+#: Exported at every sample.
+_WHOLE = ("mem_rss", *WAIT_FIELDS, *NODE_WAIT_FIELDS)
+_FIELDS = (*FIELDS, *_WHOLE)
 
 
 class NothingStored(Exception):
@@ -56,6 +59,8 @@ def export(
             columns = {
                 resource.name: _known(finished.usage(resource).vm_config[i : i + 1]) for resource in RESOURCES
             } | {f"{resource.name}_usage": _known(finished.usage(resource).vm_usage[i]) for resource in RESOURCES}
+            if finished.cpu.vm_demand is not None:
+                columns["cpu_demand"] = _known(finished.cpu.vm_demand[i])
             vms.setdefault(name, {})[number] = _encode_slice(vm_samples.get(name), columns)
         node_slices.append(_encode_node(period.node, finished))
         samples += period.node.time_ms.size
@@ -77,6 +82,8 @@ def _encode_node(samples: Samples, finished: Slice) -> bytes:
         return b"{}"
     columns = {resource.name: _known(np.array([finished.usage(resource).config])) for resource in RESOURCES}
     columns |= {f"{resource.name}_usage": finished.usage(resource).node for resource in RESOURCES}
+    if finished.cpu.node_demand is not None:
+        columns["cpu_demand"] = finished.cpu.node_demand
     # Which VMs are alive may follow from the slices before, not from their times.
     return _encode_slice(samples, columns, {"vm": list(finished.vms), "alive": list(finished.alive)})
 
@@ -92,7 +99,8 @@ def _encode_slice(
     lists: dict[str, Any] = {name: values.tolist() for name, values in columns.items() if values.size}
     if samples is not None:
         lists["time"] = (samples.time_ms / 1000).tolist()
-        resident = samples.fields["mem_rss"]
-        if not np.isnan(resident).all():
-            lists["mem_rss"] = valid_samples(resident).tolist()
+        for name in _WHOLE:
+            values = samples.fields[name]
+            if not np.isnan(values).all():
+                lists[name] = valid_samples(values).tolist()
     return msgspec.json.encode({**lists, **(more or {})})

@@ -247,6 +247,7 @@ class EstimatorMetrics(Collector):
         """All metrics with their present values."""
         statuses = self._statuses
         yield from _state_metrics(statuses)
+        yield from _contention_metrics(statuses)
         for resource in RESOURCES:
             for metric in _NODE_METRICS:
                 yield _node_metric(metric, resource, statuses)
@@ -270,6 +271,31 @@ def _state_metrics(statuses: Sequence[NodeStatus]) -> Iterator[Metric]:
         if not math.isnan(status.slice_end_s):
             end.add_metric([status.node], status.slice_end_s)
     yield from (state, end)
+
+
+def _contention_metrics(statuses: Sequence[NodeStatus]) -> Iterator[Metric]:
+    level = GaugeMetricFamily(
+        "scroogevm_contention_level",
+        "How much the VMs of the node suffer from the lack of a resource: 0 not, 1 some, 2 high.",
+        labels=["node", "resource"],
+    )
+    waiting = GaugeMetricFamily(
+        "scroogevm_waiting_vms", "VMs of the node that wait for CPU longer than the threshold.", labels=["node"]
+    )
+    worst = GaugeMetricFamily(
+        "scroogevm_vm_wait_share_max",
+        "The largest share of its runnable time that a VM of the node waits for CPU; 0 below the threshold.",
+        labels=["node"],
+    )
+    for status in statuses:
+        for resource in RESOURCES:
+            if status.of(resource).state == "ok":
+                labels = [status.node, _BASE_UNITS[resource].name]
+                level.add_metric(labels, float(status.of(resource).contention.level))
+        if status.cpu.state == "ok":
+            waiting.add_metric([status.node], float(status.cpu.contention.waiting))
+            worst.add_metric([status.node], status.cpu.contention.worst)
+    yield from (level, waiting, worst)
 
 
 def _node_metric(metric: _NodeMetric, resource: Resource, statuses: Sequence[NodeStatus]) -> Metric:

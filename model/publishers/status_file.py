@@ -6,11 +6,12 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from ..common.atomic_files import make_folder_of, write_atomically
+from ..contention import Level
 from ..guards import offered_capacity
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from ..status import Figures, NodeStatus, ResourceStatus
@@ -103,7 +104,21 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "closed": last.closed,
         **({"limits": {guard: round(left, 6) for guard, left in last.limits.items()}} if status.state == "ok" else {}),
         **{name: rate for name, rate in rates.items() if rate is not None},
+        "contention": _contention(status),
     }
+
+
+def _contention(status: ResourceStatus) -> dict[str, Any]:
+    contention = status.contention
+    result: dict[str, Any] = {"level": contention.level.text, "waiting_vms": contention.waiting}
+    if contention.level is not Level.NONE or contention.causes:
+        result |= {
+            "text": status.contention_text,
+            "vms": {name: round(share, 4) for name, share in contention.vms.items()},
+            "pressure": {name: round(value, 4) for name, value in contention.pressure.items()},
+            "calm": contention.calm,
+        }
+    return result
 
 
 def _last(figures: Figures) -> dict[str, Any]:
@@ -121,6 +136,17 @@ def _whole(seconds: float) -> float | int:
 
 
 # --- reading -----------------------------------------------------------------------------------------
+
+
+class PublishedContention(msgspec.Struct):
+    """How much the VMs suffer from the lack of a resource: ``none``, ``some`` or ``high``, and why."""
+
+    level: Literal["none", "some", "high"] = "none"
+    waiting_vms: int = 0
+    text: str = ""
+    vms: dict[str, float] = {}
+    pressure: dict[str, float] = {}
+    calm: bool = False
 
 
 class PublishedResource(msgspec.Struct):
@@ -141,6 +167,7 @@ class PublishedResource(msgspec.Struct):
     unguarded: float | None = None
     closed: bool = False
     limits: dict[str, float] = {}
+    contention: PublishedContention = msgspec.field(default_factory=PublishedContention)
 
 
 class PublishedNode(msgspec.Struct):

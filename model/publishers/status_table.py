@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -84,6 +85,8 @@ class Column:
         Left out unless a node has a target risk or a violation rate.
     guards_only : bool
         Left out on narrow terminals, and unless a guard has lowered a figure.
+    contention_only : bool
+        Left out unless the VMs of a node suffer.
     numeric : bool
         Aligned to the right.
     """
@@ -94,6 +97,7 @@ class Column:
     wide_only: bool = False
     risk_only: bool = False
     guards_only: bool = False
+    contention_only: bool = False
     numeric: bool = True
 
 
@@ -135,6 +139,12 @@ def _limits(resource: Resource, row: NodeRow) -> str:
     return f"{_amount(resource, published.unguarded)}: {reasons}"
 
 
+def _contention(row: NodeRow) -> str:
+    """The resources of which the VMs have too little: ``CPU high``."""
+    levels = ((one.title, row.node.of(one)[1].contention.level) for one in RESOURCES)
+    return ", ".join(f"{title} {level}" for title, level in levels if level != "none")
+
+
 def _amount(resource: Resource, amount: float | None) -> str:
     return _MISSING if amount is None else f"{amount / resource.display_scale:.1f}"
 
@@ -169,6 +179,7 @@ COLUMNS: tuple[Column, ...] = (
     *(Column("free", one.display_unit, partial(_free, one)) for one in RESOURCES),
     *_resource_columns(CPU),
     *_resource_columns(MEMORY),
+    Column("", "contention", _contention, contention_only=True, numeric=False),
     Column("age of", "the slice", _age, wide_only=True),
     Column("", "strategy", lambda row: row.node.strategy, numeric=False),
     *_guard_columns(),
@@ -249,6 +260,7 @@ def status_table(
         if not (brief and column.wide_only)
         and (not column.risk_only or _has_risk(nodes))
         and (not column.guards_only or (guards and _is_limited(nodes)))
+        and (not column.contention_only or _is_contended(nodes))
     ]
     table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
@@ -297,6 +309,7 @@ def _resource_object(row: NodeRow, resource: Resource) -> dict[str, Any]:
         "unguarded": published.unguarded,
         "limits": published.limits,
         "closed": published.closed,
+        "contention": msgspec.to_builtins(published.contention),
     }
 
 
@@ -314,10 +327,23 @@ def _is_limited(nodes: Mapping[str, PublishedNode]) -> bool:
     return any(published.limits or published.closed for published in resources)
 
 
+def _is_contended(nodes: Mapping[str, PublishedNode]) -> bool:
+    return any(node.of(one)[1].contention.level != "none" for node in nodes.values() for one in RESOURCES)
+
+
 def _definitions(nodes: Mapping[str, PublishedNode]) -> Text:
+    """What the VMs of contended nodes suffer from, and the definitions of the columns."""
     risk = _RISK_DEFINITION if _has_risk(nodes) else ""
     guards = _GUARD_DEFINITION if _is_limited(nodes) else ""
-    return Text(f"\n{_DEFINITIONS}{risk}{guards}", style="dim")
+    text = Text()
+    for name, node in nodes.items():
+        for resource in RESOURCES:
+            contention = node.of(resource)[1].contention
+            if contention.level != "none":
+                line = f"\n{name}: {resource.title} contention {contention.level}: {contention.text}"
+                text.append(line, style="red" if contention.level == "high" else "yellow")
+    text.append(f"{chr(10) if text else ''}\n{_DEFINITIONS}{risk}{guards}", style="dim")
+    return text
 
 
 def _console() -> Console:

@@ -15,7 +15,7 @@ from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
 from ..common.targets import is_url
 from ..common.text import printable
-from ..nodemodel import NodeEstimate
+from ..estimates import NodeEstimate
 from ..slices import Slice
 from .options import ReplayOptions
 from .presentation import log_scope

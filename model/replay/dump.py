@@ -14,14 +14,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..nodemodel import Estimate, NodeEstimate
+from ..contention import WAIT_SHARES, waiting_vms
+from ..estimates import Estimate, NodeEstimate
 from ..numerics import PERCENTILES, FloatArray, Summary, summarise
-from ..slices import RESOURCES, Resource, Slice
+from ..slices import CPU, RESOURCES, Resource, Slice
 from .scoring import History
 
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
 _BOOKED_NOW = tuple(f"booked_now_{resource.name}" for resource in RESOURCES)
+_WAITING = "waiting_vms"
 #: Of a row: average, deviation, maximum and the percentiles.
 _WIDTH = 3 + len(PERCENTILES)
 
@@ -65,6 +67,7 @@ class SliceFigures(msgspec.Struct):
 def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
     """The figures of a slice and of the estimate at its end."""
     node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
+    node[_WAITING] = None if finished.waits is None else waiting_vms(finished.waits)
     peak: dict[str, float] = {}
     model: dict[str, dict[str, float]] = {}
     for resource in RESOURCES:
@@ -116,8 +119,9 @@ class DumpRecorder:
         """Record the figures of one slice."""
         self.epoch.append(figures.end_s)
         # Figures from a checkpoint of an earlier version lack it.
-        booked_now = {key: figures.node.get(key, math.nan) for key in _BOOKED_NOW}
-        _append(self._node, figures.node | booked_now)
+        lacking = {key: figures.node.get(key, math.nan) for key in _BOOKED_NOW}
+        lacking[_WAITING] = figures.node.get(_WAITING)
+        _append(self._node, figures.node | lacking)
         _append(self._peak, figures.peak)
         for strategy in self.strategies:
             _append(self._model[strategy], figures.model[strategy])
@@ -139,6 +143,7 @@ class DumpRecorder:
                 free=_array(self._model[strategy][f"free_{resource.name}"]),
                 published=_array(self._model[strategy][f"published_{resource.name}"]),
                 lag=lag,
+                waiting=_waiting(self._node[_WAITING], self.epoch) if resource is CPU else None,
             )
             for strategy in self.strategies
             for resource in RESOURCES
@@ -179,9 +184,14 @@ class DumpRecorder:
         vms = {name: self._encode_vm(name, rows, tables, configs) for name in self.vms}
         return {
             "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
-            "node": msgspec.Raw(msgspec.json.encode(self._node)),
+            "node": msgspec.Raw(msgspec.json.encode(self._node_columns())),
             "vm": msgspec.Raw(msgspec.json.encode(vms)),
         }
+
+    def _node_columns(self) -> dict[str, list[Any]]:
+        """The columns of ``node``; that of waiting VMs only where it was measured."""
+        measured = any(value is not None for value in self._node.get(_WAITING, ()))
+        return {key: values for key, values in self._node.items() if measured or key != _WAITING}
 
     def _encode_vm(
         self,
@@ -234,6 +244,14 @@ def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
         f"unguarded_{resource.name}": estimate.unguarded,
         f"violated_{resource.name}": estimate.violated,
     }
+
+
+def _waiting(vms: Sequence[Sequence[float] | None], epoch: Sequence[float]) -> FloatArray | None:
+    """VM-minutes of waiting by slice and share, (k, 3) float64, 0 where nothing is known; None where nothing is."""
+    if all(value is None for value in vms):
+        return None
+    minutes = float(np.median(np.diff(epoch))) / 60 if len(epoch) > 1 else 0.0
+    return minutes * np.array([value or (0.0,) * len(WAIT_SHARES) for value in vms], dtype=np.float64)
 
 
 def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
@@ -314,6 +332,7 @@ def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag
             free=columns.of(model, f"free_{resource.name}"),
             published=columns.of(model, f"published_{resource.name}"),
             lag=lag,
+            waiting=_waiting(text.node[_WAITING], text.epoch) if resource is CPU and _WAITING in text.node else None,
         )
         for resource in RESOURCES
     }

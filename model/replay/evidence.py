@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..contention import WAIT_SHARES
 from ..slices import Resource
 from .binomial import binomial_interval
-from .scoring import TOLERANCE, History, Score, published_terms, score
+from .scoring import TOLERANCE, History, Score, published_terms, score, waiting_while_offered
 
 #: A violation by less than this share of the node does not count in the verdict.
 NEGLIGIBLE = 1e-3
@@ -43,6 +44,9 @@ class Evidence:
         Means of booked / config and of (booked + published) / config over the slices with data.
     exceeds_capacity : bool
         Whether more than the node has was free in any slice.
+    waited, waited_while_offered : sequence of 3 floats, or None
+        VM-minutes in which VMs waited for CPU for more than 5, 10 and 20 % of the time in which they could run: in all,
+        and in the slices before which something was published. None where it was not measured.
     """
 
     score: Score
@@ -55,6 +59,8 @@ class Evidence:
     booked_ratio: float
     offered_ratio: float
     exceeds_capacity: bool
+    waited: Sequence[float] | None = None
+    waited_while_offered: Sequence[float] | None = None
 
     @property
     def strategy(self) -> str:
@@ -82,6 +88,7 @@ def collect_evidence(strategy: str, resource: Resource, history: History) -> Evi
     violation = terms.violation[scored]
     excess = np.maximum(0.0, terms.prediction - terms.truth)[scored]
     violations = int((violation >= NEGLIGIBLE).sum())
+    offered = waiting_while_offered(history)
     measured = ~np.isnan(history.unused)
     config, booked, published = (column[measured] for column in (history.config, history.booked, history.published))
     return Evidence(
@@ -96,6 +103,8 @@ def collect_evidence(strategy: str, resource: Resource, history: History) -> Evi
         offered_ratio=_mean((booked + published) / config),
         # NaN, a slice without data, compares as false.
         exceeds_capacity=bool((history.free > history.config * (1 + TOLERANCE)).any()),
+        waited=None if history.waiting is None else history.waiting.sum(axis=0).tolist(),
+        waited_while_offered=None if offered is None else offered.tolist(),
     )
 
 
@@ -185,5 +194,17 @@ def as_object(row: Evidence, resource: Resource) -> Mapping[str, Any]:
         "booked_ratio": row.booked_ratio,
         "offered_ratio": row.offered_ratio,
         "exceeds_capacity": row.exceeds_capacity,
+        **_waiting_object(row),
         "scores": {name: value for name, value in scores.items() if name != "resource"},
+    }
+
+
+def _waiting_object(row: Evidence) -> Mapping[str, Any]:
+    """VM-minutes of waiting by share, where they were measured."""
+    if row.waited is None or row.waited_while_offered is None:
+        return {}
+    names = [f"{share:g}" for share in WAIT_SHARES]
+    return {
+        "wait_minutes": dict(zip(names, row.waited, strict=True)),
+        "wait_minutes_while_offered": dict(zip(names, row.waited_while_offered, strict=True)),
     }

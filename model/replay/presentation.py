@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..common.text import printable
-from ..nodemodel import NodeEstimate
+from ..estimates import NodeEstimate
 from ..slices import CPU, RESOURCES, Resource, Slice
 from .evidence import DEFINITION, NEGLIGIBLE, Evidence, rate_text
 
 #: Headings by resource name.
 TITLES = {resource.name: resource.title[:1].upper() + resource.title[1:] for resource in RESOURCES}
+
+#: The share of WAIT_SHARES that the table shows: 10 %.
+_TENTH = 1
 
 #: What the columns mean. Stands in the report and under the table.
 DEFINITIONS: tuple[str, ...] = (
@@ -24,6 +27,16 @@ DEFINITIONS: tuple[str, ...] = (
     f"Violations by less than {NEGLIGIBLE:.1%} of the node are not counted; the worst violation includes them.",
 )
 
+_WAITING_DEFINITION = (
+    "Waiting while offered: VM-minutes in which VMs waited for CPU for more than 10 % of the time in which they could "
+    "run, in the slices before which something was published, of all."
+)
+
+
+def definitions_of(rows: Iterable[Evidence]) -> Sequence[str]:
+    """What the columns of some rows mean."""
+    return (*DEFINITIONS, _WAITING_DEFINITION) if any(row.waited for row in rows) else DEFINITIONS
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -33,15 +46,17 @@ class Column:
     text: Callable[[Evidence], str]
 
 
-def columns_of(resource: Resource) -> Sequence[Column]:
+def columns_of(resource: Resource, rows: Sequence[Evidence]) -> Sequence[Column]:
     """The columns behind the name of the strategy, those that matter first at the left."""
     unit = resource.display_unit
+    waiting = [Column("waiting while offered, VM-min", _waiting)] if any(row.waited for row in rows) else []
     return (
         Column("violations", lambda row: f"{row.violations} of {row.slices}" if row.slices else "-"),
         Column("rate (95% interval)", rate_text),
         Column(f"worst violation, {unit}", lambda row: _amount(row.worst_violation, resource)),
         Column(f"published free, {unit}", lambda row: _amount(row.published_free, resource)),
         Column("booked/capacity, now and with it", lambda row: _ratio(row, resource)),
+        *waiting,
         _score("published misprediction", "published_misprediction", ".3f"),
         _score("published violation", "published_violation", ".3f"),
         _score("published free", "published_free_share", ".1%"),
@@ -71,6 +86,13 @@ def _score(heading: str, attribute: str, form: str) -> Column:
         return "-" if math.isnan(value) else format(value, form)
 
     return Column(heading, text)
+
+
+def _waiting(row: Evidence) -> str:
+    """VM-minutes above 10 %: in the slices before which something was published, of all."""
+    if row.waited is None or row.waited_while_offered is None:
+        return "-"
+    return f"{row.waited_while_offered[_TENTH]:.0f} of {row.waited[_TENTH]:.0f}"
 
 
 def _amount(value: float, resource: Resource) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..estimates import NodeEstimate
 from ..guards import turn_of
-from ..nodemodel import ModelSettings, NodeEstimate, NodeModel
+from ..nodemodel import ModelSettings, NodeModel
 from ..slices import Slice
 from ..stability import StabilityDetector
 from .dump import DumpRecorder

@@ -7,9 +7,9 @@ from importlib.resources import files
 
 import jinja2
 
-from ..slices import RESOURCES, Resource
+from ..slices import CPU, RESOURCES, Resource
 from . import charts
-from .presentation import DEFINITIONS, TITLES, columns_of, exclusion_note
+from .presentation import TITLES, columns_of, definitions_of, exclusion_note
 from .results import Results
 
 _TEMPLATE = "report.html.jinja"
@@ -28,7 +28,7 @@ def render_report(results: Results, risks: Mapping[str, float]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text).render(
         results=results,
-        definitions=DEFINITIONS,
+        definitions=definitions_of(results.evidence[CPU.name]),
         tables=[_table(results, resource, risks[resource.name]) for resource in RESOURCES],
         charts=charts.charts_of(results),
         box={
@@ -49,6 +49,6 @@ def _table(results: Results, resource: Resource, risk: float) -> Mapping[str, ob
         "risk": risk,
         "verdict": results.verdict(resource, risk),
         "note": exclusion_note(rows),
-        "columns": columns_of(resource),
+        "columns": columns_of(resource, rows),
         "rows": rows,
     }

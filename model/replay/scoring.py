@@ -34,6 +34,9 @@ class History:
         What the strategy computed as free, and what it published.
     lag : int
         S, the number of slices of a scope.
+    waiting : (k, 3) float64 or None
+        VM-minutes in which VMs waited for more than 5, 10 and 20 % of the time in which they could run; None where it
+        was not measured.
     """
 
     config: FloatArray
@@ -42,6 +45,7 @@ class History:
     free: FloatArray
     published: FloatArray
     lag: int
+    waiting: FloatArray | None = None
 
     @property
     def unused(self) -> FloatArray:
@@ -90,6 +94,14 @@ def published_terms(history: History) -> Terms:
     growth = history.booked - _shifted(history.booked, 1)
     published = np.where(np.isnan(history.peak), np.nan, history.published)
     return _terms(history, _shifted(published, 1) - np.maximum(growth, 0.0))
+
+
+def waiting_while_offered(history: History) -> FloatArray | None:
+    """VM-minutes of waiting in the slices before which something was published, (3,) float64: harm that it worsened."""
+    if history.waiting is None:
+        return None
+    waited: FloatArray = history.waiting[_shifted(history.published, 1) > 0].sum(axis=0)
+    return waited
 
 
 def _shifted(values: FloatArray, lag: int) -> FloatArray:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cli.tables import FILE_WIDTH, fits, print_whole
-from ..slices import RESOURCES, Resource
+from ..slices import CPU, RESOURCES, Resource
 from .evidence import Evidence, as_object
-from .presentation import DEFINITIONS, Column, columns_of, exclusion_note, heading_of
+from .presentation import Column, columns_of, definitions_of, exclusion_note, heading_of
 from .results import Results
 
 #: Columns that every terminal gets: violations and their rate.
@@ -36,12 +36,12 @@ def print_results(results: Results, risks: Mapping[str, float], stream: TextIO |
         rows = results.ranked(resource, risk)
         verdict = results.verdict(resource, risk)
         heading = heading_of(resource, guarded=results.guarded)
-        print_whole(console, [_widest_table(console, heading, columns_of(resource), rows, verdict.strategy)])
+        print_whole(console, [_widest_table(console, heading, columns_of(resource, rows), rows, verdict.strategy)])
         for line in (verdict.reason, exclusion_note(rows)):
             if line:
                 console.print(line, markup=False)
         console.print()
-    for line in DEFINITIONS:
+    for line in definitions_of(results.evidence[CPU.name]):
         console.print(line, markup=False)
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from ..numerics import BoolArray, FloatArray
-from ..slices import CPU, MEMORY, Resource, Slice, Usage, usage_of
+from ..slices import CPU, MEMORY, Resource, Slice, Usage, Waits, padded, usage_of
+
+#: Lists that show contention of the node.
+_NODE_LISTS = ("psi_cpu", "psi_memory", "swap_in", "oom_kills")
+
+_EMPTY: FloatArray = np.empty(0)
 
 
 class TraceError(ValueError):
@@ -50,6 +55,9 @@ class Period:
         The last known configuration, cores or MB; NaN when there is none.
     has_data : bool
         Whether the slice itself holds a configuration or a sample.
+    waits : mapping of name to (n,) float64
+        The optional lists that the slice holds: ``cpu_demand`` and ``cpu_wait``, cores, of a VM also
+        ``cpu_wait_share``; of the node also ``psi_cpu``, ``psi_memory``, ``swap_in`` and ``oom_kills``.
     """
 
     time: FloatArray
@@ -58,6 +66,18 @@ class Period:
     cpu_usage: FloatArray
     mem_usage: FloatArray
     has_data: bool
+    waits: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def demand(self) -> FloatArray | None:
+        """What was wanted at the samples of ``cpu_usage``, cores; None when the slice does not hold it."""
+        size = self.cpu_usage.size
+        if (demand := self.waits.get("cpu_demand", _EMPTY)).size == size > 0:
+            return demand
+        waits = self.waits.get("cpu_wait", _EMPTY)
+        if waits.size == size > 0 and not np.isnan(waits).all():
+            return self.cpu_usage + np.maximum(np.nan_to_num(waits), 0.0)
+        return None
 
     def repeats(self, earlier: Period) -> bool:
         """Whether all samples equal those of the earlier period, their times included."""
@@ -138,6 +158,7 @@ class Trace:
                 vms=tuple(names),
                 cpu=_usage(CPU, self._node[k], vms, alive),
                 mem=_usage(MEMORY, self._node[k], vms, alive),
+                waits=_waits(self._node[k], vms),
             )
 
     @property
@@ -185,10 +206,38 @@ def _last(values: FloatArray) -> float:
 
 
 def _usage(resource: Resource, node: Period, vms: Sequence[Period], alive: BoolArray) -> Usage:
+    demands = [vm.demand for vm in vms] if resource is CPU and any(vm.waits for vm in vms) else []
+    usages = [vm.usage(resource) for vm in vms]
+    wanted = [usage if demand is None else demand for usage, demand in zip(usages, demands, strict=False)]
     return usage_of(
         node.config(resource),
         node.usage(resource),
         [vm.config(resource) for vm in vms],
-        [vm.usage(resource) for vm in vms],
+        usages,
         alive,
+        node_demand=node.demand if resource is CPU and node.waits else None,
+        vm_demand=wanted if any(demand is not None for demand in demands) else None,
     )
+
+
+def _waits(node: Period, vms: Sequence[Period]) -> Waits | None:
+    """How long was waited; None when the slice does not hold it."""
+    of_node = {name: _not_negative(node.waits[name]) for name in _NODE_LISTS if name in node.waits}
+    shares = [vm.waits.get("cpu_wait_share", _EMPTY) for vm in vms]
+    if not of_node and not any(share.size for share in shares):
+        return None
+    # Without an amount, the share alone counts.
+    amounts = [vm.waits.get("cpu_wait", _EMPTY) for vm in vms]
+    of_vms = [
+        (share, amount if amount.size == share.size else np.full(share.size, np.nan))
+        for share, amount in zip(shares, amounts, strict=True)
+    ]
+    return Waits(
+        padded([np.where((share >= 0) & (share <= 1), share, np.nan) for share, _ in of_vms]),
+        padded([_not_negative(amount) for _, amount in of_vms]),
+        of_node,
+    )
+
+
+def _not_negative(values: FloatArray) -> FloatArray:
+    return np.where(values >= 0, values, np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,6 +15,8 @@ from ..slices import LARGEST
 from .trace_data import Period, TraceError
 
 _EMPTY: FloatArray = np.empty(0)
+
+_NO_WAITS: Mapping[str, FloatArray] = {}
 
 _NUMBERS = msgspec.json.Decoder(list[float | None] | None)
 
@@ -27,6 +29,13 @@ class RawPeriod(msgspec.Struct):
     mem: msgspec.Raw = msgspec.Raw(b"")
     cpu_usage: msgspec.Raw = msgspec.Raw(b"")
     mem_usage: msgspec.Raw = msgspec.Raw(b"")
+    cpu_demand: msgspec.Raw = msgspec.Raw(b"")
+    cpu_wait: msgspec.Raw = msgspec.Raw(b"")
+    cpu_wait_share: msgspec.Raw = msgspec.Raw(b"")
+    psi_cpu: msgspec.Raw = msgspec.Raw(b"")
+    psi_memory: msgspec.Raw = msgspec.Raw(b"")
+    swap_in: msgspec.Raw = msgspec.Raw(b"")
+    oom_kills: msgspec.Raw = msgspec.Raw(b"")
 
 
 class SharedLists:
@@ -96,8 +105,25 @@ class PeriodReader:
                 mem.reset()
             if self.share:
                 cpu_usage = cpu_usage * cpu_config
-            result.append(Period(time, cpu_config, mem_config, cpu_usage, mem_usage, has_data))
+            waits = self._waits(raw, k, cpu_config)
+            result.append(Period(time, cpu_config, mem_config, cpu_usage, mem_usage, has_data, waits))
         return result
+
+    def _waits(self, raw: RawPeriod, k: int, cpu_config: float) -> Mapping[str, FloatArray]:
+        """The optional lists that a period has."""
+        texts = {
+            "cpu_demand": raw.cpu_demand,
+            "cpu_wait": raw.cpu_wait,
+            "cpu_wait_share": raw.cpu_wait_share,
+            "psi_cpu": raw.psi_cpu,
+            "psi_memory": raw.psi_memory,
+            "swap_in": raw.swap_in,
+            "oom_kills": raw.oom_kills,
+        }
+        waits = {field: self._array(text, k, field) for field, text in texts.items() if text}
+        if self.share and "cpu_demand" in waits:
+            waits["cpu_demand"] = waits["cpu_demand"] * cpu_config
+        return waits or _NO_WAITS
 
     def _array(self, raw: msgspec.Raw, k: int, field: str) -> FloatArray:
         numbers = self.numbers(raw, k, field)

@@ -45,11 +45,17 @@ class FleetUsage:
         What is measured: at most what the node has.
     vm : (v, m) float64
         What is measured of each VM; NaN in steps without it. The VMs of a full node are slowed alike.
+    served : (n, m) float64 or None
+        The share of their demand that the VMs of each node get; None for memory, for which nobody waits.
+    running : (n, m) float64 or None
+        Number of VMs; None where it is not counted.
     """
 
     demand: FloatArray
     node: FloatArray
     vm: FloatArray
+    served: FloatArray | None = None
+    running: FloatArray | None = None
 
 
 class Fleet:
@@ -115,15 +121,20 @@ class Fleet:
         served = np.minimum(1.0, (cores - HOST_CORES) / np.maximum(vm_demand, 1e-9))
         if served.min() < 1.0:
             vm *= served[self.node_of[self.vms]]
-        return FleetUsage(demand, np.minimum(demand, cores), _with_gaps(vm, absence))
+        running = self._running(steps, absence)
+        return FleetUsage(demand, np.minimum(demand, cores), _with_gaps(vm, absence), served, running)
 
     def _memory(self, first: int, steps: int, absence: _Absence) -> FleetUsage:
         vm = self._wanted(MEMORY, first, steps, absence)
+        demand = HOST_MB + HOST_MB_PER_VM * self._running(steps, absence) + self.by_node(vm)
+        return FleetUsage(demand, np.minimum(demand, self.size.memory_mb), _with_gaps(vm, absence))
+
+    def _running(self, steps: int, absence: _Absence) -> FloatArray:
+        """(n, steps) float64: number of VMs of each node."""
         rows, absent = absence
         running = np.repeat(np.diff(self.bounds)[:, None], steps, axis=1).astype(np.float64)
         np.subtract.at(running, self.node_of[self.vms[rows]], absent)
-        demand = HOST_MB + HOST_MB_PER_VM * running + self.by_node(vm)
-        return FleetUsage(demand, np.minimum(demand, self.size.memory_mb), _with_gaps(vm, absence))
+        return running
 
     def _wanted(self, resource: Resource, first: int, steps: int, absence: _Absence) -> FloatArray:
         """(v, steps) float64: what VMs want; 0 in the steps in which they do not exist."""

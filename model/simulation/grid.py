@@ -32,12 +32,15 @@ class Setting:
         Allocation ratio.
     guards : bool or None
         Whether the guards stand between the strategy and what is published.
+    waits : bool or None
+        Whether it is measured how long VMs wait.
     """
 
     strategy: str
     risk: float | None = None
     ratio: float | None = None
     guards: bool | None = None
+    waits: bool | None = None
 
     @property
     def is_strategy(self) -> bool:
@@ -58,13 +61,22 @@ class Setting:
             parts.append(f"{self.ratio:g}")
         if self.guards is False:
             parts.append("bare")
+        if self.waits:
+            parts.append("waits")
         return " ".join(parts)
 
 
 def settings_of(
-    strategies: Iterable[str], risks: Sequence[float], ratios: Sequence[float], guards: Sequence[bool], *, oracle: bool
+    strategies: Iterable[str],
+    risks: Sequence[float],
+    ratios: Sequence[float],
+    guards: Sequence[bool],
+    waits: Sequence[bool] = (False,),
+    *,
+    oracle: bool,
 ) -> list[Setting]:
-    """Fixed ratios, the oracle, and every strategy with each target risk that it has, with guards and without.
+    """Fixed ratios, the oracle, and every strategy with each target risk that it has, with guards and without, and with
+    waits measured and without.
 
     >>> [setting.label for setting in settings_of(["borg", "conformal"], [0.01, 0.05], [4], [True], oracle=True)]
     ['ratio 4', 'oracle', 'borg', 'conformal 1%', 'conformal 5%']
@@ -74,7 +86,12 @@ def settings_of(
         chosen.append(Setting(ORACLE))
     for name in strategies:
         own: Sequence[float | None] = risks if "risk" in STRATEGIES[name].parameters else [None]
-        chosen += [Setting(name, risk=risk, guards=guarded) for risk in own for guarded in guards]
+        chosen += [
+            Setting(name, risk=risk, guards=guarded, waits=measured)
+            for risk in own
+            for guarded in guards
+            for measured in waits
+        ]
     return chosen
 
 
@@ -96,6 +113,10 @@ class Row:
         See :class:`~model.simulation.harm.Figures`.
     hosts_needed : int or None
         The smallest number of nodes that takes 99 % of the vCPUs; None where it was not searched.
+    wait_5, wait_10, wait_20 : float
+        See :class:`~model.simulation.harm.Figures`.
+    waits : bool or None
+        See :class:`Setting`.
     """
 
     strategy: str
@@ -117,16 +138,20 @@ class Row:
     mem_sold: float
     reported: float
     hosts_needed: int | None = None
+    wait_5: float = 0.0
+    wait_10: float = 0.0
+    wait_20: float = 0.0
+    waits: bool | None = None
 
     @property
     def setting(self) -> Setting:
         """What set the capacities."""
-        return Setting(self.strategy, self.risk, self.ratio, self.guards)
+        return Setting(self.strategy, self.risk, self.ratio, self.guards, self.waits)
 
 
 COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(Row))
 #: The columns that are figures.
-FIGURES: tuple[str, ...] = COLUMNS[COLUMNS.index("seed") + 1 :]
+FIGURES: tuple[str, ...] = COLUMNS[COLUMNS.index("seed") + 1 : COLUMNS.index("waits")]
 
 
 def row_of(setting: Setting, seed: int | None, figures: Figures, hosts_needed: int | None) -> Row:

@@ -14,6 +14,8 @@ from .policies import Capacities, FleetSlice
 
 #: A VM of so many vCPUs is a large one.
 LARGE_VCPU = 8
+#: A VM waits when it lacks more than this share of what it wants.
+WAITS = (0.05, 0.10, 0.20)
 #: Excess that is rounding, a share of the node.
 _TOLERANCE = 1e-6
 
@@ -46,6 +48,8 @@ class Figures:
         MB booked / MB of the nodes.
     reported : float
         Share of violated node-slices, as the policy itself counts them from what is measured.
+    wait_5, wait_10, wait_20 : float
+        Share of the time of all VMs in which they wait for more than 5, 10 and 20 % of what they want.
     """
 
     sold: float
@@ -62,6 +66,9 @@ class Figures:
     mem_worst_node: float
     mem_sold: float
     reported: float
+    wait_5: float
+    wait_10: float
+    wait_20: float
 
 
 class Harm:
@@ -82,6 +89,7 @@ class Harm:
         self.over, self.mem_over = np.zeros(shape, bool), np.zeros(shape, bool)
         self.violated = np.full(shape, math.nan)
         self._load = np.zeros((size.nodes, slices, steps))
+        self._waiting = np.zeros((1 + len(WAITS), slices))  # VMs in steps: all, and those that wait
         self._offered = np.zeros((3, slices))
         self._accepted = np.zeros((3, slices))
 
@@ -115,6 +123,11 @@ class Harm:
         self.over[:, number] = p99 > cores * (1 + _TOLERANCE)
         self.mem_over[:, number] = ended.mem.demand.max(axis=1) > memory * (1 + _TOLERANCE)
         self._load[:, number] = ended.cpu.demand / cores
+        running, served = ended.cpu.running, ended.cpu.served
+        if running is not None:
+            self._waiting[0, number] = running.sum()
+            if served is not None:
+                self._waiting[1:, number] = [running[1.0 - served > wait].sum() for wait in WAITS]
         if capacities.violated is not None:
             self.violated[:, number] = capacities.violated
 
@@ -127,6 +140,8 @@ class Harm:
         with np.errstate(invalid="ignore"):
             accepted = self._accepted[:, counted].sum(axis=1) / self._offered[:, counted].sum(axis=1)
         reported = self.violated[:, counted]
+        existed, *waited = self._waiting[:, counted].sum(axis=1).tolist()
+        waits = [vms / existed if existed else 0.0 for vms in waited]
         return Figures(
             sold=float(self.sold[:, counted].mean()),
             hosted=float(self.hosted[:, counted].sum(axis=0).mean()),
@@ -142,4 +157,7 @@ class Harm:
             mem_worst_node=float(mem_over.mean(axis=1).max()),
             mem_sold=float(self.mem_sold[:, counted].mean()),
             reported=float(np.nanmean(reported)) if np.isfinite(reported).any() else math.nan,
+            wait_5=waits[0],
+            wait_10=waits[1],
+            wait_20=waits[2],
         )

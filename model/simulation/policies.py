@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..feedback import Feedback, FleetModel
 from ..nodemodel import ModelSettings, NodeModel
 from ..numerics import FloatArray
-from ..slices import CPU, MEMORY, Resource, Slice, Usage
+from ..slices import CPU, MEMORY, Resource, Slice, Usage, Waits
 from .fleet import HOST_CORES, HOST_CPU_SHARE, Fleet, FleetSize, FleetUsage
 from .workload import IntArray, Workload
 
@@ -125,6 +125,8 @@ class StrategyPolicy(Policy):
     slice_s : float
     publish_memory : bool
         Whether the usage of memory is given to the models, and their figure for it published.
+    with_waits : bool
+        Whether the models get how long VMs wait, as exporters measure it.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class StrategyPolicy(Policy):
         slice_s: float,
         *,
         publish_memory: bool = False,
+        with_waits: bool = False,
     ) -> None:
         self._workload = workload
         self._size = size
@@ -142,6 +145,7 @@ class StrategyPolicy(Policy):
         self._positions = settings.positions
         self._slice_s = slice_s
         self._publish_memory = publish_memory
+        self._with_waits = with_waits
         self._models = [NodeModel(settings, phase=node) for node in range(size.nodes)]
         self._fleet = FleetModel(settings.cpu.risk, settings.mem.risk)
         self._feedback = Feedback()
@@ -168,7 +172,20 @@ class StrategyPolicy(Policy):
         cpu = self._usage(ended, CPU, ended.cpu, node, rows)
         mem = self._usage(ended, MEMORY, ended.mem, node, rows) if self._publish_memory else _NOTHING
         end_s = (ended.number + 1) * self._slice_s
-        return Slice(end_s, ended.number % self._positions, tuple(self._names[vms].tolist()), cpu, mem)
+        waits = None
+        if self._with_waits:
+            cpu, waits = self._waits(ended.cpu, node, cpu)
+        return Slice(end_s, ended.number % self._positions, tuple(self._names[vms].tolist()), cpu, mem, waits)
+
+    def _waits(self, usage: FleetUsage, node: int, cpu: Usage) -> tuple[Usage, Waits]:
+        """The usage with demand, and how long the VMs of a node waited; all wait alike."""
+        measured = cpu.vm_usage
+        if usage.served is None or usage.served[node].min() == 1.0:
+            nobody = np.broadcast_to(0.0, measured.shape)
+            return cpu, Waits(nobody, nobody)
+        wanted = measured / usage.served[node]
+        share = np.where(np.isnan(measured), np.nan, 1.0 - usage.served[node])
+        return replace(cpu, node_demand=usage.demand[node], vm_demand=wanted), Waits(share, wanted - measured)
 
     def _usage(self, ended: FleetSlice, resource: Resource, usage: FleetUsage, node: int, rows: slice) -> Usage:
         sizes = self._workload.sizes(resource)[ended.vms[rows]]

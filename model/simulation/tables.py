@@ -75,13 +75,14 @@ _COLUMNS = (
     Column("hosts_needed", "nodes\nneeded", lambda value: f"{value:.3g}", spread=True),
     Column("unserved", "\nunserved", percent),
     Column("reported", "\nreported", percent),
+    Column("wait_10", "VM time\nwaiting", percent),
     Column("accepted", "VMs\naccepted", percent),
     Column("accepted_large", "large\nones", percent),
     Column("used", "cores\nused", percent),
     Column("p999", "p99.9 of\ndemand", _two),
 )
 #: Columns that are left out, one after the other, where a terminal is too narrow.
-_LAST_FIRST = ("p999", "used", "accepted_large", "unserved", "accepted", "reported")
+_LAST_FIRST = ("p999", "wait_10", "used", "accepted_large", "unserved", "accepted", "reported")
 
 
 def columns_of(comparison: Comparison) -> list[Column]:

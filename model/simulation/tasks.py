@@ -135,7 +135,9 @@ def policy_of(setting: Setting, workload: Workload, plan: Plan) -> Policy:
         guarded=bool(setting.guards),
     )
     return StrategyPolicy(
-        workload, simulation.size, model, simulation.slice_s, publish_memory=simulation.publish_memory
+        *(workload, simulation.size, model, simulation.slice_s),
+        publish_memory=simulation.publish_memory,
+        with_waits=bool(setting.waits),
     )
 
 

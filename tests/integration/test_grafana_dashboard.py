@@ -128,7 +128,7 @@ def test_every_metric_of_the_estimator_exists() -> None:
     for expression in PROMQL:
         (name,) = re.findall(r"scroogevm_\w+", expression)
         assert name in labels
-        queried = re.findall(r"(\w+)=~", expression) + re.findall(r"by \((\w+)\)", expression)
+        queried = re.findall(r"(\w+)=~?\"", expression) + re.findall(r"by \((\w+)\)", expression)
         assert set(queried) <= labels[name]
 
 

@@ -82,7 +82,7 @@ def test_folder_has_a_table_and_pictures_per_workload_and_one_report(simulated: 
 
 def test_table_has_a_row_per_setting_and_seed(simulated: tuple[Path, Finished]) -> None:
     text = (simulated[0] / "simulation.csv").read_text()
-    contract = "strategy,risk,ratio,guards,seed,sold,hosted,accepted,accepted_vcpu,accepted_large,used,over,worst_node,unserved,p999,mem_over,mem_sold,reported,hosts_needed"
+    contract = "strategy,risk,ratio,guards,seed,sold,hosted,accepted,accepted_vcpu,accepted_large,used,over,worst_node,unserved,p999,mem_over,mem_sold,reported,hosts_needed,wait_5,wait_10,wait_20,waits"
     assert text.splitlines()[0] == contract
     rows = rows_of(simulated[0] / "simulation.csv")
     settings = list(dict.fromkeys(tuple(row[name] for name in ("strategy", "risk", "ratio", "guards")) for row in rows))
@@ -271,6 +271,17 @@ def test_guards_are_on_off_or_both(
 ) -> None:
     _, seen = plan_of(monkeypatch, workload, *options)
     assert {one.setting.guards for one in seen if one.setting.is_strategy} == guards
+
+
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [((), {False}), (("--no-waits",), {False}), (("--waits",), {True}), (("--waits", "--no-waits"), {True, False})],
+)
+def test_waits_are_measured_or_not_or_both(
+    options: tuple[str, ...], waits: set[bool], workload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, seen = plan_of(monkeypatch, workload, *options)
+    assert {one.setting.waits for one in seen if one.setting.is_strategy} == waits
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("4", [4]), ("1-3", [1, 2, 3]), ("5,1-2,2", [5, 1, 2]), ("0", [0])])
@@ -581,4 +592,4 @@ def test_help_describes_every_strategy(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_columns_are_the_figures_of_the_table() -> None:
-    assert len(COLUMNS) == 19
+    assert len(COLUMNS) == 23

@@ -97,6 +97,7 @@ def plain_simulation(  # noqa: PLR0912, PLR0915
     sold, hosted, used, over, mem_over, mem_sold = ([] for _ in range(6))  # type: list[Any]
     demands: list[float] = []
     unserved = 0.0
+    lacking: list[float] = []  # of each VM in each step, the share of its demand that it does not get
 
     def share(series: Sequence[float], step: int) -> float:
         return float(np.float32(series[step % len(series)]))
@@ -111,6 +112,7 @@ def plain_simulation(  # noqa: PLR0912, PLR0915
 
     for number in range(slices):
         demand, mem_demand = [[[0.0] * per_slice for _ in nodes] for _ in range(2)]
+        counts: list[tuple[int, int, int]] = []  # node, step of the slice, running VMs
         for k in range(per_slice):
             step = number * per_slice + k
             leave(step)
@@ -139,6 +141,7 @@ def plain_simulation(  # noqa: PLR0912, PLR0915
                     result.placed[i] = chosen
             for node in nodes:
                 demand[node][k] = 0.5 + 1.01 * sum(vms[i].vcpu * share(vms[i].cpu, step) for i in here[node])
+                counts.append((node, k, len(here[node])))
                 mem_demand[node][k] = 4096 + sum(128 + vms[i].memory_mb * share(vms[i].mem, step) for i in here[node])
         leave((number + 1) * per_slice)
         if number >= warm_up:
@@ -151,6 +154,9 @@ def plain_simulation(  # noqa: PLR0912, PLR0915
             flat = [d for n in nodes for d in demand[n]]
             demands += flat
             unserved += sum(max(0.0, d - size.cores) for d in flat)
+            for node, k, running in counts:
+                lacks = 1.0 - min(1.0, (size.cores - 0.5) / max(demand[node][k] - 0.5, 1e-9))
+                lacking += [lacks] * running
         capacity = [min(max(c, size.cores), 16 * size.cores) for c in cpu[number]]
         if settings.publish_memory and mem is not None:
             mem_capacity = [min(max(m, size.memory_mb), 16 * size.memory_mb) for m in mem[number]]
@@ -173,6 +179,10 @@ def plain_simulation(  # noqa: PLR0912, PLR0915
         "mem_over": float(np.mean(mem_over)),
         "mem_worst_node": float(np.mean(mem_over, axis=0).max()),
         "mem_sold": float(np.mean(mem_sold)),
+        **{
+            f"wait_{percent}": float(np.mean([lacks > percent / 100 for lacks in lacking])) if lacking else 0.0
+            for percent in (5, 10, 20)
+        },
     }
     return result
 

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 
 from model import __version__
+from model.estimates import NodeEstimate
 from model.feedback import FleetModel
 from model.guards import turn_of
-from model.nodemodel import ModelSettings, NodeEstimate, NodeModel
+from model.nodemodel import ModelSettings, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.dump import read_dumps
 from model.replay.replay import Replay

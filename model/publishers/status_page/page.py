@@ -59,6 +59,8 @@ class Amounts:
         What the guards left of the strategy's figure; empty when they lowered nothing.
     realised : str
         The share of recent slices in which the node was full or exceeded; empty when there was none.
+    contention, contention_level : str
+        What its VMs suffer from, empty when they do not; ``none``, ``some`` or ``high``.
     chart : Sparkline
     """
 
@@ -71,6 +73,8 @@ class Amounts:
     chart: Sparkline
     guards: str = ""
     realised: str = ""
+    contention: str = ""
+    contention_level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,8 @@ class Page:
         Filters by state; pages of the table, empty if there is only one.
     matches : str
         How many nodes match the filter; empty when all do.
+    contended : bool
+        Whether VMs of a shown node suffer, so that there is a column that says from what.
     empty : str
         Why there is no row.
     rows : sequence of Row
@@ -133,6 +139,7 @@ class Page:
     states: Sequence[Link]
     pages: Sequence[Link]
     matches: str
+    contended: bool
     empty: str
     rows: Sequence[Row]
     slices: int
@@ -154,6 +161,10 @@ def build_page(settings: PageSettings, snapshot: Snapshot, query: Query, now_s: 
     pages = max(1, -(-len(matching) // NODES_PER_PAGE))
     page = min(query.page, pages)
     charts = _Charts(settings, snapshot)
+    rows = [
+        _row(status, state, charts, now_s)
+        for status, state in matching[(page - 1) * NODES_PER_PAGE : page * NODES_PER_PAGE]
+    ]
     return Page(
         time=datetime.fromtimestamp(now_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         slice=_duration(settings.slice_s),
@@ -167,11 +178,9 @@ def build_page(settings: PageSettings, snapshot: Snapshot, query: Query, now_s: 
         states=_state_links(states, query),
         pages=[Link(str(k), query.link(page=k), k == page) for k in range(1, pages + 1)] if pages > 1 else [],
         matches=f"{len(matching)} of {len(statuses)}" if len(matching) != len(statuses) else "",
+        contended=any(amounts.contention for row in rows for amounts in row.amounts),
         empty="no node matches" if statuses else "nothing is published yet",
-        rows=[
-            _row(status, state, charts, now_s)
-            for status, state in matching[(page - 1) * NODES_PER_PAGE : page * NODES_PER_PAGE]
-        ],
+        rows=rows,
         slices=settings.slices_kept,
         chart_units=STEP * settings.slices_kept,
     )
@@ -244,7 +253,7 @@ def _row(status: NodeStatus, state: PageState, charts: _Charts, now_s: float) ->
 
 
 def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, chart: Sparkline) -> Amounts:
-    last = published.last
+    last, level = published.last, published.contention.level.text
     return Amounts(
         free=_figure(published.free, resource),
         booked_now=_figure(last.booked_now, resource) if last else NO_FIGURE,
@@ -255,6 +264,8 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
         chart=chart,
         guards=_guards(resource, published),
         realised=f"{last.violation_rate:.0%}" if last and last.violation_rate else "",
+        contention=f"{resource.title} {level}: {published.contention_text}" if published.contention_text else "",
+        contention_level=level,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import tracemalloc
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from model.aggregator import spool_backlog
 from model.aggregator import write_queue as module
+from model.aggregator.metrics import AggregatorMetrics
 from model.aggregator.sample_codec import pack_sample
 from model.aggregator.spool import Spool
 from model.aggregator.waiting import estimate_size
@@ -307,6 +310,65 @@ def test_what_waits_long_is_moved_to_the_spool(
     wait_for(lambda: (write_queue.counts().spooled, write_queue.counts().queued) == (2, 0), every=0.005)
     store.away.clear()
     assert write_queue.close(10)
+
+
+def test_age_of_the_backlog_is_that_of_the_oldest_sample_in_memory(store: UnreliableStore) -> None:
+    now_s = [100.0]
+    write_queue = WriteQueue(store, 10**6, clock=lambda: now_s[0])
+    assert write_queue.backlog_age_s == 0.0
+    write_queue.put(sample(0))
+    now_s[0] = 107.0
+    write_queue.put(sample(1))
+    now_s[0] = 112.0
+    assert write_queue.backlog_age_s == 12.0
+    write_queue.start()
+    assert write_queue.close(10)
+    assert write_queue.backlog_age_s == 0.0
+
+
+def test_age_of_the_backlog_counts_the_spool_also_after_a_restart(store: UnreliableStore, spool: Spool) -> None:
+    spool.append([pack_sample(sample(0))], 2)
+    spool.append([pack_sample(sample(1))], 2)
+    spool.close()
+    oldest, newest = sorted(spool.path.iterdir())
+    os.utime(oldest, (1000.0, 1000.0))
+    os.utime(newest, (1300.0, 1300.0))
+    again = Spool(spool.path, 10**7, lambda: 1500.0)
+    assert again.open_if_present()
+    write_queue = WriteQueue(store, 10**6, again)
+    assert write_queue.backlog_age_s == 500.0
+    again.remove(oldest.name)
+    assert write_queue.backlog_age_s == 200.0
+    again.append([pack_sample(sample(2))], 2)
+    again.remove(newest.name)
+    assert write_queue.backlog_age_s == 0.0
+    again.close()
+
+
+def test_limits_are_those_of_the_settings(store: UnreliableStore, tmp_path: Path) -> None:
+    without = WriteQueue(store, 5000)
+    assert (without.most_bytes, without.most_spooled_bytes) == (5000, 0)
+    assert WriteQueue(store, 5000, Spool(tmp_path / "spool", 7000)).most_spooled_bytes == 7000
+
+
+def test_metrics_of_the_queue_have_the_figures_of_the_queue(store: UnreliableStore, tmp_path: Path) -> None:
+    now_s = [0.0]
+    write_queue = WriteQueue(store, 5000, Spool(tmp_path / "spool", 7000), clock=lambda: now_s[0])
+    registry = CollectorRegistry()
+    AggregatorMetrics(registry).watch(write_queue, registry)
+    write_queue.put(sample(0))
+    now_s[0] = 9.0
+    counts = write_queue.counts()
+    for name, value in {
+        "points_queued": 2,
+        "points_spooled": 0,
+        "queue_bytes": counts.queued_bytes,
+        "queue_limit_bytes": 5000,
+        "spool_bytes": 0,
+        "spool_limit_bytes": 7000,
+        "backlog_age_seconds": 9,
+    }.items():
+        assert registry.get_sample_value(f"scroogevm_{name}") == value, name
 
 
 def test_full_spool_drops_the_oldest_and_counts_them(

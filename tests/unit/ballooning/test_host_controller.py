@@ -234,6 +234,7 @@ def test_hung_guest_does_not_keep_other_guests_squeezed(site: Site) -> None:
         controller.step()
     assert host.running["u2"].balloon_mb == 4096.0
     assert list(site.journal.sessions()) == ["u1"]
+    assert site.counts.restore_failures["h1"] > 0
 
 
 def test_refused_restore_is_logged_once_and_repeated(site: Site, event_log: pytest.LogCaptureFixture) -> None:
@@ -243,6 +244,7 @@ def test_refused_restore_is_logged_once_and_repeated(site: Site, event_log: pyte
     for _ in range(3):
         controller.step()
     assert host.requests == [("u1", 4096.0)] * 3
+    assert site.counts.restore_failures == {"h1": 3}
     host.set_fault = None
     controller.step()
     assert [line for line in event_log.messages if line.startswith("h1 a: ")] == [

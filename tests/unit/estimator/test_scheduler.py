@@ -149,6 +149,7 @@ def test_silent_node_is_stale_with_its_last_figures(
         "tier1": 0.0,
         "tier2": 0.0,
         "closed": False,
+        "contention": {"level": "none", "waiting_vms": 0},
     }
     assert written["last_known"]["cpu"] == {
         "free": 6.0, "booked": 2.0, "booked_now": 2.0, "tier0": 2.0, "tier1": 0.0, "tier2": 6.0, "slice_end": (FIRST + 1) * SLICE_S,

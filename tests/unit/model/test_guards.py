@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.estimates import Estimate
 from model.feedback import Feedback, ResourceFeedback
 from model.guards import GUARDS, HORIZON, FigureGuards, GuardedFigure, GuardSettings, NodeCondition, NodeState
-from model.nodemodel import Estimate, ModelSettings, NodeModel
+from model.nodemodel import ModelSettings, NodeModel
 from model.slices import RESOURCES, Slice, Usage
 from model.stability import never
 from model.vmmoments import SIZE_CLASSES, VmFigures
@@ -42,7 +43,7 @@ OPEN = NodeState(
 
 
 def guarded(free: float, **more: Any) -> GuardedFigure:
-    return FigureGuards(1).update(free, replace(OPEN, **more))
+    return FigureGuards(1).update(free, replace(OPEN, **more), 0.0)
 
 
 # --- each guard alone ---------------------------------------------------------------------------------
@@ -76,10 +77,10 @@ def test_recovering_node_is_closed() -> None:
 
 def test_horizon_guard_publishes_the_least_figure_of_a_scope() -> None:
     guards = FigureGuards(3)
-    results = [guards.update(free, OPEN) for free in (40.0, 30.0, 50.0, 60.0, 70.0)]
+    results = [guards.update(free, OPEN, 0.0) for free in (40.0, 30.0, 50.0, 60.0, 70.0)]
     assert [one.free for one in results] == [40.0, 30.0, 30.0, 30.0, 50.0]
     assert [dict(one.limits) for one in results] == [{}, {}, {HORIZON: 30.0}, {HORIZON: 30.0}, {HORIZON: 50.0}]
-    assert [FigureGuards(0).update(free, OPEN).free for free in (1.0, 2.0)] == [1.0, 2.0]
+    assert [FigureGuards(0).update(free, OPEN, 0.0).free for free in (1.0, 2.0)] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -108,11 +109,11 @@ def test_ramp_guard_leaves_nothing_as_it_is() -> None:
 
 def test_guards_are_applied_in_order() -> None:
     guards = FigureGuards(2)
-    guards.update(60.0, OPEN)
+    guards.update(60.0, OPEN, 0.0)
     state = replace(OPEN, peak=45.0, young=5.0, fleet_reserve=0.02, node_reserve=0.03, ramp=0.25, largest=4.0)
     # min(60, 80), 100 - 45, - 5, - 0.02 * 100, - 0.03 * 100, 45 / 4 + 4
     limits = {HORIZON: 60.0, "usage": 55.0, "young": 50.0, "fleet": 48.0, "node": 45.0, "ramp": 15.25}
-    result = guards.update(80.0, state)
+    result = guards.update(80.0, state, 0.0)
     assert result == GuardedFigure(15.25, False, limits)
     assert list(result.limits) == list(limits)
 
@@ -237,7 +238,7 @@ def check_limits(free: float, published: float, closed: bool, limits: dict[str, 
 def test_guards_only_lower_a_figure(slices: list[tuple[float, NodeState]], horizon: int) -> None:
     guards = FigureGuards(horizon)
     for free, state in slices:
-        result = guards.update(free, state)
+        result = guards.update(free, state, 0.0)
         assert 0.0 <= result.free <= max(free, 0.0)
         assert result.free <= max(state.config - state.peak, 0.0)
         check_limits(free, result.free, result.closed, dict(result.limits))
@@ -248,11 +249,11 @@ def test_guards_only_lower_a_figure(slices: list[tuple[float, NodeState]], horiz
 def test_more_reserve_never_publishes_more(free: float, state: NodeState, more: float) -> None:
     # Where a part is offered; the rule for the largest VM is a matter of place, not of caution.
     state = replace(state, largest=0.0)
-    bare = FigureGuards(1).update(free, state).free
+    bare = FigureGuards(1).update(free, state, 0.0).free
     for name, step in (("young", more), ("peak", more), ("fleet_reserve", more / 100), ("node_reserve", more / 100)):
         cautious = replace(state, **{name: getattr(state, name) + step})
-        assert FigureGuards(1).update(free, cautious).free <= bare + 1e-9
-    assert FigureGuards(1).update(free, replace(state, recovering=True)).free == 0.0
+        assert FigureGuards(1).update(free, cautious, 0.0).free <= bare + 1e-9
+    assert FigureGuards(1).update(free, replace(state, recovering=True), 0.0).free == 0.0
 
 
 @settings(max_examples=8, deadline=None)

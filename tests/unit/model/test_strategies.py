@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.nodemodel import Estimate, ModelSettings, NodeModel
+from model.estimates import Estimate
+from model.nodemodel import ModelSettings, NodeModel
 from model.numerics import FloatArray
 from model.oversubscriptioncomputation import STRATEGIES, StrategySettings
 from model.slices import CPU, MEMORY, Slice, Usage

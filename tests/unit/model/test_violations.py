@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from model.nodemodel import Estimate, ModelSettings, NodeModel
+from model.estimates import Estimate
+from model.nodemodel import ModelSettings, NodeModel
 from model.slices import Usage
 from model.violations import RATE_SLICES, ViolationRecord
 from tests.support.vm_slices import slice_of, vm_usage

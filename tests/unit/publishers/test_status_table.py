@@ -89,8 +89,10 @@ def test_every_column_has_a_heading_and_a_value(path: Path) -> None:
     nodes = read_status(path)
     row = module.NodeRow("n1", nodes["n1"], NOW_S)
     assert len({(column.group, column.heading) for column in COLUMNS}) == len(COLUMNS)
-    # Nothing is said of guards that lowered nothing.
-    assert all(column.heading and bool(column.value(row)) != column.guards_only for column in COLUMNS)
+    # Nothing is said of guards that lowered nothing, and of VMs that do not suffer.
+    quiet = [column.guards_only or column.contention_only for column in COLUMNS]
+    assert [not column.value(row) for column in COLUMNS] == quiet
+    assert all(column.heading for column in COLUMNS)
 
 
 def test_table_says_what_each_guard_left_of_a_figure_and_that_a_node_is_closed(path: Path) -> None:
@@ -148,6 +150,9 @@ def test_exit_code_is_1_unless_every_node_is_ok(
     assert state in [entry["state"] for entry in json.loads(capsys.readouterr().out)]
 
 
+NO_CONTENTION = {"level": "none", "waiting_vms": 0, "text": "", "vms": {}, "pressure": {}, "calm": False}
+
+
 def test_json_has_the_figures_of_the_status_file(
     path: Path, now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +165,7 @@ def test_json_has_the_figures_of_the_status_file(
         "cpu": {
             **{"state": "ok", "free": 12.0, "booked": 26.0, "booked_now": 20.0, "config": 32.0, "ratio": 1.0},
             **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
-            **{"unguarded": None, "limits": {}, "closed": False},
+            **{"unguarded": None, "limits": {}, "closed": False, "contention": NO_CONTENTION},
         },
         "mem": {
             **{
@@ -172,7 +177,7 @@ def test_json_has_the_figures_of_the_status_file(
                 "ratio": 0.9375,
             },
             **{"target_risk": 0.05, "violation_rate": None, "forecast_violation_rate": None},
-            **{"unguarded": None, "limits": {}, "closed": False},
+            **{"unguarded": None, "limits": {}, "closed": False, "contention": NO_CONTENTION},
         },
     }
     assert [entries[1][key] for key in ("state", "slice_end", "age_s")] == ["unknown", None, None]

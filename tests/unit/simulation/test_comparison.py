@@ -27,21 +27,21 @@ from model.simulation.summary import Comparison, summaries_of
 ROW = Row(
     "conformal", 0.05, None, False, 1,
     sold=7.5, hosted=100.0, accepted=0.5, accepted_vcpu=0.25, accepted_large=math.nan, used=0.6, over=0.004,
-    worst_node=0.02, unserved=0.0, p999=1.1, mem_over=0.0, mem_sold=0.2, reported=0.05,
+    worst_node=0.02, unserved=0.0, p999=1.1, mem_over=0.0, mem_sold=0.2, reported=0.05, wait_5=0.25, wait_10=0.125,
 )  # fmt: skip
 RATIO = replace(ROW, strategy=BEST_RATIO, risk=None, guards=None, ratio=5.2, sold=5.0, over=0.009, reported=math.nan)
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    contract = "strategy,risk,ratio,guards,seed,sold,hosted,accepted,accepted_vcpu,accepted_large,used,over,worst_node,unserved,p999,mem_over,mem_sold,reported,hosts_needed"
+    contract = "strategy,risk,ratio,guards,seed,sold,hosted,accepted,accepted_vcpu,accepted_large,used,over,worst_node,unserved,p999,mem_over,mem_sold,reported,hosts_needed,wait_5,wait_10,wait_20,waits"
     assert ",".join(COLUMNS) == contract
     assert table_csv([]) == f"{contract}\n"
 
 
 def test_cells_that_do_not_apply_are_empty() -> None:
     lines = table_csv([ROW, replace(RATIO, seed=None, hosts_needed=12), replace(ROW, guards=True)]).splitlines()
-    assert lines[1] == "conformal,0.05,,off,1,7.5,100.0,0.5,0.25,,0.6,0.004,0.02,0.0,1.1,0.0,0.2,0.05,"
-    assert lines[2] == "best-ratio,,5.2,,,5.0,100.0,0.5,0.25,,0.6,0.009,0.02,0.0,1.1,0.0,0.2,,12"
+    assert lines[1] == "conformal,0.05,,off,1,7.5,100.0,0.5,0.25,,0.6,0.004,0.02,0.0,1.1,0.0,0.2,0.05,,0.25,0.125,0.0,"
+    assert lines[2] == "best-ratio,,5.2,,,5.0,100.0,0.5,0.25,,0.6,0.009,0.02,0.0,1.1,0.0,0.2,,12,0.25,0.125,0.0,"
     assert lines[3].startswith("conformal,0.05,,on,1,")
 
 
