@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
 from .exposition import VALUE_PATTERN, Sample, UnusualLines
 from .limits import PageLimits
@@ -22,6 +22,11 @@ _LABELS = rb'\{((?:[a-zA-Z_][a-zA-Z0-9_]*="%b",?){0,64})\}' % _TEXT
 _LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="(%b)"' % _TEXT)
 
 _ESCAPE = re.compile(r'\\([\\n"])')
+
+
+#: Labels that are remembered from one page to the next, of each kind of lines, and their longest text.
+_MOST_LABELS = 4096
+_LONGEST_LABELS = 512
 
 
 class LabelledMetrics:
@@ -65,6 +70,7 @@ class LabelLines:
     def __init__(self, limits: PageLimits) -> None:
         self.bad_lines = 0
         self._limits = limits
+        self._labels: dict[LabelledMetrics, dict[bytes, Mapping[str, str]]] = {}
 
     def samples(
         self, page: bytes, metrics: LabelledMetrics, unusual_lines: UnusualLines | None = None
@@ -85,13 +91,20 @@ class LabelLines:
         """
         self._limits.check_series(page, metrics.encoded)
         matched = 0
+        # The next page has the same labels.
+        known = self._labels.get(metrics, {})
+        labels_now = self._labels[metrics] = {}
         for name, labels, text in metrics.usual.findall(page):
             matched += 1
-            try:
-                pairs = _parse_labels(labels)
-            except ValueError:
-                self.bad_lines += 1
-                continue
+            pairs = known.get(labels)
+            if pairs is None:
+                try:
+                    pairs = _parse_labels(labels)
+                except ValueError:
+                    self.bad_lines += 1
+                    continue
+            if len(labels_now) < _MOST_LABELS and len(labels) <= _LONGEST_LABELS:
+                labels_now[labels] = pairs
             try:
                 value = float(text)
             except ValueError:

@@ -271,8 +271,14 @@ def test_label_reader_reads_escaped_labels_by_the_fast_path(monkeypatch: pytest.
         'libvirt_domain_info_virtual_cpus{domain="' + "\\" * 3_999_999,
         'libvirt_domain_info_virtual_cpus{domain="a"}  1\n' * 40_000,
         'libvirt_domain_info_virtual_cpus{{domain="{}"}}  1\n'.format('\\"' * 900) * 2000,
+        'libvirt_domain_vcpu_delay_seconds_total{{domain="{}",vcpu="0"}}  1\n'.format('\\"' * 900) * 2000,
+        'libvirt_domain_vcpu_delay_seconds_total{domain="a",vcpu="0"}  1\n' * 40_000,
+        'kubevirt_vmi_vcpu_seconds_total{namespace="a",name="b",id="0"}  1\n' * 40_000,
     ],
-    ids=["escapes", "labels", "backslashes", "unusual lines", "unusual escapes"],
+    ids=[
+        *("escapes", "labels", "backslashes", "unusual lines", "unusual escapes"),
+        *("unusual escapes of vCPUs", "unusual lines of vCPUs", "unusual lines of KubeVirt"),
+    ],
 )
 def test_hostile_label_page_is_parsed_in_limited_time(line: str) -> None:
     import time
@@ -282,7 +288,7 @@ def test_hostile_label_page_is_parsed_in_limited_time(line: str) -> None:
     start_s = time.thread_time()
     scrape = LabelReader().read(node, 0.0, good + line.encode() + b"\n")
     assert "good" in (scrape.domains or {})
-    assert time.thread_time() - start_s < 2.0  # measured: at most 0.2
+    assert time.thread_time() - start_s < 2.0  # measured: at most 0.5
 
 
 # --- threads and connections ------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from model.aggregator.exposition import PageError
+from model.aggregator.label_lines import LabelledMetrics, LabelLines
 from model.aggregator.libvirt_exporter import LabelReader
+from model.aggregator.limits import PageLimits
 from model.samples import Scrape
 from tests.conftest import SHARED
 
@@ -154,6 +156,25 @@ def test_invalid_line_of_a_label_page_is_skipped_and_counted() -> None:
     assert set(scrape.domains or ()) == {"a", "c"}
     assert (scrape.domains or {})["c"] == {}
     assert reader.bad_lines == 2
+
+
+def test_labels_are_remembered_for_one_page_and_limited() -> None:
+    lines = LabelLines(PageLimits())
+    metrics = LabelledMetrics({"m"})
+
+    def read(*names: str) -> list[Mapping[str, str]]:
+        page = "".join(f'm{{domain="{name}"}} 1\n' for name in names)
+        return [pairs for _, pairs, _ in lines.samples(page.encode(), metrics)]
+
+    first = read("a", "b", "x" * 600)
+    again = read("b", "x" * 600, "c")
+    assert again[0] is first[1]
+    assert again[1] == first[2]
+    assert again[1] is not first[2]
+    assert read("a")[0] is not first[0]
+    assert read("a") == first[:1]
+    many = read(*map(str, range(5000)))
+    assert sum(pairs is other for pairs, other in zip(many, read(*map(str, range(5000))), strict=True)) == 4096
 
 
 def test_domain_on_the_page_twice_has_no_allocation() -> None:
