@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,33 @@ def fill(store: Store, nodes: Sequence[str], numbers: Sequence[int], **more: Any
     """Write the slices of some nodes."""
     samples = [sample for i, node in enumerate(nodes) for sample in scrapes(node, numbers, seed=i + 1, **more)]
     store.write([store.encode(sample) for sample in samples])
+
+
+def waiting(samples: Iterable[ScrapeSample], seed: int = 1) -> Iterator[ScrapeSample]:
+    """The same samples with how long was waited: of some VMs, in some slices much; some figures are lacking or absurd."""
+    draw = np.random.default_rng(seed)
+    most: dict[int, float] = {}
+    for sample in samples:
+        number = sample.time_ms // (SLICE_S * 1000)
+        if number not in most:
+            # None of them at first, so that something is published.
+            most[number] = draw.choice([0.0, 0.06, 1.0], p=[0.5, 0.4, 0.1]) if len(most) > 12 else 0.0
+        fields = {**sample.fields, "psi_cpu": draw.uniform(0, 0.22), "psi_memory": draw.uniform(0, 0.012)}
+        fields |= {"swap_in": draw.choice([0.0, 40.0], p=[0.95, 0.05]), "cpu_wait": draw.uniform(0, 3)}
+        fields["oom_kills"] = float(draw.random() < 0.005)
+        domains = {name: dict(domain) for name, domain in sample.domains.items()}
+        for name, domain in domains.items():
+            used = domain.get("cpu_usage", 0.0)
+            if name == "vm-5" or draw.random() < 0.05:
+                continue
+            wait = most[number] * draw.uniform(0.5, 1.0) * (used if most[number] < 1 else 1.0)
+            domain |= {"cpu_wait": wait, "cpu_wait_share": wait / (wait + used) if wait else 0.0}
+            if draw.random() < 0.02:
+                domain |= {"cpu_wait": draw.choice([-1.0, math.inf, 1e300])}
+            if draw.random() < 0.02:
+                domain |= {"cpu_wait_share": draw.choice([-1.0, 1.5, math.inf])}
+        known = {name: value for name, value in fields.items() if draw.random() > 0.02}
+        yield ScrapeSample(sample.node, sample.time_ms, known, domains)
 
 
 def settings_for(folder: Path, **more: Any) -> EstimatorSettings:
