@@ -45,6 +45,10 @@ _RETRY_S = 10.0
 #: How long the end of a run waits for jobs that are running.
 _END_S = 5.0
 
+#: How long the first publication waits for the first looks for contention: what an earlier run found within this slice
+#: must not be published as free again.
+_FIRST_CHECKS_S = 5.0
+
 
 class Threads(Protocol):
     """Runs jobs in the background."""
@@ -63,6 +67,7 @@ class _Node:
     worker: NodeWorker
     running: bool = False
     checking: bool = False
+    checked: bool = False
     retry_at: float = 0.0
 
 
@@ -85,6 +90,8 @@ class Scheduler:
         That of the workers, if they learn from each other.
     watch : ContentionWatch, optional
         Looks for contention between the ends of the slices.
+    watch_threads : Threads, optional
+        Its own: a look that hangs delays no slice.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         fleet: Fleet | None = None,
         watch: ContentionWatch | None = None,
+        watch_threads: Threads | None = None,
     ) -> None:
         self.counts = counts
         self._nodes = [_Node(worker) for worker in workers]
@@ -109,6 +117,7 @@ class Scheduler:
         self._monotonic = monotonic
         self._fleet = fleet
         self._watch = watch
+        self._watch_threads = watch_threads
         self._loaded = False
         self._stopping = False
 
@@ -117,15 +126,18 @@ class Scheduler:
         self._load()
         finished = asyncio.Event()
         stopped = asyncio.create_task(stop.wait())
+        started = self._monotonic()
         try:
             while not stop.is_set():
                 due = self._slice_clock.due()
                 self._start_jobs(due, finished)
                 self._start_checks(due, finished)
-                self._publish(due)
+                if not self._awaits_first_checks(started):
+                    self._publish(due)
                 await _first_of(stopped, finished, timeout_s=self._pause_s(due))
                 finished.clear()
-                self._publish(self._slice_clock.due())
+                if not self._awaits_first_checks(started):
+                    self._publish(self._slice_clock.due())
         finally:
             stopped.cancel()
             self._stopping = True
@@ -153,6 +165,8 @@ class Scheduler:
         """End the threads; False when a job hangs, which then still uses the store."""
         self._stopping = True
         closed = self._threads.close(_END_S)
+        if self._watch_threads is not None:
+            closed &= self._watch_threads.close(_END_S)
         if self._fleet is not None:
             self._fleet.close()
         return closed
@@ -228,13 +242,13 @@ class Scheduler:
 
     def _start_checks(self, due: int, finished: asyncio.Event) -> None:
         """Start a look for contention at each node that is up to date, if it is time."""
-        watch = self._watch
-        if watch is None:
+        watch, threads = self._watch, self._watch_threads
+        if watch is None or threads is None:
             return
         loop = asyncio.get_running_loop()
 
         def finish(node: _Node) -> None:
-            node.checking = False
+            node.checking, node.checked = False, True
             finished.set()
 
         def job(node: _Node, number: int) -> None:
@@ -251,7 +265,12 @@ class Scheduler:
             number = node.worker.progress.number
             if number is not None and number >= due - 1 and not node.checking and watch.is_due(node.worker.node):
                 node.checking = True
-                self._threads.run(job, node, number)
+                threads.run(job, node, number)
+
+    def _awaits_first_checks(self, started: float) -> bool:
+        """Whether a node is being looked at for the first time since the start, for seconds at most."""
+        waiting = any(node.checking and not node.checked for node in self._nodes)
+        return waiting and self._monotonic() < started + _FIRST_CHECKS_S
 
     def _advance_fleet(self, fleet: Fleet, due: int, wake: Callable[[], object], *, at_once: bool) -> int:
         """Close the slices of the fleet that are complete; the slice up to which nodes may be computed."""
@@ -333,10 +352,11 @@ def build_scheduler(
     ]
     policy = PublishPolicy(publishers, counts, monotonic)
     threads = DaemonThreads(at_once, "node")
-    watch = None
+    watch = watch_threads = None
     if model.guarded and settings.contention_check_s > 0:
         watch = ContentionWatch(store, model.contention, settings.contention_check_s, clock, monotonic)
-    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic, fleet, watch)
+        watch_threads = DaemonThreads(at_once, "contention")
+    return Scheduler(workers, slice_clock, policy, counts, threads, at_once, monotonic, fleet, watch, watch_threads)
 
 
 def _build_fleet(
