@@ -130,11 +130,14 @@ class Measured:
         The VMs and fields of which there are samples; empty when nothing is known.
     at_quota : frozenset of str
         The VMs that wait for a quota of their own, not for the node.
+    undecided : bool
+        Whether the only VM that waits has too few samples to show whether it is at its quota.
     """
 
     contention: Contention = Contention()  # immutable
     sources: frozenset[str] = frozenset()
     at_quota: frozenset[str] = frozenset()
+    undecided: bool = False
 
 
 def measure(resource: Resource, finished: Slice, settings: ContentionSettings) -> Measured:
@@ -171,9 +174,14 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
     waiting = np.flatnonzero(levels > settings.vm_some)
     peak = float(np.percentile(usage.node, 99)) if usage.node.size else math.nan
     calm = bool(peak < _CALM * usage.config)
-    if calm and waiting.size == 1 and _is_at_quota(int(waiting[0]), usage, shares, waits.vm_wait, settings):
-        at_quota.add(vms[int(waiting[0])])
-        waiting = waiting[:0]
+    undecided = False
+    if calm and waiting.size == 1:
+        row = int(waiting[0])
+        waits_in = shares[row] > settings.vm_some
+        undecided = bool(np.count_nonzero(waits_in) < _LEAST_SAMPLES)
+        if not undecided and _is_at_quota(shares[row][waits_in], waits.vm_wait[row][waits_in], usage.vm_config[row]):
+            at_quota.add(vms[row])
+            waiting = waiting[:0]
     ordered = sorted(waiting.tolist(), key=lambda i: (-levels[i], vms[i]))
     pressure, psi = {}, _exceeded(waits.node("psi_cpu"), settings.samples)
     if not math.isnan(psi):
@@ -184,7 +192,7 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
     level = Level.HIGH if high else Level.SOME if ordered or pressure else Level.NONE
     listed = {vms[i]: float(levels[i]) for i in ordered[:_MOST_LISTED]}
     contention = Contention(level, listed, len(ordered), pressure, bool(ordered) and calm)
-    return Measured(contention, frozenset(sources), frozenset(at_quota))
+    return Measured(contention, frozenset(sources), frozenset(at_quota), undecided)
 
 
 def measure_memory(waits: Waits, settings: ContentionSettings) -> Measured:
@@ -227,17 +235,13 @@ def _matching(vms: Sequence[str], patterns: Collection[str]) -> BoolArray:
     return np.array([any(fnmatchcase(name, pattern) for pattern in patterns) for name in vms], dtype=bool)
 
 
-def _is_at_quota(row: int, usage: Usage, shares: FloatArray, waits: FloatArray, settings: ContentionSettings) -> bool:
-    """Whether the only VM that waits runs at a constant level below its size."""
-    share, wait = shares[row], waits[row]
-    waiting = share > settings.vm_some
-    if np.count_nonzero(waiting) < _LEAST_SAMPLES:
-        return False
-    run = wait[waiting] * (1.0 / share[waiting] - 1.0)
+def _is_at_quota(share: FloatArray, wait: FloatArray, size: float) -> bool:
+    """Whether a VM runs at a constant level below its size in the samples in which it waits."""
+    run = wait * (1.0 / share - 1.0)
     level = float(run.mean())
     constant = float(np.ptp(run)) <= _CONSTANT * level
     # A VM that never runs is starved: no quota is 0.
-    return constant and 0.0 < level < _BELOW_SIZE * float(usage.vm_config[row])
+    return constant and 0.0 < level < _BELOW_SIZE * size
 
 
 def waiting_vms(waits: Waits) -> tuple[float, ...]:

@@ -23,8 +23,8 @@ from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS, waits_of
 
 LOG = logging.getLogger("scroogevm.estimator")
 
-#: VMs suffer now when they did in most of the samples of the last minute, and in the share of the samples that a slice
-#: needs over the last four minutes: the latter shows whether a VM has merely reached its quota.
+#: VMs suffer now when they did in most of the samples of the last minute, at least the last two, and in the share of
+#: the samples that a slice needs over the last four minutes: the latter shows whether a VM has reached its quota.
 _NEWEST_S, _MOST_OF_THEM = 60.0, 0.5
 _WINDOW_S = 240.0
 _LEAST_SAMPLES = 2
@@ -101,16 +101,19 @@ def contention_now(period: Period, newest_ms: int, settings: ContentionSettings)
     period : Period
         The last minutes of a node.
     newest_ms : int
-        Begin of the newest part, Unix milliseconds.
+        Begin of the newest part, Unix milliseconds; earlier where that has less than two samples.
     settings : ContentionSettings
     """
+    newest_ms = min([newest_ms, *period.node.time_ms[-_LEAST_SAMPLES:].tolist()])
     whole, newest = _slice_of(period), _slice_of(_since(period, newest_ms))
     if newest is None or whole is None:
         return {}
     result = {}
     for resource in RESOURCES:
         now = measure(resource, newest, replace(settings, samples=_MOST_OF_THEM)).contention
-        if now.level is Level.HIGH and measure(resource, whole, settings).contention.level is Level.HIGH:
+        over_window = measure(resource, whole, settings)
+        confirmed = over_window.contention.level is Level.HIGH and not over_window.undecided
+        if now.level is Level.HIGH and confirmed:
             result[resource.name] = now
     return result
 

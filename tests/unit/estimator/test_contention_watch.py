@@ -102,7 +102,7 @@ def test_contention_that_is_over_or_a_moment_is_not_found(store: SqliteStore, wa
 
 
 def test_most_of_the_newest_samples_must_show_it(store: SqliteStore, watched: Watched) -> None:
-    # Two of the four of the last minute are not most of them, three are.
+    # Two of the four of the last minute are not most of them, three are. The node is busy.
     for number, node, suffering in ((0, "x", (5, 20)), (1, "y", (5, 20, 35))):
         fill(store, [scrape(ago, {"a": SUFFERS if ago in suffering else CALM}, node) for ago in AGES])
         watched.watch.check(node, number)
@@ -121,6 +121,33 @@ def test_vm_at_its_quota_is_not_found(store: SqliteStore, watched: Watched) -> N
     for node in ("two", "busy"):
         watched.watch.check(node, 7)
         assert set(watched.watch.found(node, 7)) == {"cpu"}
+
+
+@pytest.mark.parametrize("interval_s", [5, 15, 20, 30, 45, 60])
+@pytest.mark.parametrize("newest_s", [1, 5])
+def test_any_interval_of_samples_shows_it(interval_s: int, newest_s: int, store: SqliteStore, watched: Watched) -> None:
+    ages = range(newest_s, 240, interval_s)
+    fill(store, [scrape(ago, {"a": SUFFERS, "b": SUFFERS}) for ago in ages])
+    assert watched.look() == {"cpu": Level.HIGH}
+    # One that reached its quota a minute ago has too few samples to show that at first.
+    quota = VM | {"cpu_usage": 1.0, "cpu_wait": 3.0, "cpu_wait_share": 0.75}
+    for since_s in (60, 120, 240):
+        fill(store, [scrape(ago, {"a": quota if ago < since_s else CALM}, str(since_s), cpu_usage=4.0) for ago in ages])
+        watched.watch.check(str(since_s), 7)
+        assert watched.watch.found(str(since_s), 7) == {}
+
+
+def test_single_vm_that_waits_on_a_calm_node_is_found_once_its_level_shows(
+    store: SqliteStore, watched: Watched
+) -> None:
+    # It ran 1 and 2 cores while it waited: no quota.
+    varies = [VM | {"cpu_usage": run, "cpu_wait": run, "cpu_wait_share": 0.5} for run in (1.0, 2.0)]
+    for number, found in ((3, set()), (4, {"cpu"})):
+        ages = [5 + 20 * i for i in range(12)]
+        vms = [varies[i % 2] if i < number else CALM for i in range(12)]
+        fill(store, [scrape(ago, {"a": vm}, str(number), cpu_usage=4.0) for ago, vm in zip(ages, vms, strict=True)])
+        watched.watch.check(str(number), 7)
+        assert set(watched.watch.found(str(number), 7)) == found
 
 
 def test_capped_vms_and_thresholds_are_those_of_the_settings(store: SqliteStore) -> None:
@@ -192,7 +219,11 @@ def test_period_without_domains_is_looked_at() -> None:
     unknown = {name: np.full(3, math.nan) for name in ("cpu", "mem", "cpu_usage", "mem_usage")}
     node = Samples(times, unknown | {"swap_in": np.full(3, 500.0)})
     assert set(contention_now(Period(node, {}), 1000, ContentionSettings())) == {"mem"}
-    assert contention_now(Period(node, {}), 2500, ContentionSettings()) == {}, "a single sample"
+    assert set(contention_now(Period(node, {}), 9000, ContentionSettings())) == {"mem"}, "the last two samples"
+    single = Samples(times[:1], {name: values[:1] for name, values in node.fields.items()})
+    nothing = Samples(times[:0], {name: values[:0] for name, values in node.fields.items()})
+    for samples in (single, nothing):
+        assert contention_now(Period(samples, {}), 1000, ContentionSettings()) == {}
 
 
 # --- how long it counts -------------------------------------------------------------------------------

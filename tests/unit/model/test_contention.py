@@ -268,7 +268,10 @@ def test_only_samples_in_which_it_waits_show_the_level() -> None:
     # Idle in between, at 1 core whenever it waits.
     shares, waits = [0.75, 0.0] * 10, [3.0, 0.0] * 10
     assert cpu_contention([(shares, waits)], node=CALM).contention == Contention()
-    # Three such samples are too few to tell.
+    # Three such samples are too few to tell: what is not known to be a quota counts.
+    assert [cpu_contention([([0.75] * n + [0.0] * 3, 3.0)], node=CALM).undecided for n in (3, 4)] == [True, False]
+    assert not cpu_contention([([0.75] * 3, 3.0)]).undecided, "a busy node"
+    assert not cpu_contention([([0.75] * 3, 3.0)] * 2, node=CALM).undecided, "two VMs"
     assert cpu_contention([([0.75] * 3 + [0.0] * 3, 3.0)], node=CALM).contention.level is Level.HIGH
     assert cpu_contention([([0.75] * 4 + [0.0] * 3, 3.0)], node=CALM).contention.level is Level.NONE
 
