@@ -343,6 +343,24 @@ def test_waits_never_raise_a_figure_of_a_strategy_that_uses_plain_usage(
             assert repr(one.mem.by_strategy[name]) == repr(other.mem.by_strategy[name])
 
 
+@pytest.mark.parametrize("own_fleet", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_waits_raise_no_figure_of_a_strategy_that_forecasts_demand(seed: int, own_fleet: bool) -> None:
+    """Of usual loads. A load that waits where it uses least has a smaller variance, and may have a smaller bound."""
+    feedback = None if own_fleet else HALF
+    with_them, without = (
+        NodeModel(ModelSettings(1, OF_DEMAND, positions=24, guarded=True), NEVER_STABLE) for _ in range(2)
+    )
+    lowered = 0
+    for finished in waiting_slices(seed):
+        one, other = with_them.update(finished, feedback), without.update(without_waits(finished), feedback)
+        for name in OF_DEMAND:
+            assert one.cpu.by_strategy[name].published <= other.cpu.by_strategy[name].published
+            assert capacity(one, finished, name) <= capacity(other, finished, name)
+            lowered += capacity(one, finished, name) < capacity(other, finished, name)
+    assert lowered > 0
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 def test_no_more_is_published_than_the_demand_leaves(seed: int, own_fleet: bool) -> None:
