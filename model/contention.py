@@ -128,10 +128,13 @@ class Measured:
     contention : Contention
     sources : frozenset of str
         The VMs and fields of which there are samples; empty when nothing is known.
+    at_quota : frozenset of str
+        The VMs that wait for a quota of their own, not for the node.
     """
 
     contention: Contention = Contention()  # immutable
     sources: frozenset[str] = frozenset()
+    at_quota: frozenset[str] = frozenset()
 
 
 def measure(resource: Resource, finished: Slice, settings: ContentionSettings) -> Measured:
@@ -158,16 +161,18 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
     sampled = ~np.isnan(waits.vm_share).all(axis=1) if waits.vm_share.size else np.zeros(len(vms), dtype=bool)
     sources = {vms[i] for i in np.flatnonzero(sampled).tolist()}
     levels, shares = np.zeros(len(vms)), waits.vm_share
+    capped = _matching(vms, settings.capped)
+    at_quota = {vms[i] for i in np.flatnonzero(capped).tolist()}
     if (shares > settings.vm_some).any():
-        counts = ~_matching(vms, settings.capped)
         least = _LEAST_WAIT * np.nan_to_num(usage.vm_config)
         # Where the amount is unknown, the share alone counts.
         shares = np.where((waits.vm_wait < least[:, None]) & ~np.isnan(shares), 0.0, shares)
-        levels = np.nan_to_num(_exceeded_rows(shares, settings.samples)) * counts
+        levels = np.nan_to_num(_exceeded_rows(shares, settings.samples)) * ~capped
     waiting = np.flatnonzero(levels > settings.vm_some)
     peak = float(np.percentile(usage.node, 99)) if usage.node.size else math.nan
     calm = bool(peak < _CALM * usage.config)
     if calm and waiting.size == 1 and _is_at_quota(int(waiting[0]), usage, shares, waits.vm_wait, settings):
+        at_quota.add(vms[int(waiting[0])])
         waiting = waiting[:0]
     ordered = sorted(waiting.tolist(), key=lambda i: (-levels[i], vms[i]))
     pressure, psi = {}, _exceeded(waits.node("psi_cpu"), settings.samples)
@@ -178,7 +183,8 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
     high = bool((levels[waiting] > settings.vm_high).any())
     level = Level.HIGH if high else Level.SOME if ordered or pressure else Level.NONE
     listed = {vms[i]: float(levels[i]) for i in ordered[:_MOST_LISTED]}
-    return Measured(Contention(level, listed, len(ordered), pressure, bool(ordered) and calm), frozenset(sources))
+    contention = Contention(level, listed, len(ordered), pressure, bool(ordered) and calm)
+    return Measured(contention, frozenset(sources), frozenset(at_quota))
 
 
 def measure_memory(waits: Waits, settings: ContentionSettings) -> Measured:

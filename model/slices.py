@@ -108,6 +108,26 @@ class Usage:
         vm_usage = self.vm_usage if self.vm_demand is None else self.vm_demand
         return replace(self, node=node, vm_usage=vm_usage, node_demand=None, vm_demand=None)
 
+    def without_waits(self, rows: BoolArray) -> Usage:
+        """The same where some VMs want what they use: what they wait for, the node cannot give them.
+
+        Parameters
+        ----------
+        rows : (v,) bool
+            Those VMs.
+        """
+        if self.vm_demand is None or not rows.any():
+            return self
+        node_demand = self.node_demand
+        if node_demand is not None:
+            for waits in (self.vm_demand - self.vm_usage)[rows]:
+                known = waits[~np.isnan(waits)]
+                # Samples that are not those of the node: the least that it waited in any of them.
+                node_demand = node_demand - (known if known.size == node_demand.size else min(known, default=0.0))
+            node_demand = np.maximum(node_demand, self.node)
+        vm_demand = np.where(rows[:, None], self.vm_usage, self.vm_demand)
+        return replace(self, node_demand=node_demand, vm_demand=vm_demand)
+
 
 def is_full(peak: float, config: float) -> bool:
     """Whether a node is full: its usage is cut at the capacity, so the demand may be larger.

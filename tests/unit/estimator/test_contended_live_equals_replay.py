@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from model.contention import Contention, Level, measure
+from model.estimates import NodeEstimate
 from model.estimator.bookings import LastConfigs
 from model.estimator.checkpoint_format import decode_node, encode
 from model.estimator.slicing import SliceReader
 from model.estimator.trace_export import export
 from model.guards import turn_of
-from model.nodemodel import ModelSettings, ModelState, NodeEstimate, NodeModel
+from model.nodemodel import ModelSettings, ModelState, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.replay.replay import Replay
 from model.replay.trace import Trace, parse_trace

@@ -113,7 +113,7 @@ def test_most_of_the_newest_samples_must_show_it(store: SqliteStore, watched: Wa
 def test_vm_at_its_quota_is_not_found(store: SqliteStore, watched: Watched) -> None:
     """Four minutes show a constant level; the last one is too short."""
     quota = VM | {"cpu_usage": 1.0, "cpu_wait": 3.0, "cpu_wait_share": 0.75}
-    fill(store, [scrape(ago, {"a": quota, "b": CALM}, cpu_usage=4.0) for ago in AGES])
+    fill(store, [scrape(ago, {"a": quota, "b": CALM}, cpu_usage=4.0) for ago in range(5, 240, 20)])
     assert watched.look() == {}
     # Two of them wait for each other, and on a busy node it is no quota.
     fill(store, [scrape(ago, {"a": quota, "b": quota}, "two", cpu_usage=4.0) for ago in AGES])

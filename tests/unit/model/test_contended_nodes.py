@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.contention import ContentionSettings, Level
+from model.estimates import Estimate, NodeEstimate
 from model.feedback import Feedback, ResourceFeedback
 from model.guards import CONTENTION
-from model.nodemodel import Estimate, ModelSettings, NodeEstimate, NodeModel
+from model.nodemodel import ModelSettings, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
 from model.slices import RESOURCES, Slice, Usage, Waits
 from model.stability import never
@@ -100,7 +101,7 @@ def test_moments_of_the_vms_are_those_of_their_demand() -> None:
 
 
 def test_demand_of_a_vm_without_figures_is_its_usage() -> None:
-    known = with_waits(slice_of(0, PAIR), [[1.0] * 4, [math.nan] * 4])
+    known = with_waits(slice_of(0, replace(PAIR, node=np.full(4, 9.5))), [[1.0] * 4, [math.nan] * 4])
     assert run([known], "clt")[0].counts.cpu.shares[2] == 0.5 + 0.25
 
 
@@ -115,6 +116,54 @@ def test_young_vm_that_waits_keeps_back_as_much_as_one_that_does_not() -> None:
     assert calm.cpu.by_strategy["nsigma"].limits["young"] == pytest.approx(9.2 - 1.25)
     # The peak of the demand, 2.25, leaves 7.75.
     assert waits.cpu.by_strategy["nsigma"].limits["young"] == pytest.approx(7.75 - 1.25)
+
+
+#: A VM of 16 vCPUs that wants all of them and has a quota of 1, and one of 4 vCPUs, on a node of 16 cores.
+QUOTA = vm_usage([2.0] * 5, [(16, [1.0] * 5), (4, [0.5] * 5)], 16.0)
+
+
+@pytest.mark.parametrize(("quotas", "capped"), [(1, ()), (2, ("q?",))])
+def test_vm_at_its_quota_wants_no_more_of_its_node(quotas: int, capped: tuple[str, ...]) -> None:
+    """Recognised, or named: otherwise a node with one of them looks full in every slice, and is closed for good."""
+    names = [*(f"q{i}" for i in range(quotas)), "z"]
+    usage = vm_usage([2.0] * 5, [*[(16, [1.0] * 5)] * quotas, (4, [0.5] * 5)], 16.0)
+    waits = [*[[15.0] * 5] * quotas, [0.01] * 5]
+    slices = [with_waits(slice_of(k, usage, names), waits) for k in range(30)]
+    # What the other VM waits for counts.
+    of_other = [with_waits(slice_of(k, usage, names), [*[[0.0] * 5] * quotas, [0.01] * 5]) for k in range(30)]
+    settings = ContentionSettings(capped=capped)
+    results = [run(some, "clt", "conformal", "nsigma", contention=settings) for some in (slices, of_other)]
+    for name in ("clt", "conformal", "nsigma"):
+        one, other = (of_cpu(some, name)[-1] for some in results)
+        assert (one.published, one.closed) == (pytest.approx(other.published), False)
+        assert dict(one.limits) == pytest.approx(dict(other.limits))
+        assert one.published > 0.0
+        assert one.violation_rate == 0.0
+    assert {some[-1].cpu.contention.level for some in results} == {Level.NONE}
+
+
+def test_waits_of_some_vms_are_taken_out_of_the_demand() -> None:
+    rows = np.array([True, False])
+    finished = with_waits(slice_of(0, QUOTA), [[15.0, 14.0, 13.0, 12.0, 11.0], [0.5] * 5])
+    left = finished.cpu.without_waits(rows)
+    assert left.demand.node.tolist() == [2.5] * 5
+    assert left.demand.vm_usage.tolist() == [[1.0] * 5, [1.0] * 5]
+    assert left.node.tolist() == QUOTA.node.tolist()
+    assert finished.cpu.without_waits(~rows).demand.node.tolist() == [17.0, 16.0, 15.0, 14.0, 13.0]
+    assert finished.cpu.without_waits(~rows & rows) is finished.cpu
+    assert QUOTA.without_waits(rows) is QUOTA
+
+
+def test_waits_at_other_samples_than_those_of_the_node_are_taken_out_as_far_as_they_are_sure() -> None:
+    usage = vm_usage([2.0] * 5, [(16, [1.0] * 3), (4, [])], 16.0)
+    demand = np.array([[16.0, 14.0, 15.0], [math.nan] * 3])
+    waiting_usage = replace(usage, node_demand=np.array([17.0, 15.0, 16.0, 15.0, 2.5]), vm_demand=demand)
+    left = waiting_usage.without_waits(np.array([True, True]))
+    # At least 13 of them, and never below the usage.
+    assert left.demand.node.tolist() == [4.0, 2.0, 3.0, 2.0, 2.0]
+    assert (
+        replace(waiting_usage, node_demand=None).without_waits(np.array([True, True])).demand.node.tolist() == [2.0] * 5
+    )
 
 
 def test_mean_of_samples_is_that_of_each_vm() -> None:

@@ -192,6 +192,10 @@ def test_vms_of_capped_patterns_do_not_count(patterns: tuple[str, ...], listed: 
     assert list(found.contention.vms) == list(listed)
     assert found.contention.level is (Level.HIGH if listed else Level.NONE)
     assert found.sources == {"a", "b", "c"}, "they have figures"
+    assert found.at_quota == {*"abc"} - {*listed}
+    # Whether they wait or not.
+    calm = cpu_contention([([0.0] * 10, 0.0)] * 3, rules=ContentionSettings(capped=patterns))
+    assert calm.at_quota == found.at_quota
 
 
 def test_worst_vms_are_listed_and_all_are_counted() -> None:
@@ -216,7 +220,8 @@ AT_QUOTA = ([0.75] * 10, [3.0] * 10)
 
 def test_single_vm_at_a_constant_level_on_a_calm_node_is_at_its_quota() -> None:
     found = cpu_contention([AT_QUOTA], node=CALM)
-    assert found == Measured(Contention(), frozenset("a"))
+    assert found == Measured(Contention(), frozenset("a"), at_quota=frozenset("a"))
+    assert cpu_contention([AT_QUOTA]).at_quota == frozenset(), "on a busy node it waits for the node"
 
 
 def test_it_waits_where_the_node_is_busy_or_its_use_is_unknown() -> None:
