@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..common.text import printable
 from ..contention import Contention, ContentionSettings, Level, describe, measure
 from ..numerics import FloatArray
 from ..samples import Period, Samples
@@ -88,7 +89,7 @@ class ContentionWatch:
             before = before if at == number else {}
             self._found[node] = (number, {**before, **found})
         for name in found.keys() - before.keys():
-            text = describe(found[name], math.nan) or name
+            text = printable(describe(found[name], math.nan)) or name
             LOG.warning("%s: nothing is free until the slice ends: %s", node, text)
 
 

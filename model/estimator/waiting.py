@@ -28,8 +28,8 @@ class Waiting(NamedTuple):
     waits : Waits or None
         None when nothing of it was measured.
     on_node : (n,) float64 or None
-        How long the VMs together waited at the samples of the node, cores; on a node without figures of single VMs, how
-        long all of its tasks did. NaN where it is unknown.
+        How long the VMs together waited at the samples of the node, cores; where some of them have no figures, at least
+        how long all of its tasks did. NaN where it is unknown.
     """
 
     waits: Waits | None
@@ -58,7 +58,11 @@ def waiting_of(
         for samples in of_vms
         if samples is not None and _is_known(samples)
     ]
-    return Waiting(waits, np.nansum(sums, axis=0) if sums else node.fields.get("cpu_wait"))
+    of_tasks = node.fields.get("cpu_wait")
+    if not sums or of_tasks is None:
+        return Waiting(waits, np.nansum(sums, axis=0) if sums else of_tasks)
+    together: FloatArray = np.nansum(sums, axis=0)
+    return Waiting(waits, together if len(sums) == len(of_vms) else np.fmax(together, valid_levels(of_tasks)))
 
 
 def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:

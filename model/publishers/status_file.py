@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..common.atomic_files import make_folder_of, write_atomically
+from ..common.text import printable
 from ..contention import Level
 from ..guards import offered_capacity
 from ..slices import CPU, MEMORY, RESOURCES, Resource
@@ -113,7 +114,7 @@ def _contention(status: ResourceStatus) -> dict[str, Any]:
     result: dict[str, Any] = {"level": contention.level.text, "waiting_vms": contention.waiting}
     if contention.level is not Level.NONE or contention.causes:
         result |= {
-            "text": status.contention_text,
+            "text": printable(status.contention_text),
             "vms": {name: round(share, 4) for name, share in contention.vms.items()},
             "pressure": {name: round(value, 4) for name, value in contention.pressure.items()},
             "calm": contention.calm,

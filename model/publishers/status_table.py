@@ -86,7 +86,7 @@ class Column:
     guards_only : bool
         Left out on narrow terminals, and unless a guard has lowered a figure.
     contention_only : bool
-        Left out unless the VMs of a node suffer.
+        Left out unless the VMs of a node suffer, and on very narrow terminals: the lines below the table say it, too.
     numeric : bool
         Aligned to the right.
     """
@@ -238,6 +238,7 @@ def status_table(
     *,
     brief: bool = False,
     guards: bool = True,
+    contention: bool = True,
     name_width: int | None = None,
 ) -> Table:
     """A row per node with the columns of :data:`COLUMNS`.
@@ -251,6 +252,8 @@ def status_table(
         Without the columns for wide terminals.
     guards : bool
         With what the guards left of the figures.
+    contention : bool
+        With the levels of contention.
     name_width : int, optional
         Longer names are folded; by default none is.
     """
@@ -260,7 +263,7 @@ def status_table(
         if not (brief and column.wide_only)
         and (not column.risk_only or _has_risk(nodes))
         and (not column.guards_only or (guards and _is_limited(nodes)))
-        and (not column.contention_only or _is_contended(nodes))
+        and (not column.contention_only or (contention and _is_contended(nodes)))
     ]
     table = Table(box=None, title="Free resources of each node", title_justify="left")
     table.add_column("\nnode", overflow="fold", width=name_width, no_wrap=name_width is None)
@@ -358,8 +361,10 @@ def _tables(nodes: Mapping[str, PublishedNode], now_s: float) -> Iterator[Table]
     yield status_table(nodes, now_s)
     yield status_table(nodes, now_s, guards=False)
     longest = max(map(len, nodes), default=0)
-    for width in _NAME_WIDTHS:
-        yield status_table(nodes, now_s, brief=True, guards=False, name_width=min(longest, width))
+    for contention in (True, False):
+        for width in _NAME_WIDTHS:
+            folded = min(longest, width)
+            yield status_table(nodes, now_s, brief=True, guards=False, contention=contention, name_width=folded)
 
 
 def _current(path: Path, console: Console) -> tuple[RenderableType, object]:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from ...common.text import printable
 from ...numerics import FloatArray
 from ...slices import RESOURCES, Resource
 from ...status import NodeStatus, ResourceStatus, guard_reasons
@@ -253,7 +254,7 @@ def _row(status: NodeStatus, state: PageState, charts: _Charts, now_s: float) ->
 
 
 def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, chart: Sparkline) -> Amounts:
-    last, level = published.last, published.contention.level.text
+    last, level, text = published.last, published.contention.level.text, printable(published.contention_text)
     return Amounts(
         free=_figure(published.free, resource),
         booked_now=_figure(last.booked_now, resource) if last else NO_FIGURE,
@@ -264,7 +265,7 @@ def _amounts(resource: Resource, published: ResourceStatus, status: NodeStatus, 
         chart=chart,
         guards=_guards(resource, published),
         realised=f"{last.violation_rate:.0%}" if last and last.violation_rate else "",
-        contention=f"{resource.title} {level}: {published.contention_text}" if published.contention_text else "",
+        contention=f"{resource.title} {level}: {text}" if text else "",
         contention_level=level,
     )
 

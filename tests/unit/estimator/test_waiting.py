@@ -115,8 +115,16 @@ def test_vm_at_other_times_counts_where_both_have_a_sample() -> None:
 def test_tasks_of_the_node_count_where_no_vm_has_figures() -> None:
     node = samples(cpu_wait=[3] * 8)
     assert on_node({"a": samples()}, node) == on_node({}, node) == [3] * 8
-    # With figures of a VM, those of all tasks, emulators and host included, do not count twice.
+    # With figures of all VMs, those of all tasks, emulators and host included, do not count.
     assert on_node({"a": samples(cpu_wait=1.0, cpu_wait_share=0.1)}, node) == [1] * 8
+
+
+def test_vms_without_figures_wait_at_most_as_long_as_the_tasks_of_the_node() -> None:
+    """Figures of some VMs do not make the others wait less than figures of none of them."""
+    node = samples(cpu_wait=[3, 0.5, NAN, -1, math.inf, 3, 3, 3])
+    known = samples(cpu_wait=[1, 1, 1, 1, 1, 1, NAN, 5], cpu_wait_share=0.1)
+    assert on_node({"a": known, "b": samples()}, node) == [3, 1, 1, 1, 1, 3, 3, 5]
+    assert on_node({"a": known, "b": samples()}) == [1, 1, 1, 1, 1, 1, 0, 5]
 
 
 def test_times_of_the_node_without_a_sample_of_a_vm_are_unknown() -> None:
