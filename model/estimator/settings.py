@@ -136,7 +136,11 @@ def _risk(text: str) -> float | None:
 
 
 RISK_CPU: Setting[float | None] = _SECTION.value(
-    "SCHED_RISK_CPU", None, _risk, "Target risk for CPU alone (--risk-cpu).", limits=RISK.limits
+    "SCHED_RISK_CPU",
+    None,
+    _risk,
+    "Target risk for CPU alone (--risk-cpu). The default is SCHED_RISK.",
+    limits=RISK.limits,
 )
 RISK_MEM: Setting[float | None] = _SECTION.value(
     "SCHED_RISK_MEM",
@@ -144,6 +148,7 @@ RISK_MEM: Setting[float | None] = _SECTION.value(
     _risk,
     "Target risk for memory (--risk-mem): a VM that lacks CPU waits, one that lacks memory is killed.",
     limits=RISK.limits,
+    shown="0.001",
 )
 GUARDS = _SECTION.whole(
     "SCHED_GUARDS",

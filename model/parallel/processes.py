@@ -54,7 +54,9 @@ def _run_pool(
     # After an interruption it is clear that unfinished tasks are lost.
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
     # With one job joblib runs tasks in this process, which a task could then end.
-    pool = Parallel(n_jobs=max(workers, 2), pre_dispatch=workers, batch_size=1, return_as="generator_unordered")
+    pool = Parallel(
+        n_jobs=max(min(workers, len(tasks)), 2), pre_dispatch=workers, batch_size=1, return_as="generator_unordered"
+    )
     with _interrupts_blocked():
         results = pool(calls())
     yield from results

@@ -177,6 +177,10 @@ def _of_list(arrivals: ArrivalList, inputs: Inputs, options: SimulationOptions) 
     start_s = options.from_day * _DAY_S
     end_s = math.inf if options.days is None else start_s + options.days * _DAY_S
     chosen = arrivals_between(arrivals, start_s, end_s)
+    if not inputs.traces and (chosen.usage is None or any(usage is None for usage in chosen.usage)):
+        raise UsageError(
+            "--arrival-list: it does not say what its VMs use; name traces as INPUT, from which that is drawn"
+        )
     name = _free_name("arrivals", inputs.workloads)
     pool = _pool(inputs) if inputs.traces else None
     return ListedSource(name, bool(options.hosts_needed), chosen, pool, STEP_S, options.days)

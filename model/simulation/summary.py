@@ -115,18 +115,19 @@ class Comparison:
         best, ratio = self.best_strategy, self.best_ratio
         by_ratio = "no fixed ratio is that safe" if ratio is None else "the best fixed ratio is "
         if ratio is not None:
-            by_ratio += f"{ratio.setting.ratio:g} and sells {ratio.mean('sold'):.1f}"
+            by_ratio += f"{ratio.setting.ratio:g} and sells {ratio.mean('sold'):.2f}"
         if best is None:
             if not any(one.setting.is_strategy for one in self.summaries):
                 return begin + by_ratio
             return f"{begin}no strategy is that safe; {by_ratio}"
         sold = best.mean("sold")
-        answer = f"{begin}{best.setting.label} sells {sold:.1f} vCPUs per core"
+        answer = f"{begin}{best.setting.label} sells {sold:.2f} vCPUs per core"
         if ratio is None:
             answer += f"; {by_ratio}"
         else:
             other = ratio.mean("sold")
-            answer += f", {_compared(sold, other)} the best fixed ratio that is as safe ({other:.1f})"
+            by_ratio = f"{ratio.setting.ratio:g} sells {other:.2f}"
+            answer += f", {_compared(sold, other)} the best fixed ratio that is as safe ({by_ratio})"
         return answer + self._hosts(best, ratio) + self._memory(best)
 
     def _hosts(self, best: Summary, ratio: Summary | None) -> str:

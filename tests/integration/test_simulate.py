@@ -441,6 +441,15 @@ def test_arrivals_with_usage_of_their_own_need_no_traces(tmp_path: Path) -> None
     assert {row["seed"] for row in rows_of(tmp_path / "out" / "simulation.csv")} == {""}
 
 
+def test_arrivals_without_usage_need_traces(tmp_path: Path) -> None:
+    listed = tmp_path / "instances.csv"
+    listed.write_text("uuid,created_at,deleted_at,vcpus,memory_mb\na,2026-01-01T00:00:00,,2,4096\n")
+    finished = run_simulate("--arrival-list", listed, "--arrival-format=nova", *FAST)
+    assert (finished.code, finished.out, finished.err.count("\n")) == (2, "", 1)
+    assert "--arrival-list: " in finished.err
+    assert "name traces as INPUT" in finished.err
+
+
 def test_bad_inputs_are_reported_and_the_others_simulated(workload: Path, traces: Path, tmp_path: Path) -> None:
     folder = tmp_path / "inputs"
     shutil.copytree(traces, folder)

@@ -110,16 +110,16 @@ def test_summary_has_mean_least_and_most_over_the_seeds() -> None:
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([ROW, RATIO], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0)"),
-        ([replace(ROW, sold=4.0), RATIO], "conformal 5% bare sells 4.0 vCPUs per core, 20 % less than the best fixed ratio that is as safe (5.0)"),
-        ([replace(ROW, sold=5.0), RATIO], "conformal 5% bare sells 5.0 vCPUs per core, as much as the best fixed ratio that is as safe (5.0)"),
-        ([replace(ROW, over=0.02), RATIO], "no strategy is that safe; the best fixed ratio is 5.2 and sells 5.0"),
-        ([ROW], "conformal 5% bare sells 7.5 vCPUs per core; no fixed ratio is that safe"),
+        ([ROW, RATIO], "conformal 5% bare sells 7.50 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.2 sells 5.00)"),
+        ([replace(ROW, sold=4.0), RATIO], "conformal 5% bare sells 4.00 vCPUs per core, 20 % less than the best fixed ratio that is as safe (5.2 sells 5.00)"),
+        ([replace(ROW, sold=5.0), RATIO], "conformal 5% bare sells 5.00 vCPUs per core, as much as the best fixed ratio that is as safe (5.2 sells 5.00)"),
+        ([replace(ROW, over=0.02), RATIO], "no strategy is that safe; the best fixed ratio is 5.2 and sells 5.00"),
+        ([ROW], "conformal 5% bare sells 7.50 vCPUs per core; no fixed ratio is that safe"),
         ([replace(ROW, over=0.02)], "no strategy is that safe; no fixed ratio is that safe"),
-        ([RATIO], "the best fixed ratio is 5.2 and sells 5.0"),
-        ([replace(ROW, hosts_needed=9), replace(RATIO, hosts_needed=12)], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0); it needs 9 nodes for 99 % of the vCPUs, that ratio needs 12"),
-        ([replace(ROW, mem_over=0.0008), RATIO], "conformal 5% bare sells 7.5 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.0); memory is over in 0.08% of its slices"),
-        ([replace(ROW, mem_over=0.0012), RATIO], "no strategy is that safe; the best fixed ratio is 5.2 and sells 5.0"),
+        ([RATIO], "the best fixed ratio is 5.2 and sells 5.00"),
+        ([replace(ROW, hosts_needed=9), replace(RATIO, hosts_needed=12)], "conformal 5% bare sells 7.50 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.2 sells 5.00); it needs 9 nodes for 99 % of the vCPUs, that ratio needs 12"),
+        ([replace(ROW, mem_over=0.0008), RATIO], "conformal 5% bare sells 7.50 vCPUs per core, 50 % more than the best fixed ratio that is as safe (5.2 sells 5.00); memory is over in 0.08% of its slices"),
+        ([replace(ROW, mem_over=0.0012), RATIO], "no strategy is that safe; the best fixed ratio is 5.2 and sells 5.00"),
     ],
 )  # fmt: skip
 def test_sentence_names_the_safe_setting_that_sells_most(rows: list[Row], sentence: str) -> None:
