@@ -18,9 +18,13 @@ from tests.conftest import ROOT, bare_environment, strict_json
 from tests.unit.estimator.support import NODES, SLICE_S, scrapes, waiting
 
 PROGRAM = [sys.executable, str(ROOT / "scroogevm.py")]
-#: The last 26 minutes, in slices of a minute.
-LAST = math.floor(time.time() / SLICE_S) - 2
-NUMBERS = range(LAST - 25, LAST + 1)
+
+
+def recent() -> range:
+    """The last 26 minutes, in slices of a minute."""
+    last = math.floor(time.time() / SLICE_S) - 2
+    return range(last - 25, last + 1)
+
 
 Environment = dict[str, str]
 
@@ -28,7 +32,7 @@ Environment = dict[str, str]
 @pytest.fixture
 def env(tmp_path: Path) -> Environment:
     store = SqliteStore(tmp_path / "store.sqlite", 86400)
-    store.write([store.encode(sample) for sample in waiting(scrapes(NODES[0], NUMBERS))])
+    store.write([store.encode(sample) for sample in waiting(scrapes(NODES[0], recent()))])
     store.close()
     return {
         **bare_environment(),
@@ -158,7 +162,7 @@ def steady(env: Environment, **figures: float) -> None:
     node = {"cpu": 16.0, "mem": 65536.0, "cpu_usage": 15.0, "mem_usage": 1e4, "elapsed_time": 7500.0}
     node |= {"oc_cpu": 0.5, "oc_mem": 2048.0 / 65536.0, **figures}
     # Also of the next minutes, so that the slice that has ended has samples, however long a test takes.
-    numbers = range(NUMBERS[0], NUMBERS[-1] + 6)
+    numbers = range(recent()[0], recent()[-1] + 6)
     times = [int((number * SLICE_S + (i + 1) * 7.5) * 1000) - 1 for number in numbers for i in range(8)]
     store.write([store.encode(ScrapeSample(NODES[1], time_ms, node, {"a": vm, "b": vm})) for time_ms in times])
     store.close()

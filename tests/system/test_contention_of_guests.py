@@ -131,7 +131,7 @@ def test_waits_of_real_guests_are_measured_and_close_the_node(guests: list[Guest
             samples = domains[guest.name]
             share, wait = samples.fields["cpu_wait_share"], samples.fields["cpu_wait"]
             known = ~np.isnan(share) & (share > 0)
-            assert np.count_nonzero(known) >= 8
+            assert np.count_nonzero(known) >= 4
             # Each rate covers the time since the sample before.
             seconds = np.diff(samples.time_ms, prepend=samples.time_ms[0] - 1000) / 1000
             waits, runs = (wait * seconds)[known].sum(), (wait * (1 / share - 1) * seconds)[known].sum()

@@ -205,6 +205,7 @@ def test_published_figures_are_those_of_the_last_slice(env: Environment, store: 
         "unguarded": 8.7,
         "closed": False,
         "limits": {},
+        "contention": {"level": "none", "waiting_vms": 0},
     }
     assert (node["free_cpu"], node["free_mem"]) == (8.7, 32768 - 3723)
     assert time.time() - node["slice_end"] < 60
