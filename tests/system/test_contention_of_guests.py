@@ -81,6 +81,42 @@ def schedstat(guest: Guest) -> tuple[float, float]:
     return run, wait
 
 
+class Counted:
+    """What the kernel counted for the vCPUs of guests, by time."""
+
+    def __init__(self) -> None:
+        self._readings: dict[str, list[tuple[float, float, float]]] = {}
+
+    def read(self, guest: Guest) -> None:
+        """Note the counters of a guest."""
+        self._readings.setdefault(guest.name, []).append((time.time() * 1000, *schedstat(guest)))
+
+    def pairs(self, guest: Guest) -> Iterator[tuple[Sequence[float], Sequence[float]]]:
+        """Times, ms, with the seconds for which its vCPUs ran, and then with those for which they waited."""
+        times, run, wait = zip(*self._readings[guest.name], strict=True)
+        yield times, run
+        yield times, wait
+
+
+@contextlib.contextmanager
+def counting(guests: Sequence[Guest]) -> Iterator[Counted]:
+    """Read the kernel's counters all the time."""
+    counted, stop = Counted(), threading.Event()
+
+    def read_all() -> None:
+        while not stop.wait(0.1):
+            for guest in guests:
+                counted.read(guest)
+
+    reader = threading.Thread(target=read_all)
+    reader.start()
+    try:
+        yield counted
+    finally:
+        stop.set()
+        reader.join()
+
+
 def test_waits_of_real_guests_are_measured_and_close_the_node(guests: list[Guest], tmp_path: Path) -> None:
     folder = tmp_path / "textfile"
     folder.mkdir()
@@ -114,27 +150,26 @@ def test_waits_of_real_guests_are_measured_and_close_the_node(guests: list[Guest
         began = time.monotonic()
         # The first seconds belong to the guests' start.
         time.sleep(4)
-        begin_ms, first = time.time() * 1000, [schedstat(guest) for guest in guests]
+        begin_ms = time.time() * 1000
+        counted = opened.enter_context(counting(guests))
         closed = wait_for(lambda: (n := node()) and n["cpu"]["contention"]["level"] == "high" and n, 60)
         assert time.monotonic() - began < 60
         assert (closed["free_cpu"], closed["cpu"]["closed"]) == (0.0, True)
         assert set(closed["cpu"]["contention"]["vms"]) <= {guest.name for guest in guests}
         assert closed["cpu"]["contention"]["waiting_vms"] > 0
         time.sleep(max(0.0, COMPARED_S - (time.time() - begin_ms / 1000)))
-        end_ms, last = time.time() * 1000, [schedstat(guest) for guest in guests]
         store = SqliteStore(Path(env["STORE_PATH"]), 86400)
         fields = ("cpu_wait", "cpu_wait_share", "cpu_usage")
-        domains = store.read(url, int(begin_ms), int(end_ms), fields).domains
+        domains = store.read(url, int(begin_ms), int(time.time() * 1000), fields).domains
         store.close()
-        for guest, (run_0, wait_0), (run_1, wait_1) in zip(guests, first, last, strict=True):
-            waited, ran = wait_1 - wait_0, run_1 - run_0
+        for guest in guests:
             samples = domains[guest.name]
             share, wait = samples.fields["cpu_wait_share"], samples.fields["cpu_wait"]
             known = ~np.isnan(share) & (share > 0)
             assert np.count_nonzero(known) >= 4
-            # Each rate covers the time since the sample before.
-            seconds = np.diff(samples.time_ms, prepend=samples.time_ms[0] - 1000) / 1000
-            waits, runs = (wait * seconds)[known].sum(), (wait * (1 / share - 1) * seconds)[known].sum()
-            measured = waits / (waits + runs)
-            assert measured == pytest.approx(waited / (waited + ran), rel=0.05), guest.name
+            # A rate covers the time since the rate before it.
+            times, share, wait = samples.time_ms[known], share[known][1:], wait[known][1:]
+            waits, total = (np.diff(times) * wait).sum(), (np.diff(times) * wait / share).sum()
+            ran, waited = (np.diff(np.interp(times[[0, -1]], *pair))[0] for pair in counted.pairs(guest))
+            assert waits / total == pytest.approx(waited / (waited + ran), rel=0.05), guest.name
         assert (estimator.end(), aggregator.end()) == (0, 0)

@@ -165,7 +165,14 @@ def test_damaged_spool_costs_its_tail_alone(env: Environment, fakes: FakeWorkers
     port = free_port()
     daemon = start({**env, "AGGREG_METRICS_PORT": str(port)})
     wait_for(lambda: "is damaged: points_lost=" in daemon.stderr)
-    page = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
+
+    def metrics() -> str | None:
+        # The spool is read before the port is opened.
+        with contextlib.suppress(OSError):
+            return fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
+        return None
+
+    page = wait_for(metrics)
     lost = int(daemon.stderr.partition("points_lost=")[2].split()[0])
     assert f"scroogevm_points_dropped {lost:.1f}" in page
     assert "scroogevm_points_spooled 0.0" in page
