@@ -210,9 +210,9 @@ def measure_memory(waits: Waits, settings: ContentionSettings) -> Measured:
                 pressure[name] = value
                 level = max(level, Level.HIGH if value > high else Level.SOME)
     kills = waits.node("oom_kills")
-    if not np.isnan(kills).all():
+    if kills.size:
         sources.add("oom_kills")
-        if (killed := float(np.nansum(kills))) > 0:
+        if (killed := float(kills.sum())) > 0:
             pressure["oom_kills"], level = killed, Level.HIGH
     return Measured(Contention(level, pressure=pressure), frozenset(sources))
 
@@ -232,6 +232,8 @@ def _exceeded_rows(values: FloatArray, share: float) -> FloatArray:
 
 
 def _matching(vms: Sequence[str], patterns: Collection[str]) -> BoolArray:
+    if not patterns:
+        return np.zeros(len(vms), dtype=bool)
     return np.array([any(fnmatchcase(name, pattern) for pattern in patterns) for name in vms], dtype=bool)
 
 

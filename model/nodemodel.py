@@ -215,8 +215,10 @@ class _ResourceModel:
             return replace(unknown, contention=measured.contention), ResourceCounts()
         stable = position.stable(self.detector)
         # Usage is cut at the size of the node, or of the cores that its VMs share.
-        at_quota = np.array([name in measured.at_quota for name in finished.vms], dtype=bool)
-        demand = PresentUsage(finished.vms, usage.without_waits(at_quota).demand)
+        wanted = usage
+        if measured.at_quota:
+            wanted = usage.without_waits(np.array([name in measured.at_quota for name in finished.vms], dtype=bool))
+        demand = PresentUsage(finished.vms, wanted.demand)
         peak = demand.peak(99.0, 1)
         contended = measured.contention.level is Level.HIGH
         vms, counts, node, contention = None, ResourceCounts(), None, measured.contention
