@@ -69,8 +69,16 @@ def _add_modes(parser: Parser) -> None:
     add("--once", action="store_true", help="compute the slices that have ended, publish, and exit")
     add("--check-config", action="store_true", help="validate the settings; no network, no file is created")
     add("--check", action="store_true", help="validate the settings, query the store for every node and Placement")
-    add("--status", action="store_true", help="show what is published; exit code 1 when a node is stale or outdated")
-    add("--watch", action="store_true", help="the same, updated until Ctrl-C")
+    for option, text in (
+        ("--status", "show what is published; exit code 1 when a node is stale or outdated"),
+        ("--watch", "the same, updated until Ctrl-C"),
+    ):
+        add(
+            option,
+            nargs="*",
+            metavar="URL|FILE",
+            help=f"{text}; of all masters whose status pages or files are named (default: the file of the settings)",
+        )
     add("--json", action="store_true", help="with --load, --check or --status: print JSON instead of a table")
     add("--export", metavar="TRACE.json", help="write the stored samples of one node as a trace")
     add(
@@ -145,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.status = args.status or args.watch
+    args.status, args.watch = args.status if args.watch is None else args.watch, args.watch is not None
     _check_combination(parser, args)
     job, setup = (_serve, "live") if args.load is None else (_replay, "offline")
     if args.scan:
@@ -158,7 +166,7 @@ _MODES = ("scan", "load", "export", "status", "once", "check", "check_config")
 
 def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse options that exclude or need each other."""
-    given = {name for name, value in vars(args).items() if value not in {None, False}}
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
     modes = [name for name in _MODES if name in given]
     if args.scan and modes == ["scan", "load"]:
         modes = ["scan"]
@@ -194,10 +202,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     if args.check_config:
         return _check_config(args)
-    if args.status:
+    if args.status is not None:
         from ..estimator.status_command import run_status
 
-        return run_status(options.StatusOptions(watch=args.watch, json=args.json))
+        return run_status(options.StatusOptions(args.watch, args.json, tuple(args.status)))
     from ..cli.model_options import given_model_options
     from ..estimator.settings import nodes_of_option
 

@@ -60,7 +60,7 @@ def _placement_ratios(settings: EstimatorSettings) -> Mapping[str, Mapping[str, 
     from ..publishers.placement.check import present_ratios
 
     assert settings.placement is not None  # noqa: S101  # the caller has looked
-    ratios, problems = present_ratios(settings.placement, settings.nodes)
+    ratios, problems = present_ratios(settings.placement, settings.fleet)
     for problem in problems:
         print(f"scroogevm.py: placement: {problem}", file=sys.stderr)
     return ratios
@@ -157,7 +157,7 @@ def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], Estimat
     strategies = strategies_of(settings.model, DEFAULT_STRATEGIES)
     model = model_settings(settings.model, strategies, settings.historical)
     plan = ScanPlan(model, settings.model.stability, settings.store, calendar, settings.rules, first, last)
-    return plan, _only([ScanTask((node,)) for node in settings.nodes], options), settings
+    return plan, _only([ScanTask((node,)) for node in settings.fleet], options), settings
 
 
 def _environment(options: ScanOptions) -> Environment:
