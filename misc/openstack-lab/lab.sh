@@ -15,7 +15,7 @@
 #   --cores N         cores of each (default 16)
 #   --memory-mb N     memory of each (default 131072)
 #   --dedicated N     cores of the last host that are for pinned VMs only (default 6)
-#   --refresh-s N     period in which nova-compute reads its inventory again (default 60; nova's own default is 300)
+#   --refresh-s N     period in which nova-compute reads its inventory again (default 20; nova's own default is 300)
 #
 # Everything is below FOLDER, which is outside of any repository, and listens on the loopback of a network namespace.
 # FOLDER/log has a file per service and per step.
@@ -28,7 +28,7 @@ CHECKOUT=$(cd "$HERE/../.." && pwd)
 # shellcheck source=misc/openstack-lab/services.sh
 . "$HERE/services.sh"
 
-HOSTS=4 CORES=16 MEMORY_MB=131072 DEDICATED=6 REFRESH_S=60
+HOSTS=4 CORES=16 MEMORY_MB=131072 DEDICATED=6 REFRESH_S=20
 SERVICES=(mariadb rabbitmq keystone placement glance neutron nova-conductor nova-scheduler nova-api)
 
 info() { printf '%s\n' "$*"; }
