@@ -13,6 +13,7 @@ from .contention import Contention, Level, describe
 from .estimates import Estimate, NodeEstimate
 from .guards import CONTENTION, offered_capacity
 from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
+from .vmmoments import mean_samples
 
 State = Literal["ok", "stale", "unknown"]
 
@@ -48,6 +49,10 @@ class Figures:
         How much the VMs suffer, and which.
     used : float or None
         99th percentile of the usage, a share of the capacity.
+    own : float
+        The least that the node itself uses beside its VMs, by the means of the slice. 0 while a VM has no samples: what
+        it uses would count as the node's. For memory a VM counts with its allocation, because its process may hold more
+        than the guest uses.
     """
 
     config: float
@@ -66,6 +71,7 @@ class Figures:
     limits: Mapping[str, float] = field(default_factory=dict)
     contention: Contention = Contention()  # noqa: RUF009  # immutable
     used: float | None = None
+    own: float = 0.0
 
 
 def guard_reasons(limits: Mapping[str, float], *, closed: bool, text_of: Callable[[float], str]) -> str:
@@ -205,11 +211,15 @@ class NodeStatus:
         usage, estimates = finished.usage(resource), estimate.of(resource).by_strategy
         if not usage.measured:
             return self.of(resource).aged(usage.missing)
-        last = _figures(estimates[self.strategy], usage, finished.end_s, estimate.of(resource).contention)
+        last = _figures(
+            *(resource, estimates[self.strategy], usage, finished.end_s), contention=estimate.of(resource).contention
+        )
         return ResourceStatus("ok", last, {name: one.published for name, one in estimates.items()})
 
 
-def _figures(estimate: Estimate, usage: Usage, slice_end_s: float, contention: Contention) -> Figures:
+def _figures(
+    resource: Resource, estimate: Estimate, usage: Usage, slice_end_s: float, contention: Contention
+) -> Figures:
     return Figures(
         config=usage.config,
         booked=usage.booked,
@@ -228,7 +238,15 @@ def _figures(estimate: Estimate, usage: Usage, slice_end_s: float, contention: C
         limits=dict(estimate.limits),
         contention=contention,
         used=float(np.percentile(usage.node, 99)) / usage.config,
+        own=_own_usage(resource, usage),
     )
+
+
+def _own_usage(resource: Resource, usage: Usage) -> float:
+    of_vms = mean_samples(usage.vm_usage) if resource is CPU else usage.vm_config
+    if np.isnan(of_vms).any():
+        return 0.0
+    return max(0.0, float(usage.node.mean() - of_vms.sum()))
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator, Mapping
 
 from ..cli.tables import print_checks
 from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.logs import set_up_logging
 from ..publishers.settings import PlacementSettings
+from ..publishers.status_file import PublishedNode, StatusFileError, read_status
 from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import ask_store, open_store, store_name
 from .options import CheckOptions
-from .outputs import open_placement
 from .settings import EstimatorSettings, estimator_settings
 
 #: Target, whether it can be used, message.
@@ -36,7 +37,7 @@ def run_check(options: CheckOptions) -> int:
         raise UsageError(str(error)) from None
     checks = _check_store(settings)
     if settings.placement:
-        checks.append(("placement", *_check_placement(settings.placement)))
+        checks.extend(_check_placement(settings, settings.placement))
     return 0 if print_checks(checks, json=options.json) else 1
 
 
@@ -67,10 +68,11 @@ def _check_node(store: Store, node: str) -> tuple[bool, str]:
     return True, f"{cores:g} cores, {mem_gb:.0f} GB, {len(last.domains)} VMs, last sample {age_s:.0f} s ago"
 
 
-def _check_placement(settings: PlacementSettings) -> tuple[bool, str]:
-    from ..publishers.placement.client import PlacementError
+def _check_placement(settings: EstimatorSettings, placement: PlacementSettings) -> Iterator[Check]:
+    from ..publishers.placement.check import check_placement
 
-    try:
-        return True, open_placement(settings).check()
-    except PlacementError as error:
-        return False, str(error)
+    published: Mapping[str, PublishedNode] = {}
+    # Without it, the size and the bookings of the nodes are not shown.
+    with contextlib.suppress(StatusFileError):
+        published = read_status(settings.status.path)
+    return check_placement(placement, settings.nodes, published)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from ..common.errors import UsageError
 from ..common.http_server import serve
-from ..publishers.base import BackgroundPublisher, Publisher
+from ..publishers.base import Publisher
 from ..publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from ..publishers.settings import PlacementSettings
 from ..publishers.status_file import StatusFile
@@ -18,7 +18,7 @@ from .settings import EstimatorSettings
 from .slicing import SliceClock
 
 if TYPE_CHECKING:
-    from ..publishers.placement.reconciler import Placement, PlacementCounts
+    from ..publishers.placement.reconciler import PlacementCounts
 
 #: How long the end of a run waits for the last publication to OpenStack Placement.
 _END_S = 10.0
@@ -80,26 +80,14 @@ def _open_page(
 def _open_placement_publisher(
     settings: PlacementSettings, opened: contextlib.ExitStack
 ) -> tuple[Publisher, Callable[[], PlacementCounts]]:
-    from ..publishers.placement.ratio import capacities_of
-
-    placement = open_placement(settings)
-    background = BackgroundPublisher(lambda statuses: placement.publish(capacities_of(statuses)))
-    opened.callback(background.close, _END_S)
-    return background, placement.counts
-
-
-def open_placement(settings: PlacementSettings) -> Placement:
-    """The client of OpenStack Placement.
-
-    Raises
-    ------
-    UsageError
-        When its login is not supported.
-    """
     from ..publishers.placement.client import PlacementError
-    from ..publishers.placement.reconciler import Placement
+    from ..publishers.placement.publisher import PlacementPublisher
+    from ..publishers.placement.reconciler import PlacementReconciler
 
     try:
-        return Placement(settings)
+        reconciler = PlacementReconciler(settings)
     except PlacementError as error:
         raise UsageError(f"OpenStack Placement: {error}") from None
+    publisher = PlacementPublisher(reconciler)
+    opened.callback(publisher.close, _END_S)
+    return publisher, reconciler.counts

@@ -17,7 +17,13 @@ from ..common.errors import UsageError
 from ..common.settings import InvalidValue, Section, Setting
 from ..common.targets import FETCH_DELAY, METRICS_ADDRESS, STUB_LIST, Stub, is_url, node_name
 from ..contention import ContentionSettings
-from ..publishers.settings import PlacementSettings, StatusFileSettings, placement_settings, status_file_settings
+from ..publishers.settings import (
+    PLACEMENT_STATE_PATH,
+    PlacementSettings,
+    StatusFileSettings,
+    placement_settings,
+    status_file_settings,
+)
 from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
 from ..store.settings import STATE_ENDPOINT, STORE_PATH, StoreSettings, store_settings
@@ -313,7 +319,7 @@ def estimator_settings(
         metrics_port=env.read(METRICS_PORT),
         metrics_address=env.read(METRICS_ADDRESS),
         store=store_settings(env),
-        placement=placement_settings(env),
+        placement=placement_settings(env, calendar.slice_s),
         rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
         master=env.read(MASTER, socket.gethostname()),
@@ -369,6 +375,8 @@ def _check_files(env: Environment, settings: EstimatorSettings) -> None:
         env.fault(CHECKPOINT_PATH, f"{settings.checkpoint_path} is a folder, not a file")
     if settings.store.influx is None:
         files[STORE_PATH] = settings.store.path
+    if settings.placement is not None and settings.placement.state_path is not None:
+        files[PLACEMENT_STATE_PATH] = settings.placement.state_path
     owners: dict[str, Setting[str]] = {}
     for setting, path in files.items():
         owner = owners.setdefault(os.path.realpath(path.expanduser()), setting)

@@ -1,11 +1,10 @@
-"""Interface of a publisher, and a publisher that works in the background."""
+"""Interface of a publisher."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from ..common.threads import LatestValue
 from ..status import NodeStatus
 
 
@@ -20,28 +19,3 @@ class Publisher(Protocol):
         OSError
             When it cannot be published; the caller tries again later.
         """
-
-
-class BackgroundPublisher:
-    """Publishes the latest status in a thread of its own; never blocks and never raises.
-
-    Statuses that arrive during a publication replace one another; only the latest is published next.
-
-    Parameters
-    ----------
-    work : callable
-        Called with the status of all nodes; must not raise.
-    name : str
-        Of the thread.
-    """
-
-    def __init__(self, work: Callable[[Sequence[NodeStatus]], object], name: str = "publisher") -> None:
-        self._latest: LatestValue[Sequence[NodeStatus]] = LatestValue(work, name)
-
-    def publish(self, statuses: Sequence[NodeStatus]) -> None:
-        """Replace the status that waits."""
-        self._latest.put(tuple(statuses))
-
-    def close(self, timeout_s: float) -> None:
-        """Publish the status that waits, if that is possible within ``timeout_s`` seconds."""
-        self._latest.close(timeout_s)

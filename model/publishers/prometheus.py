@@ -356,3 +356,16 @@ def _placement_metrics(counts: PlacementCounts) -> Iterator[Metric]:
     for reason, number in counts.failures.items():
         failures.add_metric([reason], number)
     yield failures
+    yield CounterMetricFamily(
+        "scroogevm_placement_foreign_writes",
+        "Ratios that another process had written over those of ScroogeVM.",
+        value=counts.foreign_writes,
+    )
+    nodes = GaugeMetricFamily(
+        "scroogevm_placement_nodes",
+        "Nodes whose ratio is kept, that are left alone, and whose last update failed.",
+        labels=["state"],
+    )
+    for state, number in counts.nodes.items():
+        nodes.add_metric([state], number)
+    yield nodes

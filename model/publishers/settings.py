@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import grp
+import json
 import pwd
+import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,9 @@ from ..store.settings import status_path
 #: Largest user or group ID; the next one is -1, which chown takes for "unchanged".
 _LARGEST_ID = 2**32 - 2
 
+#: The shortest time of a round of updates that is not set.
+_LEAST_ROUND_S = 30.0
+
 _PASSWORD_NEEDS = ("username", "password", "project_name", "user_domain_name", "project_domain_name")
 
 #: Options of each authentication plugin beside the URL of Keystone.
@@ -25,6 +31,31 @@ _KEYSTONE_NEEDS = {
     "v3password": _PASSWORD_NEEDS,
     "v3applicationcredential": ("application_credential_id", "application_credential_secret"),
 }
+
+
+#: A provider that is found by the host name of the node, and the node that stands for all that are not listed.
+AUTO = "auto"
+ALL_NODES = "*"
+
+
+def parse_provider_text(text: str) -> dict[str, str]:
+    """Parse ``PLACEMENT_PROVIDERS``: ``auto``, or a JSON object of nodes and resource providers.
+
+    Raises
+    ------
+    InvalidValue
+        Names the node.
+    """
+    if text.strip() == AUTO:
+        return {ALL_NODES: AUTO}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidValue(f"is neither {AUTO} nor JSON") from None
+    try:
+        return parse_providers(value)
+    except ValueError as error:
+        raise InvalidValue(str(error)) from None
 
 
 def parse_providers(value: Any) -> dict[str, str]:
@@ -37,6 +68,8 @@ def parse_providers(value: Any) -> dict[str, str]:
     """
     if not isinstance(value, dict) or not value:
         raise ValueError("is not an object of node URLs and their resource providers")
+    if value.get(ALL_NODES, AUTO) != AUTO:
+        raise ValueError(f"{ALL_NODES}: only {AUTO} can stand for all other nodes")
     providers: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name, provider in value.items():
@@ -47,10 +80,53 @@ def parse_providers(value: Any) -> dict[str, str]:
             raise ValueError(f"{node}: its provider is neither a UUID nor a name")
         if node in providers:
             raise ValueError(f"node {node} is listed twice")
-        if (owner := owners.setdefault(provider, node)) != node:
+        if provider != AUTO and (owner := owners.setdefault(provider, node)) != node:
             raise ValueError(f"{owner} and {node} have the same provider")
         providers[node] = provider
     return providers
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Providers that are left alone.
+
+    Attributes
+    ----------
+    trait, aggregate : str
+        Name of a trait; UUID of an aggregate; empty for none.
+    key, value : str
+        Metadata of a host aggregate; empty for none.
+    """
+
+    trait: str = ""
+    aggregate: str = ""
+    key: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        return self.trait or self.aggregate or f"{self.key}={self.value}"
+
+
+def parse_skips(text: str) -> tuple[Skip, ...]:
+    """Parse ``PLACEMENT_SKIP``.
+
+    Raises
+    ------
+    InvalidValue
+    """
+    return tuple(_skip(part.strip()) for part in text.split(","))
+
+
+def _skip(text: str) -> Skip:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if equals and key and value:
+        return Skip(key=key, value=value)
+    if re.fullmatch(r"[A-Z0-9_]+", text):
+        return Skip(trait=text)
+    try:
+        return Skip(aggregate=str(uuid.UUID(text)))
+    except ValueError:
+        raise InvalidValue(f"{text!r} is neither a trait, nor the UUID of an aggregate, nor KEY=VALUE") from None
 
 
 def parse_mode(text: str) -> int:
@@ -112,13 +188,36 @@ STATE_OWNER = _STATUS.value(
 )
 
 _PLACEMENT = Section("OpenStack Placement (scroogevm.py)")
-PROVIDERS: Setting[dict[str, str]] = _PLACEMENT.json(
+PROVIDERS: Setting[dict[str, str]] = _PLACEMENT.value(
     "PLACEMENT_PROVIDERS",
     {},
-    parse_providers,
-    """Nodes and the UUID or the name of their resource provider, a JSON object. A provider has the host name that
-nova-compute reports. Without this setting nothing is published to Placement.""",
-    example='{"http://worker1:9100/metrics": "worker1.example.org"}',
+    parse_provider_text,
+    """auto finds the resource provider of each node by the host in its URL: worker1.example.org, or worker1. A JSON
+object of nodes and the UUID or the name of their provider, or auto, lists nodes; "*": "auto" stands for all that it
+does not list. Without this setting nothing is published to Placement.""",
+    example="""'{"*": "auto", "http://10.0.0.7:9100/metrics": "worker7.example.org"}'""",
+)
+SKIP: Setting[tuple[Skip, ...]] = _PLACEMENT.value(
+    "PLACEMENT_SKIP",
+    (),
+    parse_skips,
+    """Providers that are left alone, separated by commas: a trait such as CUSTOM_NO_OVERCOMMIT, the UUID of an
+aggregate, or KEY=VALUE, the metadata of one of nova's host aggregates, which requires Keystone.""",
+)
+PLACEMENT_STATE_PATH = _PLACEMENT.text(
+    "PLACEMENT_STATE_PATH",
+    "",
+    "File of the ratios that were written last, by which other writers are noticed. The default is beside "
+    "STATE_ENDPOINT.",
+    shown="/var/lib/scroogevm/placement.json",
+)
+POLL_S = _PLACEMENT.number(
+    "PLACEMENT_POLL_S",
+    60.0,
+    1,
+    86400,
+    "Seconds, on average, between two looks at what is allocated on a provider: when VMs are deleted within a slice, "
+    "the ratio is lowered, so that what they leave is not sold before their absence was measured.",
 )
 ENDPOINT = _PLACEMENT.text(
     "PLACEMENT_ENDPOINT",
@@ -162,7 +261,13 @@ TIMEOUT_S = _PLACEMENT.number(
     "PLACEMENT_TIMEOUT_S", 5.0, 0.1, 600, "Seconds without data after which a request counts as failed."
 )
 ROUND_TIMEOUT_S = _PLACEMENT.number(
-    "PLACEMENT_ROUND_TIMEOUT_S", 30.0, 0.1, 3600, "Seconds that the update of all nodes may take."
+    "PLACEMENT_ROUND_TIMEOUT_S",
+    0.0,
+    0.1,
+    3600,
+    "Seconds that one round of updates may take. Nodes that are left go first in the next round, which follows at "
+    "once. The default is a quarter of a slice, at least 30.",
+    shown="450",
 )
 ALLOW_BELOW_ONE = _PLACEMENT.whole(
     "PLACEMENT_ALLOW_BELOW_ONE",
@@ -221,12 +326,18 @@ class PlacementSettings:
     ----------
     providers : mapping of str to str
         Node to the UUID or the name of its resource provider.
+        ``*`` stands for all other nodes; ``auto`` for the provider with the host name of the node.
     login : Token or Keystone
     ca_file : str
         Trusted certificates; empty takes those of requests.
     timeout_s, round_timeout_s : float
-        Of one request without data; of all nodes together.
+        Of one request without data; of one round of updates.
     least_ratio, most_ratio : float
+    skips : tuple of Skip
+    poll_s : float
+        Average time between two looks at a provider.
+    state_path : Path or None
+        File of the ratios that were written last; None keeps them in memory.
     """
 
     providers: Mapping[str, str]
@@ -236,6 +347,9 @@ class PlacementSettings:
     round_timeout_s: float
     least_ratio: float
     most_ratio: float
+    skips: tuple[Skip, ...] = ()
+    poll_s: float = 60.0
+    state_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,20 +377,36 @@ def status_file_settings(env: Environment) -> StatusFileSettings:
     return StatusFileSettings(status_path(env), env.read(STATE_MODE), uid, gid)
 
 
-def placement_settings(env: Environment) -> PlacementSettings | None:
-    """Read the settings of Placement; None when no node is mapped to a provider."""
+def placement_settings(env: Environment, slice_s: float) -> PlacementSettings | None:
+    """Read the settings of Placement; None when no node is mapped to a provider.
+
+    Parameters
+    ----------
+    env : Environment
+    slice_s : float
+        Length of a slice.
+    """
     providers: dict[str, str] = env.read(PROVIDERS)
     if not env.is_set(PROVIDERS):
         return None
+    login, skips = _login(env), env.read(SKIP)
+    if isinstance(login, Token) and any(skip.key for skip in skips):
+        env.fault(SKIP, "metadata of host aggregates is in nova, which requires Keystone and no PLACEMENT_TOKEN")
+    state_path = Path(env.read(PLACEMENT_STATE_PATH, str(status_path(env).parent / "placement.json")))
+    if state_path.is_dir():
+        env.fault(PLACEMENT_STATE_PATH, f"{state_path} is a folder, not a file")
     return PlacementSettings(
         providers=providers,
-        login=_login(env),
+        login=login,
         ca_file=env.read(CACERT),
         timeout_s=env.read(TIMEOUT_S),
-        round_timeout_s=env.read(ROUND_TIMEOUT_S),
+        round_timeout_s=env.read(ROUND_TIMEOUT_S) or max(_LEAST_ROUND_S, slice_s / 4),
         # Not 0: nova takes an allocation ratio of 0 for "unset".
         least_ratio=0.0001 if env.read(ALLOW_BELOW_ONE) else 1.0,
         most_ratio=env.read(MAX_RATIO),
+        skips=skips,
+        poll_s=env.read(POLL_S),
+        state_path=state_path,
     )
 
 

@@ -102,6 +102,7 @@ def _resource(status: ResourceStatus) -> dict[str, Any]:
         "booked": round(last.booked, 6),
         "booked_now": round(last.booked_now, 6),
         **{f"tier{i}": tier for i, tier in enumerate(tiers)},
+        "own": round(last.own, 6),
         "closed": last.closed,
         **({"limits": {guard: round(left, 6) for guard, left in last.limits.items()}} if status.state == "ok" else {}),
         **{name: rate for name, rate in rates.items() if rate is not None},

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from model.common.environment import Environment
-from model.publishers.placement.client import PlacementError
-from model.publishers.placement.ratio import NodeCapacity, capacities_of
+from model.publishers.placement.check import check_placement
+from model.publishers.placement.ratio import capacities_of
 from model.publishers.placement.reconciler import PlacementReconciler
 from model.publishers.settings import PlacementSettings, Token, placement_settings
 from model.status import Figures, NodeStatus, ResourceStatus
 from model.store.sqlite import SqliteStore
+from tests.support.placement import capacity_of
 from tests.support.servers import PlacementServer, free_port, placement_server, wait_for
 from tests.unit.estimator.support import FIRST, NODES, LiveRun, settings_for, write_slice
 
@@ -65,6 +66,10 @@ def settings(url: str, providers: dict[str, str], **others: Any) -> PlacementSet
 def ratios(server: PlacementServer, provider: str) -> tuple[float, float]:
     written = server.inventories(provider)
     return written["VCPU"]["allocation_ratio"], written["MEMORY_MB"]["allocation_ratio"]
+
+
+def check(config: PlacementSettings) -> list[tuple[str, bool, str]]:
+    return list(check_placement(config, list(config.providers), {}))
 
 
 def generation(server: PlacementServer, provider: str) -> int:
@@ -138,9 +143,9 @@ def between(server: PlacementServer, hook: Hook) -> Iterator[str]:
 def test_ratios_are_set_and_every_other_field_is_kept(server: PlacementServer, name: str) -> None:
     licence = {"total": 5, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 0.5}
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM, CUSTOM_LICENCE=licence, **OTHERS)
-    done = PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 12.0, 12000.0)])
+    done = PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, 16.0, 12000.0)])
     assert (done.updated, done.unchanged, done.failed) == ((NODE,), (), {})
-    # 12 / (10 - 2) and 12000 / (9000 - 1000)
+    # (16 - 4 dedicated) / (10 - 2) and 12000 / (9000 - 1000)
     assert server.inventories(provider) == {
         **{"VCPU": {**CPU, "allocation_ratio": 1.5}, "MEMORY_MB": {**MEM, "allocation_ratio": 1.5}},
         **{"CUSTOM_LICENCE": licence, **OTHERS},
@@ -150,19 +155,19 @@ def test_ratios_are_set_and_every_other_field_is_kept(server: PlacementServer, n
 def test_resource_without_capacity_is_left_unchanged(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
-    placement.publish([NodeCapacity(NODE, 16.0, None)])
+    placement.publish([capacity_of(NODE, 16.0, None)])
     assert ratios(server, provider) == (2.0, 1.25)
-    placement.publish([NodeCapacity(NODE, None, 16000.0)])
+    placement.publish([capacity_of(NODE, None, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
-    assert placement.publish([NodeCapacity(NODE, None, None)]).unchanged == (NODE,)
+    assert placement.publish([capacity_of(NODE, None, None)]).unchanged == (NODE,)
 
 
 def test_unchanged_ratio_is_not_written(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
-    placement.publish([NodeCapacity(NODE, 13.9, 9001.0)])
+    placement.publish([capacity_of(NODE, 13.9, 9001.0)])
     before = generation(server, provider)
-    done = placement.publish([NodeCapacity(NODE, 13.2, 9001.5)])
+    done = placement.publish([capacity_of(NODE, 13.2, 9001.5)])
     assert (done.updated, done.unchanged) == ((), (NODE,))
     assert generation(server, provider) == before
     assert placement.counts().updates == 1
@@ -179,9 +184,9 @@ def test_ratio_below_one_needs_the_setting(
             **{"PLACEMENT_ENDPOINT": server.url, "PLACEMENT_ALLOW_BELOW_ONE": str(int(allowed))},
         }
     )
-    read = placement_settings(environment)
+    read = placement_settings(environment, 1800.0)
     assert read is not None
-    assert not PlacementReconciler(read).publish([NodeCapacity(NODE, 4.0, 0.0)]).failed
+    assert not PlacementReconciler(read).publish([capacity_of(NODE, 4.0, 0.0)]).failed
     assert ratios(server, provider) == expected
 
 
@@ -191,22 +196,24 @@ def test_ratio_above_the_maximum_is_limited_and_logged_once(
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}, most_ratio=4.0))
     for _ in range(3):
-        placement.publish([NodeCapacity(NODE, 80.0, 16000.0)])
+        placement.publish([capacity_of(NODE, 80.0, 16000.0)])
     assert ratios(server, provider) == (4.0, 2.0)
     assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: ratio 10 is limited to 4"]
-    placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
+    placement.publish([capacity_of(NODE, 16.0, 16000.0)])
     assert "VCPU: recovered" in event_log.records[-1].getMessage()
 
 
 def test_changed_total_changes_the_ratio(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    placement = PlacementReconciler(settings(server.url, {NODE: provider}))
-    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
+    clock = Clock()
+    placement = PlacementReconciler(settings(server.url, {NODE: provider}), clock)
+    placement.publish([capacity_of(NODE, 12.0, 12000.0)])
     body = server.call("GET", f"/resource_providers/{provider}/inventories")
     body["inventories"]["VCPU"].update(total=8, reserved=0)
     body["inventories"]["MEMORY_MB"].update(reserved=3000)
     server.call("PUT", f"/resource_providers/{provider}/inventories", body)
-    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
+    clock.now_s += 100
+    assert placement.poll().updated == (NODE,)
     assert ratios(server, provider) == (1.5, 2.0)
 
 
@@ -223,7 +230,7 @@ def test_resource_without_ratio_is_logged_once_and_the_other_is_set(
     provider = server.provider(name, **inventories)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     for _ in range(2):
-        assert not placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed
+        assert not placement.publish([capacity_of(NODE, 12.0, 12000.0)]).failed
     written = server.inventories(provider)
     assert written == {**inventories, "MEMORY_MB": {**MEM, "allocation_ratio": 1.5}}
     assert [record.getMessage() for record in event_log.records] == [f"{NODE} VCPU: {message}"]
@@ -232,14 +239,14 @@ def test_resource_without_ratio_is_logged_once_and_the_other_is_set(
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0])
 def test_invalid_capacity_is_not_written(server: PlacementServer, name: str, amount: float) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-    PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, amount, 12000.0)])
+    PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, amount, 12000.0)])
     assert ratios(server, provider) == (3.0, 1.5)
 
 
 def test_placement_accepts_exactly_the_vcpus_of_the_capacity(server: PlacementServer, name: str) -> None:
     """Capacity 8 of 3 cores: the truncated ratio 2.6666 would accept 7."""
     provider = server.provider(name, VCPU={"total": 3})
-    PlacementReconciler(settings(server.url, {NODE: provider})).publish([NodeCapacity(NODE, 8.9, None)])
+    PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, 8.9, None)])
 
     def take(vcpus: int) -> bool:
         allocations = {provider: {"resources": {"VCPU": 1}}}
@@ -288,8 +295,8 @@ def test_capacity_is_the_smaller_of_booked_now_and_allocated_and_what_is_free(
     unit = {"min_unit": 1, "step_size": 1}
     provider = server.provider(name, VCPU=CPU | unit, MEMORY_MB=MEM | unit)
     assert all(place(server, provider, 1, 1000) for _ in range(allocated))
-    cpu = Figures(8.0, 9.0, 7.0, 4.0, 0.0, 4.0, 4.0, 60.0)
-    mem = Figures(8000.0, 9000.0, 7000.0, 7000.0, 0.0, 1000.0, 1000.0, 60.0)
+    cpu = Figures(10.0, 9.0, 7.0, 6.0, 0.0, 4.0, 4.0, 60.0, own=2.0)
+    mem = Figures(9000.0, 9000.0, 7000.0, 8000.0, 0.0, 1000.0, 1000.0, 60.0, own=1000.0)
     status = NodeStatus(NODE, "borg", 60.0, ResourceStatus("ok", cpu), ResourceStatus("ok", mem))
     placement = PlacementReconciler(settings(server.url, {NODE: provider}, least_ratio=0.0001))
     assert not placement.publish(capacities_of([status])).failed
@@ -399,11 +406,11 @@ def test_provider_whose_usages_cannot_be_read_is_left_as_it_is(
         return (int(answers["status"]), str(answers["text"])) if is_read else None
 
     with between(server, hook) as url:
-        placement = PlacementReconciler(settings(url, {NODE: provider, "other": other}))
-        capacities = [NodeCapacity(node, 12.0, None) for node in (NODE, "other")]
+        config = settings(url, {NODE: provider, "other": other})
+        placement = PlacementReconciler(config)
+        capacities = [capacity_of(node, 12.0, None) for node in (NODE, "other")]
         assert placement.publish(capacities).failed == {NODE: "forbidden"}
-        with pytest.raises(PlacementError, match=f"{NODE}: HTTP status 403"):
-            placement.check()
+        assert (f"placement {NODE}", False, "HTTP status 403") in check(config)
         for text in ("{}", '{"resource_provider_generation": 1, "usages": {"VCPU": -1}}', "[]"):
             answers |= {"status": 200, "text": text}
             assert placement.publish(capacities).failed == {NODE: "answer"}
@@ -421,12 +428,12 @@ def test_vm_placed_between_the_reads_is_a_conflict(server: PlacementServer, name
     placed = []
 
     def hook(method: str, path: str, token: str) -> None:
-        if path.endswith("/usages") and not placed:
+        if path.endswith("/inventories") and not placed:
             placed.append(place(server, provider, 2, 512))
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}))
-        assert placement.publish([NodeCapacity(NODE, 10.0, None, 2.0)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, 10.0, None, 2.0)]).updated == (NODE,)
     assert placement.counts().conflicts == 1
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
 
@@ -438,14 +445,14 @@ def test_ratio_written_between_the_reads_is_not_taken_for_the_one_that_was_read(
     changed = []
 
     def hook(method: str, path: str, token: str) -> None:
-        if path.endswith("/usages") and not changed:
+        if path.endswith("/inventories") and not changed:
             body = server.call("GET", f"/resource_providers/{provider}/inventories")
             body["inventories"]["VCPU"]["allocation_ratio"] = 3.0
             changed.append(server.call("PUT", f"/resource_providers/{provider}/inventories", body))
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}))
-        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, 12.0, None)]).updated == (NODE,)
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
 
 
@@ -467,7 +474,7 @@ def test_conflict_between_read_and_write_is_retried(server: PlacementServer, nam
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}))
-        assert placement.publish([NodeCapacity(NODE, 14.0, 12000.0)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, 18.0, 12000.0)]).updated == (NODE,)
     assert placement.counts().conflicts == 3
     written = server.inventories(provider)
     assert written["VCPU"] == {**CPU, "reserved": 3, "allocation_ratio": 2.0}
@@ -498,7 +505,7 @@ def test_ratio_is_correct_while_vms_come_and_go(server: PlacementServer, name: s
         with between(server, allocate_before_every_third_write) as url:
             placement = PlacementReconciler(settings(url, {NODE: provider}))
             for cores in range(1001, 1013):
-                done = placement.publish([NodeCapacity(NODE, float(cores), 12000.0)])
+                done = placement.publish([capacity_of(NODE, cores + 4.0, 12000.0)])
                 assert not done.failed, placement.counts()
                 assert int(998 * ratios(server, provider)[0]) == cores
     finally:
@@ -525,7 +532,7 @@ def test_conflicts_are_retried_a_limited_number_of_times(
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}))
-        assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "conflict"}
+        assert placement.publish([capacity_of(NODE, 12.0, 12000.0)]).failed == {NODE: "conflict"}
     assert placement.counts().failures == {"conflict": 1}
     assert ratios(server, provider) == (3.0, 1.25)
 
@@ -543,7 +550,7 @@ def test_conflict_of_another_kind_is_not_retried(server: PlacementServer, name: 
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}))
-        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).failed == {NODE: "refused"}
+        assert placement.publish([capacity_of(NODE, 12.0, None)]).failed == {NODE: "refused"}
     assert len(writes) == 1
     assert placement.counts().last_error == f"{NODE}: HTTP status 409: Inventory in use"
 
@@ -557,7 +564,7 @@ def test_server_error_is_retried(server: PlacementServer, name: str) -> None:
         return (500, "deadlock") if requests.count((method, path)) == 1 else None
 
     with between(server, hook) as url:
-        assert PlacementReconciler(settings(url, {NODE: name})).publish([NodeCapacity(NODE, 12.0, None)]).updated == (
+        assert PlacementReconciler(settings(url, {NODE: name})).publish([capacity_of(NODE, 12.0, None)]).updated == (
             NODE,
         )
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5
@@ -577,8 +584,8 @@ def test_provider_is_looked_up_by_name_once(server: PlacementServer, name: str) 
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: odd}))
-        placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
-        placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
+        placement.publish([capacity_of(NODE, 12.0, 12000.0)])
+        placement.publish([capacity_of(NODE, 16.0, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
     assert sum("?name=" in path for path in requests) == 1
 
@@ -586,9 +593,9 @@ def test_provider_is_looked_up_by_name_once(server: PlacementServer, name: str) 
 def test_renamed_provider_is_found_by_its_uuid(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: name}))
-    placement.publish([NodeCapacity(NODE, 12.0, 12000.0)])
+    placement.publish([capacity_of(NODE, 12.0, 12000.0)])
     server.call("PUT", f"/resource_providers/{provider}", {"name": f"{name}-new"})
-    placement.publish([NodeCapacity(NODE, 16.0, 16000.0)])
+    placement.publish([capacity_of(NODE, 16.0, 16000.0)])
     assert ratios(server, provider) == (2.0, 2.0)
 
 
@@ -596,16 +603,16 @@ def test_recreated_provider_is_found_by_its_name(server: PlacementServer, name: 
     placement = PlacementReconciler(settings(server.url, {NODE: name}))
     for cores in (12.0, 16.0):
         provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
-        assert placement.publish([NodeCapacity(NODE, cores, None)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, cores, None)]).updated == (NODE,)
         assert ratios(server, provider)[0] == cores / 8
         server.call("DELETE", f"/resource_providers/{provider}")
-    assert placement.publish([NodeCapacity(NODE, 12.0, None)]).failed == {NODE: "missing"}
+    assert placement.publish([capacity_of(NODE, 12.0, None)]).failed == {NODE: "missing"}
 
 
 def test_two_nodes_with_one_provider_are_an_error(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {"a": provider, "b": name}))
-    done = placement.publish([NodeCapacity("a", 12.0, None), NodeCapacity("b", 16.0, None)])
+    done = placement.publish([capacity_of("a", 12.0, None), capacity_of("b", 16.0, None)])
     assert list(done.failed.values()) == ["duplicate"]
     assert len(done.updated) == 1
 
@@ -621,13 +628,13 @@ def test_missing_provider_is_logged_once_and_the_others_are_updated(
     nodes |= {"by-name": f"{name}-nowhere", "by-uuid": str(uuid.uuid4())}
     placement = PlacementReconciler(settings(server.url, nodes))
     for cores in (12.0, 16.0):
-        done = placement.publish([NodeCapacity(node, cores, None) for node in [*nodes, "unmapped"]])
+        done = placement.publish([capacity_of(node, cores, None) for node in [*nodes, "unmapped"]])
         assert done.failed == {"by-name": "missing", "by-uuid": "missing"}
         assert [ratios(server, provider)[0] for provider in providers] == [cores / 8] * 12
     assert placement.counts().failures == {"missing": 4}
     assert len(event_log.records) == 2
     server.provider(f"{name}-nowhere", VCPU=CPU)
-    assert set(placement.publish([NodeCapacity("by-name", 12.0, None)]).updated) == {"by-name"}
+    assert set(placement.publish([capacity_of("by-name", 12.0, None)]).updated) == {"by-name"}
     assert event_log.records[-1].getMessage() == "by-name: recovered"
 
 
@@ -654,7 +661,7 @@ def test_invalid_response_affects_only_its_provider(
 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {"bad": bad, "good": good}))
-        done = placement.publish([NodeCapacity("bad", 12.0, 12000.0), NodeCapacity("good", 12.0, 12000.0)])
+        done = placement.publish([capacity_of("bad", 12.0, 12000.0), capacity_of("good", 12.0, 12000.0)])
     assert (done.updated, done.failed) == (("good",), {"bad": reason})
     assert ratios(server, good) == (1.5, 1.5)
     assert ratios(server, bad) == (3.0, 1.25)
@@ -680,7 +687,7 @@ def test_hung_request_delays_no_other_provider_and_is_not_repeated(server: Place
         ends = threading.Thread(target=end_after_first_update)
         ends.start()
         for cores in (12.0, 16.0):
-            done = placement.publish([NodeCapacity("bad", cores, None), NodeCapacity("good", cores, None)])
+            done = placement.publish([capacity_of("bad", cores, None), capacity_of("good", cores, None)])
             assert (done.updated, done.failed) == (("good",), {"bad": "timeout"})
             assert ratios(server, good)[0] == cores / 8
         ends.join()
@@ -700,7 +707,7 @@ def test_stop_ends_a_hung_reconciliation(server: PlacementServer, name: str) -> 
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}, timeout_s=120.0))
         start = time.monotonic()
-        done = placement.publish([NodeCapacity(NODE, 12.0, None)], stop)
+        done = placement.publish([capacity_of(NODE, 12.0, None)], stop)
         release.set()
     # Without the stop: two minutes.
     assert time.monotonic() - start < 60
@@ -716,7 +723,7 @@ def test_unreachable_server_is_logged_once_and_recovers(
 ) -> None:
     nodes = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(3)}
     placement = PlacementReconciler(settings(server.url, nodes))
-    capacities = [NodeCapacity(node, 12.0, 12000.0) for node in nodes]
+    capacities = [capacity_of(node, 12.0, 12000.0) for node in nodes]
     server.kill()
     try:
         for _ in range(2):
@@ -734,7 +741,7 @@ def test_unreachable_server_is_logged_once_and_recovers(
 def test_frozen_server_is_waited_for_once(server: PlacementServer, name: str) -> None:
     nodes = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(10)}
     placement = PlacementReconciler(settings(server.url, nodes, timeout_s=0.5))
-    capacities = [NodeCapacity(node, 12.0, 12000.0) for node in nodes]
+    capacities = [capacity_of(node, 12.0, 12000.0) for node in nodes]
     server.freeze()
     try:
         start = time.monotonic()
@@ -760,7 +767,7 @@ def test_server_that_freezes_during_an_update_is_a_timeout(server: PlacementServ
     with between(server, hook) as url:
         placement = PlacementReconciler(settings(url, {NODE: provider}, timeout_s=60.0), clock)
         try:
-            assert placement.publish([NodeCapacity(NODE, 12.0, 12000.0)]).failed == {NODE: "timeout"}
+            assert placement.publish([capacity_of(NODE, 12.0, 12000.0)]).failed == {NODE: "timeout"}
         finally:
             server.thaw()
 
@@ -772,37 +779,45 @@ def test_refused_token_is_logged_once_and_never_shown(
     event_log.set_level(logging.DEBUG)
     config = settings(server.url, nodes, login=Token(server.url, "s3cr3t"))
     placement = PlacementReconciler(config)
-    assert placement.publish([NodeCapacity(node, 12.0, None) for node in nodes]).failed == dict.fromkeys(
+    assert placement.publish([capacity_of(node, 12.0, None) for node in nodes]).failed == dict.fromkeys(
         nodes, "forbidden"
     )
     warnings = [record.getMessage() for record in event_log.records if record.levelno >= logging.WARNING]
     (warning,) = warnings
     assert "Placement: HTTP status 403" in warning
-    with pytest.raises(PlacementError, match="403") as raised:
-        placement.check()
-    shown = f"{config!r} {placement!r} {raised.value!r} {placement.counts()!r} {event_log.text}"
+    ((_, ok, message),) = check(config)
+    assert not ok
+    assert "403" in message
+    shown = f"{config!r} {placement!r} {message} {placement.counts()!r} {event_log.text}"
     assert "s3cr3t" not in shown
 
 
 def test_server_that_is_not_placement_is_an_error(server: PlacementServer) -> None:
     with between(server, lambda *_: (200, "hello")) as url:
         placement = PlacementReconciler(settings(url, {NODE: "x"}))
-        assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "answer"}
+        assert placement.publish([capacity_of(NODE, 1.0, 1.0)]).failed == {NODE: "answer"}
     with between(
         server, lambda *_: (406, '{"errors": [{"detail": "x\\n\\nUnacceptable version header: 1.26"}]}')
     ) as url:
         placement = PlacementReconciler(settings(url, {NODE: "x"}))
-        assert placement.publish([NodeCapacity(NODE, 1.0, 1.0)]).failed == {NODE: "refused"}
+        assert placement.publish([capacity_of(NODE, 1.0, 1.0)]).failed == {NODE: "refused"}
         assert "1.26" in placement.counts().last_error
 
 
 def test_check_does_not_write(server: PlacementServer, name: str) -> None:
     provider = server.provider(name, VCPU=CPU)
     before = generation(server, provider)
-    assert PlacementReconciler(settings(server.url, {NODE: name})).check().endswith("resource providers: 1")
+    first, last = check(settings(server.url, {NODE: name}))
+    assert first == (
+        f"placement {NODE}",
+        False,
+        f"{name}: VCPU 10, reserved 2, ratio 3 not by ScroogeVM, used 0; no MEMORY_MB",
+    )
+    assert last == ("placement", True, "OpenStack Placement, resource providers: 1")
     assert generation(server, provider) == before
-    with pytest.raises(PlacementError, match="other: no resource provider is named"):
-        PlacementReconciler(settings(server.url, {NODE: name, "other": f"{name}-nowhere"})).check()
+    rows = check(settings(server.url, {"other": f"{name}-nowhere", NODE: name}))
+    assert rows[0] == ("placement other", False, f"no resource provider is named {name}-nowhere")
+    assert rows[1] == first
 
 
 # --- Keystone -------------------------------------------------------------------------------------------
@@ -861,7 +876,7 @@ def keystone() -> Iterator[FakeKeystone]:
 
 def from_environment(**values: str) -> PlacementSettings:
     environment = Environment(values)
-    read = placement_settings(environment)
+    read = placement_settings(environment, 1800.0)
     assert not environment.faults
     assert read is not None
     return read
@@ -883,7 +898,7 @@ def test_login_with_keystone_finds_placement_in_the_catalog(
         )
     )
     for cores in (12.0, 16.0):
-        assert placement.publish([NodeCapacity(NODE, cores, None)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, cores, None)]).updated == (NODE,)
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 2.0
     (login,) = keystone.logins
     assert login["auth"]["identity"]["password"]["user"] == {
@@ -910,7 +925,7 @@ def test_expired_token_is_renewed(server: PlacementServer, keystone: FakeKeyston
                 OS_APPLICATION_CREDENTIAL_SECRET="s3cr3t",
             )
         )
-        assert placement.publish([NodeCapacity(NODE, 12.0, None)]).updated == (NODE,)
+        assert placement.publish([capacity_of(NODE, 12.0, None)]).updated == (NODE,)
     assert [login["auth"]["identity"]["methods"] for login in keystone.logins] == [["application_credential"]] * 2
 
 
@@ -930,7 +945,7 @@ def test_failed_keystone_login_is_logged_without_secrets(
         )
     )
     for _ in range(2):
-        done = placement.publish([NodeCapacity("a", 12.0, None), NodeCapacity("c", 12.0, None)])
+        done = placement.publish([capacity_of("a", 12.0, None), capacity_of("c", 12.0, None)])
         assert done.failed == dict.fromkeys("ac", "login" if status else "connection")
     warnings = [record.getMessage() for record in event_log.records if record.levelno >= logging.WARNING]
     assert warnings == [f"Placement: Keystone: HTTP status {status}" if status else "Placement: Connection refused"]
@@ -945,5 +960,5 @@ def test_placement_missing_in_the_catalog_is_an_error(server: PlacementServer, k
             **{"OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},
         )
     )
-    assert placement.publish([NodeCapacity("a", 12.0, None)]).failed == {"a": "login"}
+    assert placement.publish([capacity_of("a", 12.0, None)]).failed == {"a": "login"}
     assert "elsewhere" in placement.counts().last_error

@@ -7,7 +7,6 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -269,6 +268,7 @@ def test_metrics_of_the_aggregator_are_documented() -> None:
 
 
 def test_metrics_of_the_estimator_are_documented() -> None:
+    from model.publishers.placement.reconciler import PlacementCounts
     from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics, FleetFigures
 
     fleet = FleetFigures(*({"cpu": 0.5, "mem": 0.0} for _ in range(3)))
@@ -279,7 +279,7 @@ def test_metrics_of_the_estimator_are_documented() -> None:
         limits={"ramp": 6.0},
     )
     status = ResourceStatus("ok", figures, {"borg": 6.0})
-    placement = cast(Any, SimpleNamespace(updates=1, conflicts=1, failures={"timeout": 1}))
+    placement = PlacementCounts(1, 1, {"timeout": 1}, "", 1, {"kept": 1})
     registry = CollectorRegistry()
     metrics = EstimatorMetrics(registry, EstimatorCounts(fleet=fleet), lambda: placement)
     metrics.publish([NodeStatus("n", "borg", 60.0, status, status)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import requests.exceptions
 import urllib3.exceptions
@@ -20,6 +21,11 @@ from ..settings import PlacementSettings, Token
 #: The lowest that suffices: 1.23 adds codes that distinguish conflicts, and before 1.26 a write is refused when any
 #: resource class has all of its total reserved. Placement supports it since Rocky, 2018.
 _MICROVERSION = "1.26"
+
+_PLACEMENT: dict[str, Any] = {"service_type": "placement", "default_microversion": _MICROVERSION}
+
+#: 2.41 adds the UUIDs of aggregates, which Placement has too; since Ocata, 2017.
+_NOVA: dict[str, Any] = {"service_type": "compute", "default_microversion": "2.41"}
 
 #: A UUID that no provider has: a request for it shows whether login and microversion are accepted.
 _NO_PROVIDER = "00000000-0000-0000-0000-000000000000"
@@ -49,6 +55,12 @@ class ProviderConflict(PlacementError):
     """The provider has changed since it was read."""
 
 
+class _Provider(NamedTuple):
+    name: str
+    uuid: str
+    is_root: bool
+
+
 class PlacementClient:
     """Reads and writes inventories of resource providers; usable from several threads.
 
@@ -63,7 +75,7 @@ class PlacementClient:
     """
 
     def __init__(self, settings: PlacementSettings) -> None:
-        self._adapter = _adapter(settings)
+        self._adapter, self._nova = _adapters(settings)
 
     def check_access(self) -> None:
         """Send one request that shows whether Placement is reachable and accepts login and microversion.
@@ -85,11 +97,63 @@ class PlacementClient:
         providers = self._providers({"name": name})
         if not providers:
             raise ProviderMissing("missing", f"no resource provider is named {name}")
-        first = providers[0]
-        found = as_uuid(str(first.get("uuid"))) if isinstance(first, dict) else ""
-        if not found:
-            raise PlacementError("answer", "invalid list of resource providers")
-        return found
+        return providers[0].uuid
+
+    def root_providers(self) -> dict[str, str]:
+        """The UUIDs of all providers that are not part of another one, by name.
+
+        Raises
+        ------
+        PlacementError
+        """
+        return {provider.name: provider.uuid for provider in self._providers({}) if provider.is_root}
+
+    def providers_with_trait(self, trait: str) -> frozenset[str]:
+        """The UUIDs of the providers with a trait; none when there is no such trait.
+
+        Raises
+        ------
+        PlacementError
+        """
+        try:
+            self._request("GET", f"/traits/{trait}")
+        except ProviderMissing:
+            return frozenset()
+        return frozenset(provider.uuid for provider in self._providers({"required": trait}))
+
+    def providers_of_aggregates(self, aggregates: Collection[str]) -> frozenset[str]:
+        """The UUIDs of the providers in any of some aggregates.
+
+        Parameters
+        ----------
+        aggregates : collection of str
+            Their UUIDs.
+
+        Raises
+        ------
+        PlacementError
+        """
+        if not aggregates:
+            return frozenset()
+        members = self._providers({"member_of": f"in:{','.join(sorted(aggregates))}"})
+        return frozenset(provider.uuid for provider in members)
+
+    def host_aggregates(self, key: str, value: str) -> frozenset[str]:
+        """The UUIDs of nova's host aggregates whose metadata has a value.
+
+        Raises
+        ------
+        PlacementError
+            Also with a fixed token, which has no catalogue to find nova in.
+        """
+        if self._nova is None:
+            raise PlacementError("login", "metadata of host aggregates is in nova, which requires Keystone")
+        body = self._request("GET", "/os-aggregates", adapter=self._nova)
+        try:
+            matching = [one for one in body["aggregates"] if one["metadata"].get(key) == value]
+            return frozenset(str(uuid.UUID(one["uuid"])) for one in matching)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise PlacementError("answer", "invalid list of host aggregates") from None
 
     def inventories(self, provider: str) -> dict[str, Any]:
         """The provider's generation and inventories, as :meth:`put_inventories` takes them.
@@ -117,8 +181,8 @@ class PlacementClient:
             raise PlacementError("answer", "invalid usages")
         return body
 
-    def put_inventories(self, provider: str, body: dict[str, Any]) -> None:
-        """Replace all inventories of a provider.
+    def put_inventories(self, provider: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Replace all inventories of a provider; the new generation and inventories.
 
         Raises
         ------
@@ -127,17 +191,23 @@ class PlacementClient:
         ProviderMissing
         PlacementError
         """
-        self._request("PUT", f"/resource_providers/{provider}/inventories", json=body)
+        written = self._request("PUT", f"/resource_providers/{provider}/inventories", json=body)
+        if not _is_inventories(written):
+            raise PlacementError("answer", "invalid inventories")
+        return written
 
-    def _providers(self, params: dict[str, str]) -> list[Any]:
+    def _providers(self, params: dict[str, str]) -> list[_Provider]:
         providers = self._request("GET", "/resource_providers", params=params).get("resource_providers")
         if not isinstance(providers, list):
             raise PlacementError("answer", "the response is not one of OpenStack Placement")
-        return providers
-
-    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            response = self._adapter.request(path, method, raise_exc=False, **options)
+            return [_Provider(str(one["name"]), str(uuid.UUID(one["uuid"])), _is_root(one)) for one in providers]
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise PlacementError("answer", "invalid list of resource providers") from None
+
+    def _request(self, method: str, path: str, adapter: Adapter | None = None, **options: Any) -> dict[str, Any]:
+        try:
+            response = (adapter or self._adapter).request(path, method, raise_exc=False, **options)
         except exceptions.HttpError as error:
             # With raise_exc=False only Keystone's statuses are raised.
             raise PlacementError("login", f"Keystone: HTTP status {error.http_status}") from None
@@ -149,8 +219,10 @@ class PlacementClient:
             body = response.json()
         except ValueError:
             body = None
-        if response.status_code != 200:
+        if response.status_code not in (200, 204):
             raise _status_error(response.status_code, body)
+        if response.status_code == 204:
+            return {}
         if not isinstance(body, dict):
             raise PlacementError("answer", "the response is not one of OpenStack Placement")
         return body
@@ -165,14 +237,16 @@ def as_uuid(text: str) -> str:
     return canonical if canonical == text.lower() else ""
 
 
-def _adapter(settings: PlacementSettings) -> Adapter:
-    """An HTTP adapter with the login of the settings."""
+def _is_root(provider: Mapping[str, Any]) -> bool:
+    return provider.get("parent_provider_uuid") is None
+
+
+def _adapters(settings: PlacementSettings) -> tuple[Adapter, Adapter | None]:
+    """HTTP adapters of Placement and, where there is a catalogue, of nova, with the login of the settings."""
     # It warns at every request while Keystone is unreachable; the reconciler logs that once.
     logging.getLogger("keystoneauth").setLevel(logging.ERROR)
     login = settings.login
     common: dict[str, Any] = {
-        "service_type": "placement",
-        "default_microversion": _MICROVERSION,
         # A deadlock in Placement's database is a status 500, and the next attempt succeeds. If the write was done
         # nevertheless, the next attempt is a conflict.
         "status_code_retries": 3,
@@ -187,19 +261,14 @@ def _adapter(settings: PlacementSettings) -> Adapter:
         user_agent="scroogevm",
     )
     if isinstance(login, Token):
-        return Adapter(session, auth=token_endpoint.Token(login.endpoint, login.token), **common)
+        return Adapter(session, auth=token_endpoint.Token(login.endpoint, login.token), **_PLACEMENT, **common), None
     try:
         auth: Any = loading.get_plugin_loader(login.kind).load_from_options(**login.options)
     except exceptions.ClientException as error:
         raise PlacementError("login", _one_line(str(error))) from None
-    return Adapter(
-        session,
-        interface=login.interface,
-        region_name=login.region or None,
-        endpoint_override=login.endpoint or None,
-        auth=auth,
-        **common,
-    )
+    common |= {"auth": auth, "interface": login.interface, "region_name": login.region or None}
+    placement = Adapter(session, endpoint_override=login.endpoint or None, **_PLACEMENT, **common)
+    return placement, Adapter(session, **_NOVA, **common)
 
 
 def _is_inventories(body: dict[str, Any]) -> bool:

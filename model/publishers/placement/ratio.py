@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ...status import NodeStatus, ResourceStatus
+
+VCPU, PCPU, MEMORY_MB = "VCPU", "PCPU", "MEMORY_MB"
+
+#: The resource classes whose ratios are kept.
+RESOURCE_CLASSES = (VCPU, MEMORY_MB)
+
+#: The memory that a kernel has is a little less than the one that the machine has.
+_SIZE_TOLERANCE = 0.02
 
 #: Four decimals. MySQL stores a ratio as FLOAT and returns six digits, so that ratios below 100 come back unchanged.
 _STEPS = 10_000
@@ -21,25 +30,53 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class ResourceCapacity:
+    """What is known of one resource of a node, cores or MB of 2**20 bytes.
+
+    Attributes
+    ----------
+    free : float
+        What may be added.
+    booked_now : float
+        What the present VMs may keep: their allocations as they were measured; of a closed node no more than it has.
+    config : float
+        The capacity of the node.
+    own : float
+        The least that the node uses beside its VMs.
+    figures_s : float
+        End of the slice of these figures, Unix seconds.
+    """
+
+    free: float
+    booked_now: float
+    config: float
+    own: float = 0.0
+    figures_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeCapacity:
     """What a node's provider shall offer, to future and to present VMs.
 
     Attributes
     ----------
     node : str
-    free_cpu : float or None
-        Cores; None leaves the ratio unchanged.
-    free_mem : float or None
-        MB of 2**20 bytes, likewise.
-    booked_now_cpu, booked_now_mem : float
-        What the present VMs may keep: their allocations as they were measured; of a closed node no more than it has.
+    cpu, mem : ResourceCapacity or None
+        None leaves the ratio unchanged.
     """
 
     node: str
-    free_cpu: float | None
-    free_mem: float | None
-    booked_now_cpu: float = 0.0
-    booked_now_mem: float = 0.0
+    cpu: ResourceCapacity | None
+    mem: ResourceCapacity | None
+
+    def of(self, resource_class: str) -> ResourceCapacity | None:
+        """The capacity of a resource class."""
+        return self.cpu if resource_class == VCPU else self.mem
+
+    def is_lower_than(self, other: NodeCapacity) -> bool:
+        """Whether less is free of a resource."""
+        pairs = ((self.cpu, other.cpu), (self.mem, other.mem))
+        return any(one is not None and before is not None and one.free < before.free for one, before in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +96,20 @@ class InventoryUpdate:
     inventories : mapping of resource class to record
     changed : bool
         Whether a ratio differs from the one that was read.
+    ratios : mapping of resource class to float
+        The ratios that are ours, changed or not.
     notes : mapping of resource class to str
         Why a ratio is limited or left unchanged; empty where it is exact.
     """
 
     inventories: Mapping[str, Mapping[str, Any]]
     changed: bool
+    ratios: Mapping[str, float]
     notes: Mapping[str, str]
+
+
+class PartUnknown(ValueError):
+    """It is not known which part of the node an inventory is."""
 
 
 def capacities_of(statuses: Iterable[NodeStatus]) -> list[NodeCapacity]:
@@ -73,22 +117,57 @@ def capacities_of(statuses: Iterable[NodeStatus]) -> list[NodeCapacity]:
 
     A stale node has nothing free. A resource that was never measured has no capacity (None).
     """
-    return [
-        NodeCapacity(
-            status.node,
-            *(_free(status.cpu), _free(status.mem)),
-            *(_booked_now(status.cpu), _booked_now(status.mem)),
-        )
-        for status in statuses
-    ]
+    return [NodeCapacity(status.node, _capacity(status.cpu), _capacity(status.mem)) for status in statuses]
 
 
-def _free(status: ResourceStatus) -> float | None:
-    return None if status.last is None else status.free
+def _capacity(status: ResourceStatus) -> ResourceCapacity | None:
+    last = status.last
+    if last is None:
+        return None
+    return ResourceCapacity(
+        free=status.free,
+        booked_now=status.capacity - status.free,
+        config=last.config,
+        own=last.own,
+        figures_s=last.slice_end_s,
+    )
 
 
-def _booked_now(status: ResourceStatus) -> float:
-    return 0.0 if status.last is None else status.capacity - status.free
+def part_of(
+    capacity: ResourceCapacity, record: Mapping[str, Any], dedicated: Mapping[str, Any] | None
+) -> ResourceCapacity:
+    """The part of a node that an inventory describes: what is outside of it, or reserved, is not free.
+
+    Usage is measured for the node as a whole. All of it may fall on the part that VMs share, so what is free there is
+    what is free on the node less the dedicated CPUs. CPUs and memory that belong to neither, and what is reserved, are
+    the node's own; what the node uses of them is in its usage.
+
+    Parameters
+    ----------
+    capacity : ResourceCapacity
+        Of the node.
+    record : mapping
+        The inventory, with ``total`` and ``reserved``.
+    dedicated : mapping or None
+        The inventory of dedicated CPUs of the same provider, if it has one.
+
+    Returns
+    -------
+    ResourceCapacity
+        With ``free`` below 0 where usage may exceed the part.
+
+    Raises
+    ------
+    PartUnknown
+        When the inventories have more than the node.
+    """
+    shared, dedicated_total = record["total"], dedicated["total"] if dedicated else 0
+    if shared + dedicated_total > capacity.config * (1.0 + _SIZE_TOLERANCE):
+        has = f"{shared:g} and {dedicated_total:g} dedicated" if dedicated_total else f"{shared:g}"
+        raise PartUnknown(f"the inventory has {has}, the node {capacity.config:.6g}; the ratio is not kept")
+    outside = max(0.0, capacity.config - shared - dedicated_total)
+    kept_back = dedicated_total + max(0.0, outside + record["reserved"] - capacity.own)
+    return replace(capacity, free=capacity.free - kept_back)
 
 
 def allocation_ratio(amount: float, usable: int) -> float:
@@ -119,15 +198,15 @@ def allocation_ratio(amount: float, usable: int) -> float:
     return steps / _STEPS
 
 
-def limited_ratio(amount: float, record: Mapping[str, Any] | None, limits: RatioLimits) -> tuple[float, str]:
+def limited_ratio(amount: float, record: Mapping[str, Any], limits: RatioLimits) -> tuple[float, str]:
     """The ratio for a capacity within the limits, and a note for the operator if it is limited.
 
     Parameters
     ----------
     amount : float
         The capacity, in units of the inventory.
-    record : mapping or None
-        The inventory; None when the provider has none of the resource class.
+    record : mapping
+        The inventory.
 
     Raises
     ------
@@ -139,8 +218,6 @@ def limited_ratio(amount: float, record: Mapping[str, Any] | None, limits: Ratio
     >>> limited_ratio(80.0, {"total": 10, "reserved": 2}, RatioLimits(1.0, 4.0))
     (4.0, 'ratio 10 is limited to 4')
     """
-    if record is None:
-        raise ValueError("the provider has no such inventory")
     usable = record["total"] - record["reserved"]
     if usable <= 0:
         raise ValueError("the inventory is reserved entirely")
@@ -153,37 +230,71 @@ def limited_ratio(amount: float, record: Mapping[str, Any] | None, limits: Ratio
 
 def update_inventories(
     inventories: Mapping[str, Mapping[str, Any]],
-    usages: Mapping[str, float],
+    booked: Mapping[str, float],
     capacity: NodeCapacity,
     limits: RatioLimits,
+    written: Mapping[str, float] = MappingProxyType({}),
 ) -> InventoryUpdate:
     """Inventories with the ratios for a capacity; every other field is left as it is.
-
-    What is booked now counts up to what Placement has allocated: Placement has freed what a VM had that is deleted
-    meanwhile, and a capacity that still contained it would be offered once more.
 
     Parameters
     ----------
     inventories : mapping of resource class to record
-    usages : mapping of resource class to the amount that is allocated
+    booked : mapping of resource class to float
+        What of the present VMs counts, see :class:`~.bookings.CountedBookings`.
     capacity : NodeCapacity
     limits : RatioLimits
+    written : mapping of resource class to float, optional
+        The ratios that were written before.
     """
     updated = dict(inventories)
-    changed, notes = False, {}
-    for resource, free, booked_now in (
-        ("VCPU", capacity.free_cpu, capacity.booked_now_cpu),
-        ("MEMORY_MB", capacity.free_mem, capacity.booked_now_mem),
-    ):
-        if free is None:
+    ratios, notes = dict[str, float](), dict[str, str]()
+    for resource in RESOURCE_CLASSES:
+        node = capacity.of(resource)
+        if node is None:
             continue
-        amount = min(booked_now, usages.get(resource, 0.0)) + free
+        record = inventories.get(resource)
         try:
-            ratio, notes[resource] = limited_ratio(amount, inventories.get(resource), limits)
+            if record is None:
+                raise ValueError("the provider has no such inventory")
+            ratios[resource], notes[resource] = _ratio(
+                node, record, _dedicated(resource, inventories), booked.get(resource, 0.0), limits
+            )
+        except PartUnknown as unknown:
+            notes[resource] = str(unknown)
+            # A ratio that is not ours is the operator's. Ours may be from a time when it was known.
+            if record is None or not same_ratio(record["allocation_ratio"], written.get(resource)):
+                continue
+            least, _ = limited_ratio(booked.get(resource, 0.0), record, limits)
+            ratios[resource] = min(record["allocation_ratio"], least)
         except ValueError as error:
             notes[resource] = str(error)
             continue
-        if not math.isclose(ratio, inventories[resource]["allocation_ratio"], rel_tol=_SINGLE_PRECISION):
-            updated[resource] = {**inventories[resource], "allocation_ratio": ratio}
-            changed = True
-    return InventoryUpdate(updated, changed, notes)
+        if not same_ratio(ratios[resource], record["allocation_ratio"]):
+            updated[resource] = {**record, "allocation_ratio": ratios[resource]}
+    return InventoryUpdate(updated, updated != dict(inventories), ratios, notes)
+
+
+def same_ratio(one: float, other: float | None) -> bool:
+    """Whether two ratios differ by single precision at most."""
+    return other is not None and math.isclose(one, other, rel_tol=_SINGLE_PRECISION)
+
+
+def _dedicated(resource: str, inventories: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return inventories.get(PCPU) if resource == VCPU else None
+
+
+def _ratio(
+    node: ResourceCapacity,
+    record: Mapping[str, Any],
+    dedicated: Mapping[str, Any] | None,
+    booked: float,
+    limits: RatioLimits,
+) -> tuple[float, str]:
+    if not 0 <= node.free < math.inf:
+        raise ValueError(f"{node.free:g} is not a capacity")
+    free = part_of(node, record, dedicated).free
+    if free < 0:
+        # As on a closed node: what VMs leave is not offered again.
+        return limited_ratio(min(booked, float(record["total"] - record["reserved"])), record, limits)
+    return limited_ratio(booked + free, record, limits)

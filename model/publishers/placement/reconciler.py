@@ -1,21 +1,25 @@
-"""Keeps the allocation ratios of OpenStack Placement equal to (booked now + free) / usable of each node."""
+"""Keeps the allocation ratios of OpenStack Placement equal to what ScroogeVM publishes of each node."""
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...common.logs import ProblemLog
 from ...common.threads import map_until
 from ..settings import PlacementSettings
 from .client import PlacementClient, PlacementError, ProviderConflict, ProviderMissing
-from .providers import ProviderMap
-from .ratio import NodeCapacity, RatioLimits, update_inventories
+from .problems import NodeProblems
+from .providers import ProviderMap, SkippedProviders
+from .ratio import VCPU, NodeCapacity, RatioLimits, update_inventories
+from .written import WrittenRatios
 
 LOG = logging.getLogger("scroogevm.placement")
 
@@ -27,54 +31,82 @@ _TRIES = 12
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 
+#: How often the providers that are left alone are looked up.
+_REFRESH_S = 300.0
+
+#: nova-compute writes its own ratios every 300 s by default; a warning ends when it did not for so long.
+_FOREIGN_QUIET_S = 1800.0
+
+#: The shortest pause between two polls.
+_LEAST_PAUSE_S = 1.0
+
 #: Subject of problems that concern the service as a whole.
 _SERVICE = "Placement"
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcileResult:
-    """Outcome for the nodes that are mapped to a provider.
+    """Outcome for the nodes that were due.
 
     Attributes
     ----------
-    updated, unchanged : tuple of str
-        Nodes whose provider was written; nodes whose provider was up to date.
+    updated, unchanged, skipped : tuple of str
+        Nodes whose provider was written; was up to date; is left alone.
     failed : mapping of str to str
-        Node to the reason. Nodes that a stop left out are in none of the three.
+        Node to the reason. Nodes that a stop left out are in none of them.
     """
 
-    updated: tuple[str, ...]
-    unchanged: tuple[str, ...]
-    failed: Mapping[str, str]
+    updated: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementCounts:
-    """Totals since the start.
+    """Totals since the start, and the present state of the nodes.
 
     Attributes
     ----------
-    updates, conflicts : int
-        Inventories written; writes that were repeated because the provider had changed.
+    updates, conflicts, foreign_writes : int
+        Inventories written; writes that were repeated because the provider had changed; ratios that another process
+        had written over ours.
     failures : mapping of str to int
-        Failed updates by reason: ``connection``, ``timeout``, ``login``, ``forbidden``, ``missing``, ``duplicate``,
-        ``conflict``, ``refused``, ``server``, ``answer`` (an invalid response), ``internal``.
+        Failed updates by reason: ``connection``, ``timeout``, ``login``, ``forbidden``, ``missing``, ``ambiguous``,
+        ``duplicate``, ``conflict``, ``refused``, ``server``, ``answer`` (an invalid response), ``internal``.
     last_error : str
         One line; empty when there was none.
+    nodes : mapping of str to int
+        Number of nodes whose ratio is ``kept``, which are ``skipped``, and whose last update ``failed``.
     """
 
     updates: int
     conflicts: int
     failures: Mapping[str, int]
     last_error: str
+    foreign_writes: int = 0
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Success:
-    """A provider that is up to date; notes by resource class, see :class:`~.ratio.InventoryUpdate`."""
+    """A provider that is up to date, or left alone.
 
-    written: bool
-    notes: Mapping[str, str]
+    Attributes
+    ----------
+    written : bool
+    skipped : str
+        Why the provider is left alone; empty when it is not.
+    notes : mapping of resource class to str
+        See :class:`~.ratio.InventoryUpdate`.
+    foreign : mapping of resource class to (float, float)
+        The ratio of another process, and the one that was written before.
+    """
+
+    written: bool = False
+    skipped: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 #: None: stopped.
@@ -82,7 +114,7 @@ _Outcome = _Success | PlacementError | None
 
 
 class _Deadline:
-    """The end of a reconciliation, by time or by a stop."""
+    """The end of a round, by time or by a stop."""
 
     def __init__(self, timeout_s: float, stop: threading.Event, clock: Callable[[], float]) -> None:
         self.timeout_s = timeout_s
@@ -99,8 +131,37 @@ class _Deadline:
         return PlacementError("timeout", f"not updated within {self.timeout_s:g} s")
 
 
+@dataclass(slots=True)
+class _Node:
+    """A node that has a provider.
+
+    Attributes
+    ----------
+    capacity : NodeCapacity
+        What was published last.
+    done : NodeCapacity or None
+        What was published when the provider was brought up to date last.
+    done_s, due_s : float
+        When that was, and when the provider is looked at again, monotonic seconds.
+    state : str
+        ``kept``, ``skipped`` or ``failed``; empty before the first update.
+    """
+
+    capacity: NodeCapacity
+    done: NodeCapacity | None = None
+    done_s: float = -math.inf
+    due_s: float = -math.inf
+    state: str = ""
+
+    def priority(self) -> tuple[bool, float]:
+        """Nodes of which less is free go first, then those that waited longest."""
+        return not (self.done is None or self.capacity.is_lower_than(self.done)), self.done_s
+
+
 class PlacementReconciler:
-    """Updates the allocation ratios of the providers that nodes are mapped to.
+    """Updates the allocation ratios of the providers of nodes.
+
+    :meth:`publish` and :meth:`poll` are called from one thread.
 
     Parameters
     ----------
@@ -120,62 +181,122 @@ class PlacementReconciler:
         self._clock = clock
         self._client = PlacementClient(settings)
         self._providers = ProviderMap(settings.providers, self._client)
-        self._problems = ProblemLog(LOG)
+        self._skipped = SkippedProviders(settings.skips, self._client)
+        self._skipped_at = -math.inf
+        self._service_problems = ProblemLog(LOG)
+        self._problems = NodeProblems(LOG, clock)
+        self._nodes: dict[str, _Node] = {}
+        self._written: WrittenRatios | None = None
+        self._read: dict[str, dict[str, Any]] = {}
+        """Generation and inventories of each provider, as they were read or written last."""
         self._lock = threading.Lock()
         self._in_progress: set[str] = set()
-        self._updates = self._conflicts = 0
+        self._updates = self._conflicts = self._foreign_writes = 0
         self._failures: Counter[str] = Counter()
         self._last_error = ""
 
     def publish(self, capacities: Sequence[NodeCapacity], stop: threading.Event | None = None) -> ReconcileResult:
-        """Bring the providers of mapped nodes up to date, several at a time; problems are logged, never raised.
+        """Bring providers up to date, several at a time; problems are logged, never raised.
+
+        Those whose node is as it was when it was brought up to date last are left to :meth:`poll`.
 
         Parameters
         ----------
         capacities : sequence of NodeCapacity
             Those of nodes without a provider are ignored.
         stop : threading.Event, optional
-            Ends the reconciliation at once.
+            Ends the round at once.
         """
-        mapped = {capacity.node: capacity for capacity in capacities if capacity.node in self._providers}
-        if not mapped:
-            return ReconcileResult((), (), {})
-        deadline = _Deadline(self._settings.round_timeout_s, stop or threading.Event(), self._clock)
-        # One request first: an unreachable server is one problem, not one per node.
-        access = self._run_all([_SERVICE], lambda _: self._check_access(), deadline)[_SERVICE]
-        if isinstance(access, _Success):
-            self._problems.resolve(_SERVICE)
-            outcomes = self._run_all(mapped, lambda node: self._update(mapped[node], deadline), deadline)
-            self._log_nodes(outcomes)
-        else:
-            outcomes = dict.fromkeys(mapped, access)
-            if access is not None:
-                self._problems.report(_SERVICE, str(access))
-        self._count(outcomes, subject=None if isinstance(access, _Success) else _SERVICE)
-        return _result(outcomes)
+        nodes = {}
+        for capacity in capacities:
+            if capacity.node in self._providers:
+                nodes[capacity.node] = self._nodes.get(capacity.node) or _Node(capacity)
+                nodes[capacity.node].capacity = capacity
+        self._nodes = nodes
+        return self._run_round([name for name, node in nodes.items() if node.capacity != node.done], stop)
+
+    def poll(self, stop: threading.Event | None = None) -> ReconcileResult:
+        """Look at the providers that are due, and at those that a round left.
+
+        Parameters
+        ----------
+        stop : threading.Event, optional
+            Ends the round at once.
+        """
+        now = self._clock()
+        return self._run_round([name for name, node in self._nodes.items() if node.due_s <= now], stop)
+
+    def pause_s(self) -> float:
+        """Seconds until :meth:`poll` has work to do."""
+        due_s = min((node.due_s for node in self._nodes.values()), default=math.inf)
+        return min(max(due_s - self._clock(), _LEAST_PAUSE_S), self._settings.poll_s)
 
     def counts(self) -> PlacementCounts:
         """Totals since the start."""
+        states = Counter(node.state for node in list(self._nodes.values()))
         with self._lock:
-            return PlacementCounts(self._updates, self._conflicts, dict(self._failures), self._last_error)
+            return PlacementCounts(
+                self._updates,
+                self._conflicts,
+                dict(self._failures),
+                self._last_error,
+                self._foreign_writes,
+                {state: states[state] for state in ("kept", "skipped", "failed")},
+            )
 
-    def check(self) -> str:
-        """Log in and read every provider without writing; one line on success.
+    def _run_round(self, names: Collection[str], stop: threading.Event | None) -> ReconcileResult:
+        if not names:
+            return ReconcileResult()
+        deadline = _Deadline(self._settings.round_timeout_s, stop or threading.Event(), self._clock)
+        # One request first: an unreachable server is one problem, not one per node.
+        access = self._run_all([_SERVICE], lambda _: self._prepare(names), deadline)[_SERVICE]
+        if isinstance(access, _Success):
+            self._service_problems.resolve(_SERVICE)
+            ordered = sorted(names, key=lambda name: self._nodes[name].priority())
+            outcomes = self._run_all(ordered, lambda name: self._update(self._nodes[name].capacity, deadline), deadline)
+            self._report(outcomes)
+        else:
+            outcomes = dict.fromkeys(names, access)
+            if access is not None:
+                self._service_problems.report(_SERVICE, str(access))
+        self._count(outcomes, subject=None if isinstance(access, _Success) else _SERVICE)
+        self._schedule(outcomes, late=deadline.error())
+        self._save()
+        return _result(outcomes)
 
-        Raises
-        ------
-        PlacementError
-            With the first node whose provider cannot be read.
-        """
+    def _prepare(self, names: Collection[str]) -> _Success:
         self._client.check_access()
-        for node in self._settings.providers:
+        self._providers.refresh(names)
+        if self._clock() - self._skipped_at >= _REFRESH_S:
             try:
-                provider = self._providers.uuid_of(node)
-                self._client.inventories(provider)
-                self._client.usages(provider)
+                self._skipped.refresh()
             except PlacementError as error:
-                raise PlacementError(error.reason, f"{node}: {error}") from None
-        return f"OpenStack Placement, resource providers: {len(self._settings.providers)}"
+                if not self._skipped.is_known:
+                    raise PlacementError(error.reason, f"PLACEMENT_SKIP: {error}") from None
+                self._service_problems.report("PLACEMENT_SKIP", str(error))
+            else:
+                self._service_problems.resolve("PLACEMENT_SKIP")
+            self._skipped_at = self._clock()
+        if self._written is None:
+            self._written = self._load()
+        return _Success()
+
+    def _load(self) -> WrittenRatios:
+        written = WrittenRatios(self._settings.state_path)
+        try:
+            written.load()
+        except (OSError, ValueError) as error:
+            LOG.warning("%s: cannot be read, is started anew: %s", self._settings.state_path, error)
+        return written
+
+    def _save(self) -> None:
+        try:
+            if self._written is not None:
+                self._written.save()
+        except OSError as error:
+            self._service_problems.report(str(self._settings.state_path), f"cannot be written: {error.strerror}")
+        else:
+            self._service_problems.resolve(str(self._settings.state_path))
 
     def _run_all(
         self, names: Iterable[str], work: Callable[[str], _Success], deadline: _Deadline
@@ -201,10 +322,6 @@ class PlacementReconciler:
             outcomes.update(pending)
         return outcomes
 
-    def _check_access(self) -> _Success:
-        self._client.check_access()
-        return _Success(written=False, notes={})
-
     def _update(self, capacity: NodeCapacity, deadline: _Deadline) -> _Success:
         """Update one provider; conflicts are repeated, an outdated look-up is renewed."""
         pause_s = _FIRST_PAUSE_S
@@ -217,6 +334,7 @@ class PlacementReconciler:
                 if not looked_up:
                     raise
                 self._providers.drop_lookup(capacity.node)
+                self._providers.refresh([capacity.node])
             except ProviderConflict:
                 with self._lock:
                     self._conflicts += 1
@@ -227,29 +345,60 @@ class PlacementReconciler:
         raise PlacementError("conflict", f"the provider changed between read and write, {_TRIES} times in a row")
 
     def _update_once(self, capacity: NodeCapacity) -> _Success:
+        written = self._written
+        assert written is not None  # noqa: S101  # loaded at the begin of the first round
         provider = self._providers.uuid_of(capacity.node)
-        body = self._client.inventories(provider)
+        if reason := self._skipped.reason(provider):
+            written.forget([provider])
+            return _Success(skipped=reason)
         usages = self._client.usages(provider)
+        # The generation changes with every write to inventories and allocations.
+        body, foreign = self._read.pop(provider, None), dict[str, tuple[float, float]]()
+        if body is None or body["resource_provider_generation"] != usages["resource_provider_generation"]:
+            body = self._client.inventories(provider)
+            ours = written.ratios(provider)
+            foreign = {
+                resource: (ratio, ours[resource])
+                for resource, ratio in written.foreign(provider, body["inventories"]).items()
+            }
         if usages["resource_provider_generation"] != body["resource_provider_generation"]:
             raise ProviderConflict("conflict", "the provider changed between two reads")
-        update = update_inventories(body["inventories"], usages["usages"], capacity, self._limits)
+        booked = written.bookings(provider).count(capacity, usages["usages"])
+        update = update_inventories(
+            *(body["inventories"], booked, capacity, self._limits), written=written.ratios(provider)
+        )
         if update.changed:
-            self._client.put_inventories(provider, {**body, "inventories": update.inventories})
+            written.attempt(provider, update.ratios)
+            body = self._client.put_inventories(provider, {**body, "inventories": update.inventories})
             with self._lock:
                 self._updates += 1
-        return _Success(update.changed, update.notes)
+        written.note(provider, capacity.node, update.ratios, changed=update.changed)
+        self._read[provider] = body
+        return _Success(update.changed, notes=update.notes, foreign=foreign)
 
-    def _log_nodes(self, outcomes: Mapping[str, _Outcome]) -> None:
+    def _report(self, outcomes: Mapping[str, _Outcome]) -> None:
         for node, outcome in outcomes.items():
             if isinstance(outcome, PlacementError):
-                self._problems.report(node, str(outcome))
+                self._problems.set(node, outcome.reason, str(outcome))
             elif outcome is not None:
-                self._problems.resolve(node)
+                self._problems.clear(node)
                 for resource, note in outcome.notes.items():
                     if note:
-                        self._problems.report(f"{node} {resource}", note)
+                        self._problems.set(f"{node} {resource}", f"{resource} limited", note)
                     else:
-                        self._problems.resolve(f"{node} {resource}")
+                        self._problems.clear(f"{node} {resource}")
+                for resource in outcome.notes:
+                    subject = f"{node} {resource} ratio"
+                    if resource in outcome.foreign:
+                        self._problems.set(
+                            subject,
+                            "another writer",
+                            _foreign_text(*outcome.foreign[resource], resource),
+                            quiet_s=_FOREIGN_QUIET_S,
+                        )
+                    else:
+                        self._problems.clear(subject)
+        self._problems.log(len(self._nodes))
 
     def _count(self, outcomes: Mapping[str, _Outcome], subject: str | None) -> None:
         with self._lock:
@@ -257,6 +406,30 @@ class PlacementReconciler:
                 if isinstance(outcome, PlacementError):
                     self._failures[outcome.reason] += 1
                     self._last_error = f"{subject or node}: {outcome}"
+                elif outcome is not None:
+                    self._foreign_writes += len(outcome.foreign)
+
+    def _schedule(self, outcomes: Mapping[str, _Outcome], late: PlacementError) -> None:
+        """Note what was done, and when the nodes are due again: those of a round that was too short at once."""
+        now = self._clock()
+        for name, outcome in outcomes.items():
+            node = self._nodes[name]
+            if isinstance(outcome, _Success):
+                node.done, node.done_s = node.capacity, now
+                node.state = "skipped" if outcome.skipped else "kept"
+            elif outcome is not None:
+                node.done, node.state = None, "failed"
+            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late)
+            # Not all at the same moment.
+            node.due_s = now if is_late else now + self._settings.poll_s * random.uniform(0.5, 1.5)  # noqa: S311
+
+
+def _foreign_text(ratio: float, ours: float, resource: str) -> str:
+    option = "cpu_allocation_ratio" if resource == VCPU else "ram_allocation_ratio"
+    return (
+        f"another process has set {ratio:g} in place of {ours:g}; "
+        f"nova-compute does so where {option} is set in its nova.conf"
+    )
 
 
 def _outcome(work: Callable[[str], _Success], name: str) -> _Success | PlacementError:
@@ -270,13 +443,10 @@ def _outcome(work: Callable[[str], _Success], name: str) -> _Success | Placement
 
 
 def _result(outcomes: Mapping[str, _Outcome]) -> ReconcileResult:
-    written = {node: outcome.written for node, outcome in outcomes.items() if isinstance(outcome, _Success)}
+    done = {node: outcome for node, outcome in outcomes.items() if isinstance(outcome, _Success)}
     return ReconcileResult(
-        updated=tuple(node for node, is_written in written.items() if is_written),
-        unchanged=tuple(node for node, is_written in written.items() if not is_written),
+        updated=tuple(node for node, outcome in done.items() if outcome.written),
+        unchanged=tuple(node for node, outcome in done.items() if not outcome.written and not outcome.skipped),
+        skipped=tuple(node for node, outcome in done.items() if outcome.skipped),
         failed={node: outcome.reason for node, outcome in outcomes.items() if isinstance(outcome, PlacementError)},
     )
-
-
-#: The former name; model/estimator still imports it.
-Placement = PlacementReconciler

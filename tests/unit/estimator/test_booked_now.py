@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model.estimator.checkpoint_format import CheckpointCorrupt, decode_node, encode, pack_slice, unpack_slice
-from model.publishers.placement.ratio import NodeCapacity, capacities_of
+from model.publishers.placement.ratio import capacities_of
 from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import StatusFile, read_status
 from model.publishers.status_table import status_objects
@@ -53,14 +53,17 @@ class Churn:
         write_slice(self._store, number, FULL | (more or {}), dict.fromkeys([] if more else self.vms, VM), at=[6, 7])
 
 
+def free_and_booked(status: NodeStatus) -> list[tuple[float, float]]:
+    """What of CPU, and memory, is free, and what present VMs may keep, for Placement."""
+    (capacity,) = capacities_of([status])
+    return [(one.free, one.booked_now) for one in (capacity.cpu, capacity.mem) if one is not None]
+
+
 def offered(status: NodeStatus) -> tuple[float, float]:
     """What Placement would offer of CPU, and memory, if it had allocated enough."""
-    (capacity,) = capacities_of([status])
-    assert capacity.free_cpu is not None
-    assert capacity.free_mem is not None
-    total = capacity.booked_now_cpu + capacity.free_cpu, capacity.booked_now_mem + capacity.free_mem
-    assert total == (status.cpu.ratio * CORES, status.mem.ratio * MEMORY_MB)
-    return total
+    cpu, mem = (booked_now + free for free, booked_now in free_and_booked(status))
+    assert (cpu, mem) == (status.cpu.ratio * CORES, status.mem.ratio * MEMORY_MB)
+    return cpu, mem
 
 
 @pytest.mark.parametrize("exporter_fails", [False, True])
@@ -91,9 +94,9 @@ def test_stale_node_offers_what_was_booked_now_in_its_last_slice_with_figures(
     write_slice(store, FIRST, idle, {"a": VM, "old": VM}, at=range(4))
     write_slice(store, FIRST, idle, {"a": VM}, at=range(4, 8))
     (fresh,), (stale,) = live.play([FIRST, FIRST + 1])
-    assert capacities_of([fresh]) == [NodeCapacity(NODES[0], 56.0, MEMORY_MB - 4096.0, 4.0, 4096.0)]
+    assert free_and_booked(fresh) == [(56.0, 4.0), (MEMORY_MB - 4096.0, 4096.0)]
     assert stale.state == "stale"
-    assert capacities_of([stale]) == [NodeCapacity(NODES[0], 0.0, 0.0, 4.0, 4096.0)]
+    assert free_and_booked(stale) == [(0.0, 4.0), (0.0, 4096.0)]
     assert stale.cpu.ratio == 4.0 / CORES
 
 

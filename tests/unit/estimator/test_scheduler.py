@@ -148,6 +148,7 @@ def test_silent_node_is_stale_with_its_last_figures(
         "tier0": 8.0,
         "tier1": 0.0,
         "tier2": 0.0,
+        "own": 0.0,
         "closed": False,
         "contention": {"level": "none", "waiting_vms": 0},
     }

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 def from_environment(**values: str) -> PlacementSettings:
     environment = Environment(values)
-    read = placement_settings(environment)
+    read = placement_settings(environment, 1800.0)
     assert not environment.faults
     assert read is not None
     return read
@@ -22,7 +22,7 @@ def from_environment(**values: str) -> PlacementSettings:
 
 def test_placement_is_off_by_default() -> None:
     environment = Environment({"OS_AUTH_TYPE": "nonsense", "PLACEMENT_TIMEOUT_S": "x"})
-    assert placement_settings(environment) is None
+    assert placement_settings(environment, 1800.0) is None
     assert not environment.faults
 
 
@@ -52,7 +52,7 @@ def test_placement_is_off_by_default() -> None:
 )
 def test_every_fault_is_reported_with_its_key(values: dict[str, str], keys: list[str]) -> None:
     environment = Environment({"PLACEMENT_PROVIDERS": '{"a": "b"}', **values})
-    placement_settings(environment)
+    placement_settings(environment, 1800.0)
     assert sorted(fault.partition(":")[0] for fault in environment.faults) == keys
 
 
@@ -69,7 +69,7 @@ def test_every_fault_is_reported_with_its_key(values: dict[str, str], keys: list
 )
 def test_invalid_mapping_is_reported(text: str, message: str) -> None:
     environment = Environment({"PLACEMENT_PROVIDERS": text, "PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"})
-    placement_settings(environment)
+    placement_settings(environment, 1800.0)
     (fault,) = environment.faults
     assert message in fault
 

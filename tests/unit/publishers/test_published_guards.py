@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from model.publishers.placement.ratio import NodeCapacity, RatioLimits, capacities_of, update_inventories
+from model.publishers.placement.bookings import CountedBookings
+from model.publishers.placement.ratio import RatioLimits, capacities_of, update_inventories
 from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import encode, read_status
 from model.publishers.status_page.history import Snapshot
@@ -150,10 +151,14 @@ def test_metrics_have_what_guards_left_and_both_violation_rates() -> None:
 
 
 def test_capacity_of_a_closed_resource_is_at_most_what_the_node_has() -> None:
-    (capacity,) = capacities_of([node()])
-    assert capacity == NodeCapacity("n1", 7.5, 0.0, 80.0, 8192.0)
-    (stale,) = capacities_of([node().aged(120.0)])
-    assert stale == NodeCapacity("n1", 0.0, 0.0, 80.0, 8192.0)
+    (capacity,), (stale,) = capacities_of([node()]), capacities_of([node().aged(120.0)])
+    assert capacity.cpu is not None
+    assert (capacity.cpu.free, capacity.cpu.booked_now) == (7.5, 80.0)
+    assert stale.cpu is not None
+    assert (stale.cpu.free, stale.cpu.booked_now) == (0.0, 80.0)
+    for one in (capacity, stale):
+        assert one.mem is not None
+        assert (one.mem.free, one.mem.booked_now) == (0.0, 8192.0)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,7 @@ def test_closed_node_offers_no_more_than_it_has_and_than_is_allocated(allocated:
     inventories = {"VCPU": {"total": 8, "reserved": 0, "allocation_ratio": 4.0}}
     figures = Figures(8.0, 12.0, 12.0, 8.0, 0.0, 0.0, 0.0, 60.0, closed=True)
     (capacity,) = capacities_of([NodeStatus("n", "nsigma", 60.0, ResourceStatus("ok", figures))])
+    booked = CountedBookings().count(capacity, {"VCPU": allocated})
     for least in (0.0001, 1.0):
-        update = update_inventories(inventories, {"VCPU": allocated}, capacity, RatioLimits(least, 16.0))
+        update = update_inventories(inventories, booked, capacity, RatioLimits(least, 16.0))
         assert update.inventories["VCPU"]["allocation_ratio"] == max(expected, least)

@@ -1,0 +1,88 @@
+"""How much of what the present VMs of a node have booked counts, beside what Placement has allocated. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .ratio import MEMORY_MB, PCPU, RESOURCE_CLASSES, VCPU, NodeCapacity
+
+#: Slices for which VMs that Placement does not have stay out of the count after they were seen last.
+_SLICES = 2
+
+
+class CountedBookings:
+    """What the present VMs of a provider may keep; only falls between the figures of two slices.
+
+    Placement lets VMs in up to the capacity less what it has allocated. So a VM that only the node has must not count:
+    what is booked for it would be offered to others. Nor must one that only Placement has: it was created since the
+    figures were measured, and what it will use is not in them yet. The smaller one of both sums does that while not
+    both kinds are there at once. For that case what the node had more than Placement is held for a slice more.
+
+    After the figures were measured, allocations that are deleted lower the count, and later ones do not raise it
+    again: what a VM leaves is not free before its absence was measured.
+    """
+
+    def __init__(self) -> None:
+        self._classes = {resource: _ClassBookings() for resource in RESOURCE_CLASSES}
+
+    def count(self, capacity: NodeCapacity, allocated: Mapping[str, float]) -> dict[str, float]:
+        """The amounts that count, by resource class.
+
+        Parameters
+        ----------
+        capacity : NodeCapacity
+        allocated : mapping of resource class to float
+            What Placement has allocated on the provider now.
+        """
+        counted = {}
+        for resource, bookings in self._classes.items():
+            if (of_node := capacity.of(resource)) is not None:
+                dedicated = allocated.get(PCPU, 0.0) if resource == VCPU else 0.0
+                booked = max(0.0, of_node.booked_now - dedicated)
+                counted[resource] = bookings.count(of_node.figures_s, booked, allocated.get(resource, 0.0))
+        return counted
+
+    def state(self) -> dict[str, Any]:
+        """The state, which JSON can hold."""
+        return {resource: bookings.state() for resource, bookings in self._classes.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the :meth:`state` of another instance.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError
+            When it is not such a state.
+        """
+        for resource, bookings in self._classes.items():
+            bookings.restore(state[resource])
+
+
+class _ClassBookings:
+    """One resource class."""
+
+    def __init__(self) -> None:
+        self.figures_s = -math.inf
+        self.least = math.inf
+        self.only_node: tuple[float, ...] = ()
+
+    def count(self, figures_s: float, booked: float, allocated: float) -> float:
+        if figures_s != self.figures_s:
+            self.figures_s, self.least = figures_s, math.inf
+            self.only_node = (*self.only_node, max(0.0, booked - allocated))[-_SLICES:]
+        self.least = min(self.least, allocated)
+        return min(max(0.0, booked - max(self.only_node)), self.least)
+
+    def state(self) -> list[Any]:
+        return [self.figures_s, self.least, list(self.only_node)] if self.only_node else []
+
+    def restore(self, state: list[Any]) -> None:
+        if state:
+            figures_s, least, only_node = state
+            self.figures_s, self.least = float(figures_s), float(least)
+            self.only_node = tuple(float(amount) for amount in only_node)
+
+
+assert RESOURCE_CLASSES == (VCPU, MEMORY_MB)  # noqa: S101  # NodeCapacity.of distinguishes these two
