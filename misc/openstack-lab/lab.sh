@@ -12,9 +12,9 @@
 #
 # Options of up:
 #   --hosts N         hosts (default 4)
-#   --cores N         cores of each (default 16)
-#   --memory-mb N     memory of each (default 131072)
-#   --dedicated N     cores of the last host that are for pinned VMs only (default 6)
+#   --cores N         cores of each (default 32)
+#   --memory-mb N     memory of each (default 262144)
+#   --dedicated N     cores of the last host that are for pinned VMs only (default 8)
 #   --refresh-s N     period in which nova-compute reads its inventory again (default 20; nova's own default is 300)
 #
 # Everything is below FOLDER, which is outside of any repository, and listens on the loopback of a network namespace.
@@ -28,7 +28,7 @@ CHECKOUT=$(cd "$HERE/../.." && pwd)
 # shellcheck source=misc/openstack-lab/services.sh
 . "$HERE/services.sh"
 
-HOSTS=4 CORES=16 MEMORY_MB=131072 DEDICATED=6 REFRESH_S=20
+HOSTS=4 CORES=32 MEMORY_MB=262144 DEDICATED=8 REFRESH_S=20
 SERVICES=(mariadb rabbitmq keystone placement glance neutron nova-conductor nova-scheduler nova-api)
 
 info() { printf '%s\n' "$*"; }

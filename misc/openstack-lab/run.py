@@ -33,13 +33,13 @@ from model.cli.parser import Parser, number, whole_number
 from model.common.atomic_files import write_atomically
 
 #: Slices of a "virtual day", mean life of a VM, and time in which the first VMs arrive.
-_DAY, _LIFE, _FILL = SLICES_OF_DAY, 36, 8
+_DAY, _LIFE, _FILL = SLICES_OF_DAY, 54, 12
 
 #: Slices that the figures leave out, slices of all runs, and slices after them in which another process writes ratios.
-_WARM_UP, _COMMON, _OTHER_WRITER = 28, 62, 12
+_WARM_UP, _COMMON, _OTHER_WRITER = 48, 96, 15
 
 #: vCPUs that are asked for per core that VMs share, and mean share of its vCPUs that a VM wants.
-_ASKED, _LEVEL = 6.5, 0.2
+_ASKED, _LEVEL = 5.5, 0.15
 
 _STALE, _ORPHAN, _STOPPED, _WRITER = "compute2", "compute1", "compute3", "compute1"
 
@@ -61,7 +61,7 @@ class Run:
         self._begin_s = 0
         self._usage = Usage(args.seed, run_s + 60, _DAY * self._slice_s, _LEVEL)
         arrivals = draw_arrivals(args.seed, _ASKED * shared, _LIFE * self._slice_s, _FILL * self._slice_s, run_s)
-        pinned = [Arrival(f"pinned-{i}", (2 + 18 * i) * self._slice_s, 1e9, 2, pinned=True) for i in range(3)]
+        pinned = [Arrival(f"pinned-{i}", (2 + 28 * i) * self._slice_s, 1e9, 2, pinned=True) for i in range(3)]
         self.customers = Customers(self._nova, sorted([*arrivals, *pinned], key=lambda one: one.at_s))
         self._daemons = Daemons(args.checkout, folder)
         self._recorder = Recorder(self._placement, self._providers)
@@ -167,6 +167,7 @@ class Run:
                     "free": status.get("free_cpu"),
                     "booked_now": cpu.get("booked_now"),
                     "closed": cpu.get("closed"),
+                    "config": cpu.get("config"),
                     "used": round(sum(load.used) / len(load.used), 2),
                     "demand_p99": round(float(np.percentile(load.demand, 99)), 2),
                 }
@@ -222,19 +223,19 @@ class Run:
         def change(host: str, count: int, action: str) -> Callable[[], None]:
             return lambda: self._in_background(lambda: self._note(self.customers.change(host, count, action)))
 
-        domain = Domain("orphan", 12, 12 * MB_PER_VCPU, "orphan")
+        domain = Domain("orphan", 24, 24 * MB_PER_VCPU, "orphan")
         return {
-            30: [note(f"{_STALE} is silent until slice 34"), silence(True)],
-            31: [change(_STALE, 2, "delete")],
-            34: [silence(False)],
-            36: [note(f"{_ORPHAN} has a VM of 12 vCPUs of which nova does not know, until slice 41"), orphan([domain])],
-            41: [orphan([])],
-            42: [change(_STOPPED, 3, "stop")],
-            44: [note("VMs are on the pages 15 s after their start, until slice 48"), late(15.0)],
-            48: [late(0.0)],
-            49: [note(f"nova-compute of {_STOPPED} restarts"), restart(f"nova-compute-{_STOPPED}")],
-            52: [note("scroogevm.py is killed and restarts"), restart_scroogevm],
-            56: [note("Placement restarts"), restart("placement")],
+            52: [note(f"{_STALE} is silent until slice 57"), silence(True)],
+            54: [change(_STALE, 2, "delete")],
+            57: [silence(False)],
+            59: [note(f"{_ORPHAN} has a VM of 24 vCPUs of which nova does not know, until slice 66"), orphan([domain])],
+            66: [orphan([])],
+            68: [change(_STOPPED, 3, "stop")],
+            71: [note("VMs are on the pages 15 s after their start, until slice 77"), late(15.0)],
+            77: [late(0.0)],
+            79: [note(f"nova-compute of {_STOPPED} restarts"), restart(f"nova-compute-{_STOPPED}")],
+            83: [note("scroogevm.py is killed and restarts"), restart_scroogevm],
+            88: [note("Placement restarts"), restart("placement")],
             _COMMON: [note(f"nova-compute of {_WRITER} has cpu_allocation_ratio=8"), write_ratio],
         }
 
@@ -266,7 +267,7 @@ class Run:
 
     def recording(self) -> dict[str, Any]:
         """What Placement saw."""
-        return self._recorder.content()
+        return {"slice_s": self._slice_s, **self._recorder.content()}
 
 
 def _lines(number: int, now_s: float, admitted: int, refused: int, rows: list[dict[str, Any]]) -> str:
@@ -292,7 +293,7 @@ def build_parser() -> Parser:
     parser.add_argument("--auto", action="store_true", help="PLACEMENT_PROVIDERS=auto instead of a list")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a setting")
     parser.add_argument("--seed", type=whole_number(0), default=1, metavar="N", help="of VMs and usage (default: 1)")
-    parser.add_argument("--slice-s", type=whole_number(5), default=6, metavar="N", help="length of a slice (6)")
+    parser.add_argument("--slice-s", type=whole_number(4), default=4, metavar="N", help="length of a slice (4)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     parser.add_argument("--record", type=Path, metavar="FILE", help="what Placement saw, for a test")
     return parser

@@ -11,7 +11,7 @@ import numpy as np
 from model.numerics import FloatArray
 
 #: vCPUs of VMs and their probabilities; memory is not what nodes lack.
-_SIZES, _OF_SIZE = (2, 4, 8), (0.5, 0.35, 0.15)
+_SIZES, _OF_SIZE = (2, 4, 8), (0.2, 0.4, 0.4)
 MB_PER_VCPU = 512
 
 #: Share of the VMs that wait for a place at the begin, before the others arrive one by one.
