@@ -43,7 +43,7 @@ class Daemons:
         stubs : sequence
             ``AGGREG_STUB_LIST``.
         providers : str or mapping
-            ``PLACEMENT_PROVIDERS``.
+            ``PLACEMENT_PROVIDERS``; empty for none: nothing is published to Placement.
         slice_s : int
         more : mapping
             Further settings, which go before the others.
@@ -57,8 +57,7 @@ class Daemons:
             "SCHED_SETTLE_S": 1,
             "SCHED_CONTENTION_CHECK_S": 5,
             "STATE_ENDPOINT": self._folder / "status.json",
-            "PLACEMENT_PROVIDERS": providers,
-            **_LOGIN,
+            **({"PLACEMENT_PROVIDERS": providers, **_LOGIN} if providers else {}),
             **more,
         }
         lines = [f"{name}='{json.dumps(v) if isinstance(v, (list, dict)) else v}'\n" for name, v in settings.items()]

@@ -33,13 +33,16 @@ from model.cli.parser import Parser, number, whole_number
 from model.common.atomic_files import write_atomically
 
 #: Slices of a "virtual day", mean life of a VM, and time in which the first VMs arrive.
-_DAY, _LIFE, _FILL = SLICES_OF_DAY, 54, 12
+_DAY, _LIFE, _FILL = SLICES_OF_DAY, 54, 24
+
+#: Ratio with which the run begins, and slices until ScroogeVM publishes: before that it only learns what VMs use.
+_FIRST_RATIO, _LEARN = 2.0, 30
 
 #: Slices that the figures leave out, slices of all runs, and slices after them in which another process writes ratios.
-_WARM_UP, _COMMON, _OTHER_WRITER = 48, 96, 15
+_WARM_UP, _COMMON, _OTHER_WRITER = 44, 84, 12
 
 #: vCPUs that are asked for per core that VMs share, and mean share of its vCPUs that a VM wants.
-_ASKED, _LEVEL = 5.5, 0.15
+_ASKED, _LEVEL = 5.0, 0.15
 
 _STALE, _ORPHAN, _STOPPED, _WRITER = "compute2", "compute1", "compute3", "compute1"
 
@@ -71,17 +74,19 @@ class Run:
 
     def prepare(self) -> None:
         """Empty the cloud and set the ratios with which the run begins."""
-        for server in self._nova.servers():
-            self._nova.delete(server.id)
-        while self._nova.servers():
-            time.sleep(1)
+        deadline = time.monotonic() + 120
+        while servers := self._nova.servers():
+            if time.monotonic() > deadline:
+                raise CloudError(f"VM {servers[0].id} of host {servers[0].host} cannot be deleted")
+            for server in servers:
+                self._nova.delete(server.id)
+            time.sleep(5)
         for host in self._sizes:
             options = self._args.lab / "etc" / f"{host}.conf"
             if options.exists() and options.read_text():
                 options.write_text("")
                 self._restart(f"nova-compute-{host}")
-            # As initial_cpu_allocation_ratio=1.0 and initial_ram_allocation_ratio=1.0 would.
-            ratios = {"VCPU": {"allocation_ratio": self._fixed or 1.0}, "MEMORY_MB": {"allocation_ratio": 1.0}}
+            ratios = {"VCPU": {"allocation_ratio": self._fixed or _FIRST_RATIO}, "MEMORY_MB": {"allocation_ratio": 1.0}}
             self._placement.change_inventories(self._providers[host], ratios)
 
     async def loop(self) -> None:
@@ -99,10 +104,7 @@ class Run:
             watcher = asyncio.create_task(self._watch(bridge))
             try:
                 if self._fixed is None:
-                    listed = {node_name(host): host for host in self._sizes}
-                    providers = "auto" if self._args.auto else listed
-                    more = {"PLACEMENT_MAX_RATIO": 8, "PLACEMENT_POLL_S": 4} | dict(self._args.set)
-                    self._daemons.configure(bridge.stubs(), providers, self._slice_s, more)
+                    self._daemons.configure(bridge.stubs(), "", self._slice_s, dict(self._args.set))
                     self._daemons.start("vmaggreg")
                     self._daemons.start("scroogevm")
                 await self._run_slices(bridge)
@@ -211,10 +213,20 @@ class Run:
         def restart(service: str) -> Callable[[], None]:
             return lambda: self._in_background(lambda: self._restart(service))
 
-        def restart_scroogevm() -> None:
-            if self._fixed is None:
-                self._in_background(lambda: self._daemons.stop("scroogevm", signal.SIGKILL))
-                self._background[-1].add_done_callback(lambda _: self._daemons.start("scroogevm"))
+        def kill_scroogevm() -> None:
+            self._daemons.stop("scroogevm", signal.SIGKILL)
+            self._daemons.start("scroogevm")
+
+        def publish() -> None:
+            listed = {node_name(host): host for host in self._sizes}
+            more = {"PLACEMENT_MAX_RATIO": 8, "PLACEMENT_POLL_S": 4} | dict(self._args.set)
+            self._daemons.stop("scroogevm")
+            providers = "auto" if self._args.auto else listed
+            self._daemons.configure(bridge.stubs(), providers, self._slice_s, more)
+            self._daemons.start("scroogevm")
+
+        def with_scroogevm(text: str, work: Callable[[], None]) -> list[Callable[[], None]]:
+            return [] if self._fixed is not None else [note(text), lambda: self._in_background(work)]
 
         def write_ratio() -> None:
             (self._args.lab / "etc" / f"{_WRITER}.conf").write_text("[DEFAULT]\ncpu_allocation_ratio = 8\n")
@@ -225,17 +237,18 @@ class Run:
 
         domain = Domain("orphan", 24, 24 * MB_PER_VCPU, "orphan")
         return {
-            52: [note(f"{_STALE} is silent until slice 57"), silence(True)],
-            54: [change(_STALE, 2, "delete")],
-            57: [silence(False)],
-            59: [note(f"{_ORPHAN} has a VM of 24 vCPUs of which nova does not know, until slice 66"), orphan([domain])],
-            66: [orphan([])],
-            68: [change(_STOPPED, 3, "stop")],
-            71: [note("VMs are on the pages 15 s after their start, until slice 77"), late(15.0)],
-            77: [late(0.0)],
-            79: [note(f"nova-compute of {_STOPPED} restarts"), restart(f"nova-compute-{_STOPPED}")],
-            83: [note("scroogevm.py is killed and restarts"), restart_scroogevm],
-            88: [note("Placement restarts"), restart("placement")],
+            _LEARN: with_scroogevm("scroogevm.py publishes to Placement from now on", publish),
+            46: [note(f"{_STALE} is silent until slice 51"), silence(True)],
+            48: [change(_STALE, 2, "delete")],
+            51: [silence(False)],
+            53: [note(f"{_ORPHAN} has a VM of 24 vCPUs of which nova does not know, until slice 59"), orphan([domain])],
+            59: [orphan([])],
+            61: [change(_STOPPED, 3, "stop")],
+            63: [note("VMs are on the pages 15 s after their start, until slice 68"), late(15.0)],
+            68: [late(0.0)],
+            70: [note(f"nova-compute of {_STOPPED} restarts"), restart(f"nova-compute-{_STOPPED}")],
+            73: with_scroogevm("scroogevm.py is killed and restarts", kill_scroogevm),
+            77: [note("Placement restarts"), restart("placement")],
             _COMMON: [note(f"nova-compute of {_WRITER} has cpu_allocation_ratio=8"), write_ratio],
         }
 
