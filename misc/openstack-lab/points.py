@@ -76,7 +76,7 @@ class Node:
         rest = {"min_unit": 1, "step_size": 1, "allocation_ratio": 1.0, "reserved": 0}
         found = {name: {"total": total, "max_unit": total, **rest} for name, total in sizes.items()}
         found["VCPU"]["reserved"] = self.reserved
-        found["VCPU"]["allocation_ratio"] = 4.0 if self.vms * _SIZE > self.vcpu else 1.0
+        found["VCPU"]["allocation_ratio"] = 4.0 if self.vms * _SIZE > self.vcpu - self.reserved else 1.0
         return found
 
 
