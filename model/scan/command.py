@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from ..cli.model_options import ModelOptions, chosen_detectors, model_settings, 
 from ..cli.progress import ProgressBar
 from ..cli.tables import print_json
 from ..common.atomic_files import staged
-from ..common.environment import Environment, SettingsError, environment
+from ..common.environment import SettingsError, environment
 from ..common.errors import UsageError
 from ..common.logs import set_up_logging
 from ..common.text import printable
@@ -145,7 +144,7 @@ def _only(tasks: Sequence[ScanTask], options: ScanOptions) -> list[ScanTask]:
 
 def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], EstimatorSettings]:
     try:
-        settings = estimator_settings(_environment(options), options.nodes, options.model)
+        settings = estimator_settings(environment(), options.nodes, options.model)
     except SettingsError as error:
         raise UsageError(str(error)) from None
     calendar = settings.calendar
@@ -158,10 +157,3 @@ def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], Estimat
     model = model_settings(settings.model, strategies, settings.historical)
     plan = ScanPlan(model, settings.model.stability, settings.store, calendar, settings.rules, first, last)
     return plan, _only([ScanTask((node,)) for node in settings.fleet], options), settings
-
-
-def _environment(options: ScanOptions) -> Environment:
-    if options.prometheus is None:
-        return environment()
-    values: Mapping[str, str | None] = {**os.environ, "PROMETHEUS_URL": options.prometheus, "INFLUXDB_URL": ""}
-    return Environment(values)
