@@ -191,6 +191,25 @@ def test_failed_node_is_tried_again_by_the_next_look(server: PlacementServer, ho
         assert reconciler.poll().updated == (host,)
 
 
+def test_hung_provider_is_not_asked_again_at_once(server: PlacementServer, host: str) -> None:
+    provider, clock = server.provider(host, VCPU=CPU), Clock()
+    release, asked = threading.Event(), list[str]()
+
+    def hook(method: str, path: str, token: str) -> None:
+        if provider in path:
+            asked.append(path)
+            clock.now_s += 1000
+            release.wait(60)
+
+    with between(server, hook) as url:
+        reconciler = PlacementReconciler(settings(url, {host: provider}), clock)
+        assert reconciler.publish([capacity_of(host, 72.0, None)]).failed == {host: "timeout"}
+        assert reconciler.poll().failed == {}, "it is not due yet"
+        assert reconciler.publish([]).failed == {}
+        release.set()
+    assert len(asked) <= 3
+
+
 # --- other writers ---------------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,12 @@ class NodeProblems:
             self._open.pop(subject, None)
             self._ended.add(subject)
 
+    def drop(self, node: str) -> None:
+        """Note that a node is no longer kept: its problems are over."""
+        for subject in [one for one in self._open if one == node or one.startswith(f"{node} ")]:
+            del self._open[subject]
+            self._ended.add(subject)
+
     def log(self, total: int) -> None:
         """Log what has changed.
 

@@ -217,6 +217,8 @@ class PlacementReconciler:
             if capacity.node in self._providers:
                 nodes[capacity.node] = self._nodes.get(capacity.node) or _Node(capacity)
                 nodes[capacity.node].capacity = capacity
+        for name in self._nodes.keys() - nodes.keys():
+            self._problems.drop(name)
         self._nodes = nodes
         return self._run_round([name for name, node in nodes.items() if not node.is_current], stop)
 
@@ -417,6 +419,8 @@ class PlacementReconciler:
     def _schedule(self, outcomes: Mapping[str, _Outcome], late: PlacementError) -> None:
         """Note what was done, and when the nodes are due again: those of a round that was too short at once."""
         now = self._clock()
+        with self._lock:
+            hung = frozenset(self._in_progress)
         for name, outcome in outcomes.items():
             node = self._nodes[name]
             if isinstance(outcome, _Success):
@@ -424,7 +428,7 @@ class PlacementReconciler:
                 node.state = "skipped" if outcome.skipped else "kept"
             elif outcome is not None:
                 node.state = "failed"
-            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late)
+            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late) and name not in hung
             # Not all at the same moment.
             node.due_s = now if is_late else now + self._settings.poll_s * random.uniform(0.5, 1.5)  # noqa: S311
 
