@@ -7,6 +7,9 @@ from typing import Any
 
 from cloud import Placement
 
+#: What is recorded of a slice of a host.
+_FIELDS = ("slice", "host", "state", "free", "booked_now", "config")
+
 
 class Recorder:
     """Compares allocations with those it saw before.
@@ -23,7 +26,7 @@ class Recorder:
         self._seen: dict[str, dict[str, dict[str, int]]] = {name: {} for name in providers}
         self._numbers: dict[str, int] = {}
         self._events: list[list[Any]] = []
-        self._slices: list[Mapping[str, Any]] = []
+        self._slices: list[list[Any]] = []
         self._inventories = {name: placement.provider(identity).inventories for name, identity in providers.items()}
 
     def look(self, now_s: float) -> None:
@@ -39,9 +42,12 @@ class Recorder:
             self._seen[name] = now
 
     def note_slice(self, row: Mapping[str, Any]) -> None:
-        """Note what was published of a node, and what its VMs used, in a slice."""
-        self._slices.append(row)
+        """Note what was published of a node in a slice."""
+        self._slices.append([row[name] for name in _FIELDS])
 
     def content(self) -> dict[str, Any]:
-        """Inventories at the begin; events as [s, provider, consumer, resources], empty when it is gone; slices."""
+        """Inventories at the begin; events as [s, provider, consumer, resources], empty when it is gone; slices.
+
+        Those are lists of the figures :data:`_FIELDS`.
+        """
         return {"inventories": self._inventories, "events": self._events, "slices": self._slices}

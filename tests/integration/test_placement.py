@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from model.publishers.placement.reconciler import PlacementReconciler
 from model.publishers.settings import PlacementSettings, Token, placement_settings
 from model.status import Figures, NodeStatus, ResourceStatus
 from model.store.sqlite import SqliteStore
-from tests.support.placement import capacity_of
+from tests.support.placement import Clock, between, capacity_of, place, settings
 from tests.support.servers import PlacementServer, free_port, placement_server, wait_for
 from tests.unit.estimator.support import FIRST, NODES, LiveRun, settings_for, write_slice
 
@@ -38,8 +38,6 @@ OTHERS = {
     "DISK_GB": {"total": 99, "reserved": 7, "min_unit": 3, "max_unit": 90, "step_size": 3, "allocation_ratio": 1.7},
 }
 
-Hook = Callable[[str, str, str], "tuple[int, str] | None"]
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
@@ -51,16 +49,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer
 @pytest.fixture
 def name() -> str:
     return f"host-{uuid.uuid4().hex[:8]}"
-
-
-def settings(url: str, providers: dict[str, str], **others: Any) -> PlacementSettings:
-    return PlacementSettings(
-        **{
-            **{"providers": providers, "login": Token(url, "admin"), "ca_file": ""},
-            **{"timeout_s": 20.0, "round_timeout_s": 120.0, "least_ratio": 1.0, "most_ratio": 16.0},
-            **others,
-        }
-    )
 
 
 def ratios(server: PlacementServer, provider: str) -> tuple[float, float]:
@@ -85,56 +73,6 @@ def allocate(server: PlacementServer, provider: str) -> None:
     }
     server.call("PUT", f"/allocations/{consumer}", body)
     server.call("DELETE", f"/allocations/{consumer}")
-
-
-class Clock:
-    """Stands still unless a test moves it."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@contextlib.contextmanager
-def between(server: PlacementServer, hook: Hook) -> Iterator[str]:
-    """The URL of a proxy in front of the server; a response of the hook replaces the server's."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, text = hook(self.command, self.path, self.headers.get("X-Auth-Token", "")) or self.forward(body)
-            with contextlib.suppress(OSError):
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-        do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815  # names of the library's
-
-        def forward(self, body: bytes) -> tuple[int, str]:
-            names = ("X-Auth-Token", "OpenStack-API-Version", "Content-Type")
-            headers = {name: self.headers[name] for name in names if name in self.headers}
-            request = urllib.request.Request(server.url + self.path, body or None, headers, method=self.command)
-            try:
-                with urllib.request.urlopen(request, timeout=30) as response:
-                    return response.status, response.read().decode()
-            except urllib.error.HTTPError as error:
-                return error.code, error.read().decode()
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_address[1]}"
-    finally:
-        listening.shutdown()
-        listening.server_close()
 
 
 # --- written ratios ----------------------------------------------------------------------------------
@@ -263,20 +201,6 @@ def test_placement_accepts_exactly_the_vcpus_of_the_capacity(server: PlacementSe
 
 
 # --- what is booked now --------------------------------------------------------------------------------
-
-
-def place(server: PlacementServer, provider: str, vcpus: int, memory_mb: int) -> str:
-    """Allocate for a new consumer, as nova does; empty when Placement refuses it."""
-    consumer = str(uuid.uuid4())
-    resources = {"VCPU": vcpus, "MEMORY_MB": memory_mb}
-    about = {"project_id": "p", "user_id": "u", "consumer_generation": None, "consumer_type": "INSTANCE"}
-    try:
-        body = {"allocations": {provider: {"resources": resources}}, **about}
-        server.call("PUT", f"/allocations/{consumer}", body)
-    except urllib.error.HTTPError as error:
-        assert error.code == 409
-        return ""
-    return consumer
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class _Node:
     done_s, due_s : float
         When that was, and when the provider is looked at again, monotonic seconds.
     state : str
-        ``kept``, ``skipped`` or ``failed``; empty before the first update.
+        ``kept``, ``skipped`` or ``failed``, of the last update; empty before the first one.
     """
 
     capacity: NodeCapacity
@@ -152,6 +152,11 @@ class _Node:
     done_s: float = -math.inf
     due_s: float = -math.inf
     state: str = ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was published since the provider was brought up to date."""
+        return self.state != "failed" and self.capacity == self.done
 
     def priority(self) -> tuple[bool, float]:
         """Nodes of which less is free go first, then those that waited longest."""
@@ -213,7 +218,7 @@ class PlacementReconciler:
                 nodes[capacity.node] = self._nodes.get(capacity.node) or _Node(capacity)
                 nodes[capacity.node].capacity = capacity
         self._nodes = nodes
-        return self._run_round([name for name, node in nodes.items() if node.capacity != node.done], stop)
+        return self._run_round([name for name, node in nodes.items() if not node.is_current], stop)
 
     def poll(self, stop: threading.Event | None = None) -> ReconcileResult:
         """Look at the providers that are due, and at those that a round left.
@@ -418,7 +423,7 @@ class PlacementReconciler:
                 node.done, node.done_s = node.capacity, now
                 node.state = "skipped" if outcome.skipped else "kept"
             elif outcome is not None:
-                node.done, node.state = None, "failed"
+                node.state = "failed"
             is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late)
             # Not all at the same moment.
             node.due_s = now if is_late else now + self._settings.poll_s * random.uniform(0.5, 1.5)  # noqa: S311
