@@ -39,7 +39,10 @@ _DAY, _LIFE, _FILL = SLICES_OF_DAY, 54, 24
 _FIRST_RATIO, _LEARN = 2.0, 30
 
 #: Slices that the figures leave out, slices of all runs, and slices after them in which another process writes ratios.
-_WARM_UP, _COMMON, _OTHER_WRITER = 44, 84, 12
+_WARM_UP, _COMMON, _OTHER_WRITER = 44, 84, 24
+
+#: Slices in which VMs arrive.
+_ARRIVALS = 96
 
 #: vCPUs that are asked for per core that VMs share, and mean share of its vCPUs that a VM wants.
 _ASKED, _LEVEL = 5.0, 0.15
@@ -59,7 +62,7 @@ class Run:
         session = log_in()
         self._nova, self._placement = Nova(session), Placement(session)
         self._providers = self._placement.providers()
-        run_s = (_COMMON + _OTHER_WRITER) * self._slice_s
+        run_s = _ARRIVALS * self._slice_s
         shared = sum(cores - dedicated for cores, _, dedicated in self._sizes.values())
         self._begin_s = 0
         self._usage = Usage(args.seed, run_s + 60, _DAY * self._slice_s, _LEVEL)
@@ -257,14 +260,16 @@ class Run:
         counted = [row for row in self._rows if _WARM_UP <= row["slice"] < _COMMON]
         after = [row for row in self._rows if row["slice"] >= _COMMON]
         cores = sum(row["cores"] for row in counted)
-        vcpus = {one.name: one.vcpus for one in self.customers.admitted}
+        # The other writer's slices are in no run with a fixed ratio.
+        end_s = _COMMON * self._slice_s
+        vcpus = [one.vcpus for one in self.customers.admitted if one.at_s < end_s]
         return {
             "ratio": self._fixed,
             "seed": self._args.seed,
             "slice_s": self._slice_s,
             "figures": {
                 "vms_admitted": len(vcpus),
-                "vcpus_admitted": sum(vcpus.values()),
+                "vcpus_admitted": sum(vcpus),
                 "vms_refused": self.customers.refused,
                 "sold": round(sum(row["used_vcpu"] for row in counted) / cores, 3),
                 "used": round(sum(row["used"] for row in counted) / cores, 3),
