@@ -29,7 +29,19 @@ SHARED = ROOT.parent / "shared"
 
 TraceObject = dict[str, Any]
 
-_SETTINGS = ("AGGREG", "BALLOONING", "INFLUXDB", "LIBVIRT", "METRICS", "OS_", "PLACEMENT", "SCHED", "STATE", "STORE")
+_SETTINGS = (
+    "AGGREG",
+    "BALLOONING",
+    "INFLUXDB",
+    "LIBVIRT",
+    "METRICS",
+    "OS_",
+    "PLACEMENT",
+    "PROMETHEUS",
+    "SCHED",
+    "STATE",
+    "STORE",
+)
 _buckets = itertools.count()
 
 #: Marks the processes that the tests start: those that are left at the end make the run fail.

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 import numpy as np
 
 from misc.tracesources.grid import (
@@ -25,20 +22,20 @@ from misc.tracesources.grid import (
     trace_config,
     utc,
 )
-from misc.tracesources.prometheus_contention import DomainContention, node_contention
-from model.common.errors import system_words
-from model.common.threads import call_with_timeout
 from model.numerics import FloatArray
+from model.store.base import StoreUnavailable
+from model.store.prometheus_contention import checked_domain_waits, checked_node_waits
+from model.store.prometheus_queries import quoted
+from model.store.prometheus_server import Access, PrometheusServer
+from model.store.prometheus_server import Grid as ServerGrid
 
 _MB = 2**20
 
-#: Servers reject queries with more points per series.
-_MOST_POINTS = 11_000
-_MAX_RESPONSE_BYTES = 2**29
 #: The window of a rate spans so many scrapes, so that one or two may fail.
 _SCRAPES_PER_RATE = 4
 #: libvirt's states "shut off" and "crashed".
 _OFF_STATES = (5.0, 6.0)
+_WAIT, _RUN = "libvirt_domain_vcpu_delay_seconds_total", "libvirt_domain_vcpu_time_seconds_total"
 _STATE_METRICS = ("libvirt_domain_state_code", "libvirt_domain_info_vstate", "libvirt_domain_info_state")
 _BALLOON_METRICS = (
     "libvirt_domain_memory_stats_actual_balloon_bytes",
@@ -77,51 +74,12 @@ class PrometheusOptions:
     end: float
 
 
-class _Series(msgspec.Struct):
-    metric: dict[str, str]
-    values: list[tuple[float, str]]
+class _Reader:
+    """Runs range queries whose result has a series per domain, or one."""
 
-
-class _Data(msgspec.Struct):
-    result: list[_Series]
-
-
-class _Response(msgspec.Struct):
-    status: str
-    data: _Data | None = None
-    error: str = ""
-    warnings: list[str] = []
-
-
-class PrometheusServer:
-    """Runs range queries on a Prometheus server.
-
-    Parameters
-    ----------
-    url : str
-        With the path prefix, if there is one.
-    token : str or None
-        Sent as bearer token.
-    timeout_s : float
-        For each query in total.
-    """
-
-    def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
-        import requests
-
-        parts = urlsplit(url)
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-        self.warnings: list[str] = []
-        self._url = f"{url.rstrip('/')}/api/v1/query_range"
-        self._timeout_s = timeout_s
-        self._session = requests.Session()
-        if token is not None:
-            # As `auth`: an entry in .netrc would replace a header.
-            self._session.auth = _Bearer(token)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._session.close()
+    def __init__(self, server: PrometheusServer) -> None:
+        self._server = server
+        self.name = server.name
 
     def query_range(self, query: str, first_s: int, points: int, step_s: int) -> dict[str, FloatArray]:
         """Evaluate a query at ``points`` instants, the first one at ``first_s``.
@@ -135,90 +93,11 @@ class PrometheusServer:
         ------
         ConversionError
         """
-        result: dict[str, FloatArray] = {}
-        for offset in range(0, points, _MOST_POINTS):
-            start_s = first_s + offset * step_s
-            count = min(_MOST_POINTS, points - offset)
-            end_s = start_s + (count - 1) * step_s
-            for series in self._query({"query": query, "start": start_s, "end": end_s, "step": step_s}):
-                whole = result.setdefault(series.metric.get("domain", ""), np.full(points, np.nan))
-                for stamp, text in series.values:
-                    place = round((stamp - first_s) / step_s)
-                    if not offset <= place < offset + count:
-                        raise ConversionError(f"{self.name}: a value for a time outside the query, {stamp:.0f}")
-                    try:
-                        value = float(text)
-                    except ValueError:
-                        raise ConversionError(f"{self.name}: {text[:40]!r} is not a sample value") from None
-                    if math.isfinite(value):
-                        whole[place] = value
-        return result
-
-    def _query(self, params: dict[str, Any]) -> list[_Series]:
-        status, body = self._get(params)
         try:
-            response = msgspec.json.decode(body, type=_Response)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if status != 200:
-                raise ConversionError(f"{self.name}: HTTP status {status}") from None
-            start = body[:40].decode(errors="replace")
-            raise ConversionError(f"{self.name}: not the response of a Prometheus server: {start!r}") from None
-        if status != 200 or response.status != "success" or response.data is None:
-            raise ConversionError(
-                f"{self.name}: HTTP status {status}, {response.error[:300] or 'no data in the response'}"
-            )
-        self.warnings += [warning for warning in response.warnings if warning not in self.warnings]
-        return response.data.result
-
-    def _get(self, params: dict[str, Any]) -> tuple[int, bytes]:
-        """Status and body of a response.
-
-        The timeout of requests applies to each read, and a slow server could send for ever; hence the limit for the
-        whole query.
-        """
-        import requests
-
-        try:
-            return call_with_timeout(lambda: self._download(params), self._timeout_s, "prometheus query")
-        except (TimeoutError, requests.Timeout):
-            raise ConversionError(f"{self.name}: no complete response within {self._timeout_s:g} s") from None
-        except ConversionError:
-            raise
-        except Exception as error:
-            raise ConversionError(f"{self.name}: {_reason(error)}") from None
-
-    def _download(self, params: dict[str, Any]) -> tuple[int, bytes]:
-        body = bytearray()
-        with self._session.get(self._url, params=params, timeout=self._timeout_s, stream=True) as response:
-            for piece in response.iter_content(2**16):
-                body += piece
-                if len(body) > _MAX_RESPONSE_BYTES:
-                    raise ConversionError(f"{self.name}: a response of more than {_MAX_RESPONSE_BYTES} bytes")
-            return response.status_code, bytes(body)
-
-
-class _Bearer:
-    """Adds a bearer token to a request."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: Any) -> Any:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-def _reason(error: BaseException) -> str:
-    """The message of the system; the one of a library may hold a password."""
-    for _errno, message in system_words(error):
-        return message
-    return f"no response ({type(error).__name__})"
-
-
-def quoted(text: str) -> str:
-    """Quote a string literal of PromQL."""
-    escaped = text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'"{escaped}"'
+            found = self._server.query_range(query, ServerGrid(first_s, points, step_s))
+        except StoreUnavailable as error:
+            raise ConversionError(str(error)) from None
+        return {series.labels.get("domain", ""): series.values for series in found}
 
 
 def same_host(instance: str) -> str:
@@ -235,11 +114,14 @@ def convert_prometheus(data: PrometheusOptions, options: TraceOptions) -> Conver
     ConversionError
     """
     token = _read_token(data.bearer_token_file)
-    with contextlib.closing(PrometheusServer(data.server, token, data.timeout_s)) as server:
-        return _convert(server, data, options)
+    access = Access(data.server, token or "", timeout_s=data.timeout_s)
+    with contextlib.closing(PrometheusServer(access, takes_partial=True)) as server:
+        conversion = _convert(_Reader(server), data, options)
+        notes = [f"{server.name} warns: {warning}" for warning in server.warnings]
+    return replace(conversion, notes=[*conversion.notes, *notes])
 
 
-def _convert(server: PrometheusServer, data: PrometheusOptions, options: TraceOptions) -> Conversion:
+def _convert(server: _Reader, data: PrometheusOptions, options: TraceOptions) -> Conversion:
     grid = Grid.within(data.start, data.end, options)
     node_label = f"instance={quoted(data.node_instance)}"
     rate_s = data.rate_s or _rate_window(server, node_label, grid)
@@ -258,7 +140,7 @@ def _convert(server: PrometheusServer, data: PrometheusOptions, options: TraceOp
     available_mb = query_one(f"max(node_memory_MemAvailable_bytes{{{node_label}}})") / _MB
     cpu_usage = query_one(f"sum(max by (cpu, mode) (rate({node_cpu}[{rate_s}s])))")
     cores = query_one(f"count(count by (cpu) (node_cpu_seconds_total{{{node_label}}}))")
-    contention = node_contention(query_one, node_label, rate_s, grid.step_s, cores, cpu_usage)
+    contention = _node_waits(query_one, node_label, rate_s, grid.step_s, cores, cpu_usage)
     node = Machine(
         present=always,
         cpu_config=cores,
@@ -283,15 +165,67 @@ def _convert(server: PrometheusServer, data: PrometheusOptions, options: TraceOp
         "step_s": options.step_s,
         "hold": options.hold,
     }
-    waits = DomainContention.read(query, label, node_label, rate_s)
+    waits = _DomainWaits.read(query, label, node_label, rate_s)
     vms = _convert_domains(query, label, rate_s, grid, options.hold, waits)
     if vms is None:
         raise ConversionError(f"{server.name}: no metric of a libvirt exporter with {label} in the period")
-    notes = [f"{server.name} warns: {warning}" for warning in server.warnings]
-    return Conversion(trace_config(options), meta, grid, grid.step_s, node, vms, notes)
+    return Conversion(trace_config(options), meta, grid, grid.step_s, node, vms, [])
 
 
-def _rate_window(server: PrometheusServer, node_label: str, grid: Grid) -> int:
+def _node_waits(
+    query: Callable[[str], FloatArray], label: str, rate_s: int, step_s: int, cores: FloatArray, usage: FloatArray
+) -> dict[str, FloatArray]:
+    """Pressure, waits and memory trouble of a node; ``oom_kills`` is the number per step."""
+
+    def rate(metric: str) -> FloatArray:
+        return query(f"max(rate({metric}{{{label}}}[{rate_s}s]))")
+
+    rates = {
+        "psi_cpu": rate("node_pressure_cpu_waiting_seconds_total"),
+        "psi_memory": rate("node_pressure_memory_stalled_seconds_total"),
+        "swap_in": rate("node_vmstat_pswpin"),
+        "queue": query(f"sum(max by (cpu) (rate(node_schedstat_waiting_seconds_total{{{label}}}[{rate_s}s])))"),
+    }
+    return {**checked_node_waits(rates, cores, usage), "oom_kills": rate("node_vmstat_oom_kill") * step_s}
+
+
+@dataclass(frozen=True, slots=True)
+class _DomainWaits:
+    """Rates of the vCPUs of domains.
+
+    Attributes
+    ----------
+    waits, runs, numbers : mapping of domain to (n,) float64
+        Sums of waiting and running, cores, and the number of vCPUs that wait.
+    """
+
+    waits: Mapping[str, FloatArray]
+    runs: Mapping[str, FloatArray]
+    numbers: Mapping[str, FloatArray]
+
+    @classmethod
+    def read(
+        cls, query: Callable[[str], Mapping[str, FloatArray]], libvirt_label: str, node_label: str, rate_s: int
+    ) -> _DomainWaits:
+        """Read the rates from the libvirt exporter, otherwise from node_exporter, which may serve a textfile."""
+
+        def rates(metric: str) -> str:
+            by_vcpu = [
+                f"max by (domain, vcpu) (rate({metric}{{{label}}}[{rate_s}s]))" for label in (libvirt_label, node_label)
+            ]
+            return f"by (domain) ({' or '.join(by_vcpu)})"
+
+        return cls(query(f"sum {rates(_WAIT)}"), query(f"sum {rates(_RUN)}"), query(f"count {rates(_WAIT)}"))
+
+    def fields(self, domain: str, vcpus: FloatArray, usage: FloatArray) -> dict[str, FloatArray]:
+        """``cpu_wait`` and ``cpu_wait_share`` of a domain; NaN where its figures contradict each other."""
+        if domain not in self.waits:
+            return {}
+        run = self.runs.get(domain, usage)
+        return checked_domain_waits(self.waits[domain], run, self.numbers[domain], vcpus, usage)
+
+
+def _rate_window(server: _Reader, node_label: str, grid: Grid) -> int:
     """Window of rates, s: four scrape intervals of this server, and at least a step."""
     count = f"max(count_over_time(node_memory_MemTotal_bytes{{{node_label}}}[{grid.slice_s}s]))"
     scrapes = server.query_range(count, grid.start_s + grid.slice_s, grid.slices, grid.slice_s).get("")
@@ -310,7 +244,7 @@ def _convert_domains(
     rate_s: int,
     grid: Grid,
     hold: int,
-    waits: DomainContention,
+    waits: _DomainWaits,
 ) -> dict[str, Machine] | None:
     """The domains of a hypervisor, or None if the server has no metric of its exporter."""
 

@@ -119,7 +119,7 @@ def aggregator_settings(env: Environment) -> AggregatorSettings:
     fetch_delay_s = env.read(FETCH_DELAY)
     if 0 < fetch_delay_s < _SHORTEST_DELAY_S:
         env.fault(FETCH_DELAY, f"is neither 0 nor at least {_SHORTEST_DELAY_S}")
-    store = store_settings(env)
+    store = store_settings(env, written=True)
     settings = AggregatorSettings(
         stubs=stubs,
         fetch_delay_s=fetch_delay_s,

@@ -34,6 +34,7 @@ _TITLES = (
     "Ballooning (vmballooning.py)",
     "All daemons",
     "Store (all daemons)",
+    "Prometheus of the site, instead of a store (scroogevm.py, vmballooning.py)",
     "misc/influxdb.sh only",
 )
 

@@ -44,7 +44,7 @@ def run_check(options: CheckOptions) -> int:
 def _check_store(settings: EstimatorSettings) -> list[Check]:
     """A row per node, if the store can be read, and one for the store."""
     name = store_name(settings.store)
-    if settings.store.influx is None and not settings.store.path.expanduser().exists():
+    if settings.store.is_embedded and not settings.store.path.expanduser().exists():
         return [(name, False, "does not exist yet; vmaggreg.py creates it")]
     try:
         store = open_store(settings.store)

@@ -390,7 +390,7 @@ def _check_files(env: Environment, settings: EstimatorSettings) -> None:
     files: dict[Setting[str], Path] = {STATE_ENDPOINT: settings.status.path, CHECKPOINT_PATH: settings.checkpoint_path}
     if settings.checkpoint_path.is_dir():
         env.fault(CHECKPOINT_PATH, f"{settings.checkpoint_path} is a folder, not a file")
-    if settings.store.influx is None:
+    if settings.store.is_embedded:
         files[STORE_PATH] = settings.store.path
     if settings.placement is not None and settings.placement.state_path is not None:
         files[PLACEMENT_STATE_PATH] = settings.placement.state_path

@@ -27,6 +27,10 @@ def open_store(settings: StoreSettings) -> Store:
     StoreRefused
         When the file of the embedded store is not a store.
     """
+    if settings.prometheus is not None:
+        from .prometheus import PrometheusStore
+
+        return PrometheusStore(settings.prometheus)
     if settings.influx is None:
         store = SqliteStore(settings.path, settings.retention_s)
         try:
@@ -51,7 +55,7 @@ def check_store(settings: StoreSettings) -> tuple[bool, str]:
         When the file of the embedded store exists and is not a store.
     """
     path = settings.path.expanduser().absolute()
-    if settings.influx is None and identity(path) is None:
+    if settings.is_embedded and identity(path) is None:
         return _check_missing_file(path)
     with contextlib.closing(open_store(settings)) as store:
         return ask_store(store)
@@ -76,4 +80,6 @@ def ask_store(store: Store) -> tuple[bool, str]:
 
 def store_name(settings: StoreSettings) -> str:
     """Name of the store for messages: its file, or its URL without a password."""
+    if settings.prometheus is not None:
+        return f"store {without_password(settings.prometheus.access.url)}"
     return f"store {settings.path}" if settings.influx is None else f"store {without_password(settings.influx.url)}"

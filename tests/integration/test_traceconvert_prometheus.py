@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from misc.tracesources import prometheus as prometheus_source
+from model.store import prometheus_server as client
 from tests.conftest import strict_json
 from tests.support.conversion import Converter, prometheus_arguments, row_of
+from tests.support.prometheus import OpenMetrics, prometheus_server
 
 
 @pytest.fixture
@@ -29,22 +25,17 @@ GB = 2**30
 ODD_NAME = 'odd"name\\{1}'
 
 
-class OpenMetrics:
-    """Text for ``promtool tsdb create-blocks-from openmetrics``, family by family."""
+class _Pages:
+    """Series whose times are seconds since P0."""
 
     def __init__(self) -> None:
-        self._families: dict[str, list[str]] = {}
+        self._pages = OpenMetrics(range(P0 - 600, P0 + 7201, SCRAPE_S))
 
     def add(self, name: str, labels: dict[str, str], value: Callable[[int], float | None]) -> None:
-        """Add a series; ``value`` maps seconds since P0 to the sample, None where a scrape is missing."""
-        inside = ",".join(f"{key}={prometheus_source.quoted(text)}" for key, text in labels.items())
-        for t in range(-600, 7201, SCRAPE_S):
-            sample = value(t)
-            if sample is not None:
-                self._families.setdefault(name, []).append(f"{name}{{{inside}}} {sample!r} {P0 + t}")
+        self._pages.add(name, labels, lambda time_s: value(int(time_s) - P0))
 
     def text(self) -> str:
-        return "\n".join([*(line for family in self._families.values() for line in family), "# EOF\n"])
+        return self._pages.text()
 
 
 def counter(rate: float, second_hour: float | None = None) -> Callable[[int], float]:
@@ -67,7 +58,7 @@ def history() -> str:
     The node uses 0.5 + 3 x 0.25 (user) + 4 x 0.125 (system) = 1.75 cores; in the second hour one CPU's user
     time grows by 0.75 instead of 0.25: 2.25 cores. Memory: 16 GB, of which 12, then 8 GB are available.
     """
-    page = OpenMetrics()
+    page = _Pages()
     for instance, job, factor in (("w1:9100", "node", 1.0), ("w1:9100", "again", 1.0), ("w2:9100", "node", 8.0)):
         labels = {"instance": instance, "job": job}
         for cpu in range(4):
@@ -147,55 +138,8 @@ def history() -> str:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prometheus server with the history above."""
-    tools = {name: shutil.which(name) for name in ("prometheus", "promtool")}
-    if None in tools.values():
-        pytest.skip("prometheus and promtool are not installed (Debian package prometheus)")
-    folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "history.om").write_text(history())
-    (folder / "prometheus.yml").write_text("global: {}\n")
-    subprocess.run(
-        [str(tools["promtool"]), "tsdb", "create-blocks-from", "openmetrics", folder / "history.om", folder / "data"],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    log = folder / "log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [
-                str(tools["prometheus"]),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                "--storage.tsdb.retention.time=100y",
-                f"--web.listen-address={address}",
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while not responds(f"http://{address}/-/ready"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"prometheus did not start: {log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        yield f"http://{address}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(20)
-
-
-def responds(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    with prometheus_server(tmp_path_factory.mktemp("prometheus"), history()) as url:
+        yield url
 
 
 def test_node_has_the_known_rates(convert: Converter, prometheus: str) -> None:
@@ -287,7 +231,7 @@ def test_long_periods_are_queried_in_pieces(
     convert: Converter, prometheus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = convert.json(*prometheus_arguments(prometheus), "--step-s", "60")
-    monkeypatch.setattr(prometheus_source, "_MOST_POINTS", 7)
+    monkeypatch.setattr(client, "MOST_POINTS", 7)
     assert convert.json(*prometheus_arguments(prometheus), "--step-s", "60") == whole
 
 

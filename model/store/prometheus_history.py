@@ -1,0 +1,73 @@
+"""Reads a long time of many nodes, group by group: the memory that it takes depends on the group alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..samples import Period
+from .prometheus_groups import DOMAINS_PER_NODE, GroupReader
+from .prometheus_nodes import Node
+from .prometheus_queries import LIBVIRT_QUERIES, MEMORY_QUERIES, NODE_QUERIES, SIZE_QUERIES
+from .prometheus_samples import DomainRows, add_bookings, build_period, domain_rows, lookback_points, node_rows
+from .prometheus_server import Grid
+
+#: Share of the samples of one query that a figure of a group may have: several figures are held at once.
+_SHARE = 8
+
+
+def read_history(
+    reader: GroupReader, nodes: Sequence[Node], grid: Grid, vm_grid: Grid, start_s: float, max_samples: int
+) -> Iterator[tuple[str, Period]]:
+    """The samples of each node.
+
+    Parameters
+    ----------
+    reader : GroupReader
+    nodes : sequence of Node
+    grid, vm_grid : Grid
+        Of the figures of nodes and of domains.
+    start_s : float
+        Begin of the period, Unix seconds.
+    max_samples : int
+        Of one query.
+
+    Raises
+    ------
+    StoreUnavailable
+    """
+    if not grid.points or not nodes:
+        return
+    grid, vm_grid = _extended(grid), _extended(vm_grid)
+    size = max(1, max_samples // _SHARE // (vm_grid.points * DOMAINS_PER_NODE))
+    for first in range(0, len(nodes), size):
+        group = nodes[first : first + size]
+        figures = reader.figures(group, grid, NODE_QUERIES)
+        of_libvirt = reader.figures(group, vm_grid, {**LIBVIRT_QUERIES, **SIZE_QUERIES, **MEMORY_QUERIES})
+        split = reader.split(group, grid, vm_grid, figures, of_libvirt, {})
+        del figures, of_libvirt
+        for node, (series, of_domains) in zip(group, split, strict=True):
+            rows = node_rows(grid, series)
+            places = _places(grid, vm_grid)
+            # The size of the node at the points of its domains.
+            back = np.clip(np.searchsorted(grid.times_s, vm_grid.times_s), 0, grid.points - 1)
+            of_vms = domain_rows(vm_grid, of_domains, rows.fields["cpu"][back], rows.fields["mem"][back])
+            domains = _repeated(of_vms, places)
+            add_bookings(rows, domains)
+            yield node.name, build_period(grid, rows, domains, start_s)
+
+
+def _extended(grid: Grid) -> Grid:
+    before = lookback_points(grid.step_s)
+    return Grid(grid.first_s - before * grid.step_s, grid.points + before, grid.step_s)
+
+
+def _places(grid: Grid, vm_grid: Grid) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """The first point of the domains that is not before each point of the node: its rate covers that time."""
+    return np.clip(np.searchsorted(vm_grid.times_s, grid.times_s), 0, vm_grid.points - 1)
+
+
+def _repeated(rows: DomainRows, places: np.ndarray[tuple[int], np.dtype[np.intp]]) -> DomainRows:
+    fields = {name: values[:, places] for name, values in rows.fields.items()}
+    return DomainRows(rows.names, rows.known[places], rows.present[:, places], fields)

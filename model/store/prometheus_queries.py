@@ -1,0 +1,307 @@
+"""PromQL for groups of nodes. Every value from outside is quoted by :func:`quoted`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_MATCHER = re.compile(rf'\s*({_NAME.pattern})\s*(=~|!~|!=|=)\s*"((?:[^"\\\n]|\\.)*)"\s*(,|$)')
+_ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "t": "\t"}
+
+#: Time of the guests, which the mode "user" contains.
+_GUEST_MODES = ("guest", "guest_nice")
+
+_STATES = ("libvirt_domain_state_code", "libvirt_domain_info_vstate", "libvirt_domain_info_state")
+_VCPUS = "libvirt_domain_info_virtual_cpus"
+_MEMORY_TOTAL = "node_memory_MemTotal_bytes"
+_WAIT, _RUN = "libvirt_domain_vcpu_delay_seconds_total", "libvirt_domain_vcpu_time_seconds_total"
+
+#: What a VM has now; the first one that exists and is not 0 counts, as in the aggregator.
+_ALLOCATIONS = (
+    "libvirt_domain_memory_stats_actual_balloon_bytes",
+    "libvirt_domain_memory_stats_current_balloon_bytes",
+    "libvirt_domain_info_memory_usage_bytes",
+    "libvirt_domain_info_maximum_memory_bytes",
+)
+
+#: A sample is not older than this number of steps.
+_FRESH_STEPS = 2.5
+
+
+def quoted(text: str) -> str:
+    """Quote a string literal of PromQL."""
+    escaped = text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'"{escaped}"'
+
+
+def is_label_name(text: str) -> bool:
+    """Whether this can be the name of a label."""
+    return _NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """A condition on a label.
+
+    Attributes
+    ----------
+    label : str
+    operator : str
+        ``=``, ``!=``, ``=~`` or ``!~``.
+    value : str
+    """
+
+    label: str
+    operator: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.label}{self.operator}{quoted(self.value)}"
+
+
+def parse_matchers(text: str) -> tuple[Matcher, ...]:
+    """Parse matchers as they stand in a selector, such as ``cluster="a",env!="test"``.
+
+    Raises
+    ------
+    ValueError
+    """
+    found, at = [], 0
+    while at < len(text):
+        match = _MATCHER.match(text, at)
+        if match is None:
+            raise ValueError(f'{text[at : at + 40]!r} is not a matcher such as cluster="a"')
+        value = re.sub(r"\\(.)", lambda escape: _unescaped(escape[1]), match[3])
+        if "~" in match[2]:
+            _check_pattern(value)
+        found.append(Matcher(match[1], match[2], value))
+        at = match.end()
+    return tuple(found)
+
+
+def _unescaped(character: str) -> str:
+    if character not in _ESCAPES:
+        raise ValueError(f"\\{character} is not an escape of a matcher")
+    return _ESCAPES[character]
+
+
+def _check_pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        raise ValueError(f"{text[:40]!r} is not a regular expression") from None
+
+
+def any_of(label: str, values: Sequence[str]) -> Matcher:
+    """The matcher of a label that has one of these values."""
+    if len(values) == 1:
+        return Matcher(label, "=", values[0])
+    return Matcher(label, "=~", "|".join(map(re.escape, values)))
+
+
+def select(metric: str, *matchers: Matcher) -> str:
+    """An instant selector."""
+    return f"{metric}{{{','.join(map(str, matchers))}}}"
+
+
+def select_any(metrics: Sequence[str], *matchers: Matcher) -> str:
+    """An instant selector of several metrics."""
+    return f"{{{','.join(map(str, (any_of('__name__', metrics), *matchers)))}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The targets that a query asks for.
+
+    Attributes
+    ----------
+    label : str
+        The label that names them.
+    nodes, libvirts : tuple of str
+        Its values at the node exporters and at the libvirt exporters.
+    extra : tuple of Matcher
+        Of all series.
+    step_s : int
+    """
+
+    label: str
+    nodes: tuple[str, ...]
+    libvirts: tuple[str, ...]
+    extra: tuple[Matcher, ...]
+    step_s: int
+
+    def node(self, metric: str, *more: Matcher) -> str:
+        """A selector of a metric of node_exporter."""
+        return select(metric, any_of(self.label, self.nodes), *more, *self.extra)
+
+    def libvirt(self, metric: str) -> str:
+        """A selector of a metric of the libvirt exporter."""
+        return select(metric, any_of(self.label, self.libvirts), *self.extra)
+
+    def libvirt_any(self, metrics: Sequence[str]) -> str:
+        """A selector of several metrics of the libvirt exporter."""
+        return select_any(metrics, any_of(self.label, self.libvirts), *self.extra)
+
+    def fresh(self, selector: str) -> str:
+        """The series of a selector without those that ended: a server shows their last sample for five minutes."""
+        return f"({selector} and (timestamp({selector}) > time() - {_FRESH_STEPS * self.step_s:g}))"
+
+    def by(self, aggregation: str, expression: str, *labels: str) -> str:
+        """Aggregate by target and further labels: two jobs may scrape the same exporter."""
+        return f"{aggregation} by ({','.join((self.label, *labels))}) ({expression})"
+
+
+Query = Callable[[Scope], str]
+
+
+def _of_node(metric: str, aggregation: str = "max") -> Query:
+    return lambda scope: scope.by(aggregation, scope.node(metric))
+
+
+def _of_domain(metric: str, aggregation: str = "max") -> Query:
+    return lambda scope: scope.by(aggregation, scope.libvirt(metric), "domain")
+
+
+def _first_of(metrics: Sequence[str], aggregation: str = "max", *, fresh: bool = False) -> Query:
+    """Of each domain the first of these metrics that it has; 0 bytes are no statistics."""
+
+    def query(scope: Scope) -> str:
+        selectors = [scope.libvirt(metric) for metric in metrics]
+        sources = [scope.fresh(selector) if fresh else selector for selector in selectors]
+        return " or ".join(scope.by(aggregation, f"{source} > 0", "domain") for source in sources)
+
+    return query
+
+
+def _statistic(name: str, aggregation: str = "max") -> Query:
+    return _first_of(
+        (f"libvirt_domain_memory_stats_{name}_bytes", f"libvirt_domain_stat_memory_{name}_bytes"), aggregation
+    )
+
+
+def _cpu(scope: Scope) -> str:
+    times = scope.node("node_cpu_seconds_total", Matcher("mode", "!~", "|".join(_GUEST_MODES)))
+    return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
+
+
+def _cores(scope: Scope) -> str:
+    idle = scope.node("node_cpu_seconds_total", Matcher("mode", "=", "idle"))
+    return scope.by("count", scope.by("count", idle, "cpu"))
+
+
+def _libvirt_time(scope: Scope) -> str:
+    # An exporter without libvirt_up is known to respond while it lists a domain.
+    sources = (scope.libvirt("libvirt_up"), scope.libvirt(_VCPUS))
+    return " or ".join(scope.by("max", f"timestamp({source})") for source in sources)
+
+
+def _queue(scope: Scope) -> str:
+    waiting = scope.node("node_schedstat_waiting_seconds_total")
+    return scope.by("sum", scope.by("max", waiting, "cpu"))
+
+
+def _vcpu_times(metric: str, aggregation: str, *, on_node: bool) -> Query:
+    def query(scope: Scope) -> str:
+        source = scope.node(metric) if on_node else scope.libvirt(metric)
+        return scope.by(aggregation, scope.by("max", source, "domain", "vcpu"), "domain")
+
+    return query
+
+
+#: Figures of nodes. Times come first: a sample that arrives meanwhile is then newer than its time, and a rate too high.
+NODE_TIME = "node_time"
+NODE_QUERIES: Mapping[str, Query] = {
+    NODE_TIME: lambda scope: scope.by("max", f"timestamp({scope.node(_MEMORY_TOTAL)})"),
+    "cpu_modes": _cpu,
+    "cores": _cores,
+    "memory_total": _of_node(_MEMORY_TOTAL, "min"),
+    "memory_available": _of_node("node_memory_MemAvailable_bytes", "min"),
+}
+
+#: Figures of the libvirt exporters.
+LIBVIRT_TIME, LIBVIRT_UP = "libvirt_time", "libvirt_up"
+LIBVIRT_QUERIES: Mapping[str, Query] = {
+    LIBVIRT_TIME: _libvirt_time,
+    LIBVIRT_UP: lambda scope: scope.by("min", scope.libvirt("libvirt_up")),
+}
+
+#: Figures of domains: what they have, whether they are off, and their CPU time.
+SIZE_QUERIES: Mapping[str, Query] = {
+    "vcpus": lambda scope: scope.by("max", scope.fresh(scope.libvirt(_VCPUS)), "domain"),
+    "allocation": _first_of(_ALLOCATIONS, fresh=True),
+    "off": lambda scope: scope.by("max", f"({scope.libvirt_any(_STATES)} >= 5) <= 6", "domain"),
+    "cpu_time": _of_domain("libvirt_domain_info_cpu_time_seconds_total"),
+}
+
+MEMORY_QUERIES: Mapping[str, Query] = {
+    "unused": _statistic("unused", "min"),
+    "available": _statistic("available"),
+    "rss": _statistic("rss"),
+}
+
+#: Counters of waits, of nodes and of domains. A textfile of node_exporter may have those of domains.
+NODE_WAIT_QUERIES: Mapping[str, Query] = {
+    "psi_cpu": _of_node("node_pressure_cpu_waiting_seconds_total"),
+    "psi_memory": _of_node("node_pressure_memory_stalled_seconds_total"),
+    "swap_in": _of_node("node_vmstat_pswpin"),
+    "oom_kills": _of_node("node_vmstat_oom_kill"),
+    "queue": _queue,
+}
+DOMAIN_WAIT_QUERIES: Mapping[str, Query] = {
+    "wait": _vcpu_times(_WAIT, "sum", on_node=False),
+    "run": _vcpu_times(_RUN, "sum", on_node=False),
+    "waiting_vcpus": _vcpu_times(_WAIT, "count", on_node=False),
+}
+TEXTFILE_WAIT_QUERIES: Mapping[str, Query] = {
+    "wait": _vcpu_times(_WAIT, "sum", on_node=True),
+    "run": _vcpu_times(_RUN, "sum", on_node=True),
+    "waiting_vcpus": _vcpu_times(_WAIT, "count", on_node=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryQueries:
+    """Which exporters a server has, and how often it scrapes them.
+
+    Attributes
+    ----------
+    label : str
+        The label that nodes and libvirt exporters have in common, or ``instance``.
+    extra : tuple of Matcher
+    """
+
+    label: str
+    extra: tuple[Matcher, ...]
+
+    def _seen(self, *metrics: str) -> str:
+        sources = (f"last_over_time({select(metric, *self.extra)}[1h])" for metric in metrics)
+        labels = ",".join(dict.fromkeys((self.label, "instance")))
+        return " or ".join(f"count by ({labels}) ({source})" for source in sources)
+
+    @property
+    def nodes(self) -> str:
+        """Exporters of nodes that were seen within the last hour."""
+        return self._seen("node_uname_info", _MEMORY_TOTAL)
+
+    @property
+    def libvirts(self) -> str:
+        """Exporters of libvirt that were seen within the last hour."""
+        return self._seen("libvirt_up", _VCPUS)
+
+    def _scrapes(self, *metrics: str, window_s: int) -> str:
+        counts = (f"count_over_time({select(metric, *self.extra)}[{window_s}s])" for metric in metrics)
+        return " or ".join(f"max by ({self.label}) ({count})" for count in counts)
+
+    def node_scrapes(self, window_s: int) -> str:
+        """Samples of each node in a window."""
+        return self._scrapes(_MEMORY_TOTAL, window_s=window_s)
+
+    def libvirt_scrapes(self, window_s: int) -> str:
+        """Samples of each libvirt exporter in a window."""
+        return self._scrapes("libvirt_up", _VCPUS, window_s=window_s)
+
+    def display_names(self, metric: str) -> str:
+        """Series whose labels have the display names of domains."""
+        return select(metric, *self.extra)
