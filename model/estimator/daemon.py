@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from .. import __version__
 from ..common.environment import SettingsError
@@ -13,14 +14,16 @@ from ..common.errors import PassingFault, UsageError
 from ..common.lifecycle import DaemonControl, run_daemon
 from ..common.logs import EVENT, set_up_logging
 from ..publishers.prometheus import EstimatorCounts
-from ..store.base import StoreRefused
+from ..store.base import Store, StoreRefused
 from ..store.factory import open_store, store_name
 from .checkpoints import CheckpointFile, CheckpointRefused
 from .configuration import RunConfiguration, load_configuration
 from .dump_writer import DumpWriter
+from .found_nodes import FoundNodes
 from .options import EstimatorOptions
 from .outputs import open_publishers, page_address
 from .scheduler import Scheduler, build_scheduler
+from .settings import EstimatorSettings
 
 LOG = logging.getLogger("scroogevm.estimator")
 
@@ -39,9 +42,10 @@ def run(options: EstimatorOptions) -> int:
     try:
         if options.once:
             return _run_once(options, load_configuration(options))
+        found = FoundNodes()
         return run_daemon(
             lambda: load_configuration(options),
-            lambda configuration, control: _run_until_stopped(options, configuration, control),
+            lambda configuration, control: _run_until_stopped(options, configuration, control, found),
         )
     except SettingsError as error:
         raise UsageError(str(error)) from None
@@ -49,26 +53,36 @@ def run(options: EstimatorOptions) -> int:
 
 def _run_once(options: EstimatorOptions, configuration: RunConfiguration) -> int:
     """Compute and publish the slices that have ended; 1 if a node could not be read or a publisher failed."""
-    with _opened(options, configuration) as scheduler:
+    with _opened(options, configuration, FoundNodes()) as (scheduler, _, _):
         unread = asyncio.run(scheduler.once())
         return 1 if unread or scheduler.counts.publication_failures else 0
 
 
-def _run_until_stopped(options: EstimatorOptions, configuration: RunConfiguration, control: DaemonControl) -> int:
+def _run_until_stopped(
+    options: EstimatorOptions, configuration: RunConfiguration, control: DaemonControl, found: FoundNodes
+) -> int:
     async def run_scheduler(scheduler: Scheduler) -> None:
         async with control.watched():
             await scheduler.run(control.as_asyncio_event())
 
-    with _opened(options, configuration) as scheduler:
+    def join() -> None:
+        """Start again with the nodes that were found meanwhile, as after SIGHUP."""
+        control.reload = True
+        control.set()
+
+    with _opened(options, configuration, found) as (scheduler, settings, store):
         control.report_ready()
-        _log_start(configuration)
-        asyncio.run(run_scheduler(scheduler))
+        _log_start(configuration, settings)
+        with found.watched(configuration.settings, store, join):
+            asyncio.run(run_scheduler(scheduler))
     return 0
 
 
 @contextlib.contextmanager
-def _opened(options: EstimatorOptions, configuration: RunConfiguration) -> Iterator[Scheduler]:
-    """Open everything that a run needs, and close it at the end.
+def _opened(
+    options: EstimatorOptions, configuration: RunConfiguration, found: FoundNodes
+) -> Iterator[tuple[Scheduler, EstimatorSettings, Store]]:
+    """Open everything that a run needs, and close it at the end; the settings have the nodes of the run.
 
     Raises
     ------
@@ -81,6 +95,8 @@ def _opened(options: EstimatorOptions, configuration: RunConfiguration) -> Itera
             store = open_store(settings.store)
             close_store = opened.enter_context(contextlib.ExitStack())
             close_store.callback(store.close)
+            settings = found.complete(settings, store)
+            configuration = replace(configuration, settings=settings)
             checkpoints = CheckpointFile(
                 settings.checkpoint_path,
                 configuration.of_checkpoints,
@@ -104,15 +120,14 @@ def _opened(options: EstimatorOptions, configuration: RunConfiguration) -> Itera
             counts=counts,
         )
         try:
-            yield scheduler
+            yield scheduler, settings, store
         finally:
             if not scheduler.close():
                 # A thread hangs in the store and still uses its connections; they end with the process.
                 close_store.pop_all()
 
 
-def _log_start(configuration: RunConfiguration) -> None:
-    settings = configuration.settings
+def _log_start(configuration: RunConfiguration, settings: EstimatorSettings) -> None:
     page = page_address(settings)
     LOG.info(
         "started: version=%s, %s, nodes=%d, strategies=%s, status_file=%s, %s",

@@ -31,6 +31,8 @@ def run_export(options: ExportOptions) -> int:
         settings = estimator_settings(environment(), options.nodes)
     except SettingsError as error:
         raise UsageError(str(error)) from None
+    if settings.nodes_are_found:
+        raise UsageError("--url: a trace is of one node; name it")
     if len(settings.nodes) > 1:
         raise UsageError(f"--url: {len(settings.nodes)} nodes, but a trace is of one; name it")
     # From the slice in which the period begins to the last whole one.

@@ -87,7 +87,7 @@ NODES: Setting[tuple[str, ...]] = _SECTION.json(
     (),
     parse_nodes,
     "The nodes whose free resources are computed, a JSON list of URLs. The default is the nodes of AGGREG_STUB_LIST. "
-    "--url overrides it.",
+    "With PROMETHEUS_URL it is those that are found on it. --url overrides it.",
 )
 SHARD: Setting[Shard] = _SECTION.value(
     "SCHED_SHARD",
@@ -269,6 +269,8 @@ class EstimatorSettings:
     contention : ContentionSettings
     fleet : tuple of str
         The nodes of all parts.
+    shard : Shard
+        The part of this master.
     contention_check_s : float
         Seconds between two looks for contention within a slice; 0 for none.
     """
@@ -291,6 +293,12 @@ class EstimatorSettings:
     contention: ContentionSettings = field(default_factory=ContentionSettings)
     contention_check_s: float = 30.0
     fleet: tuple[str, ...] = ()
+    shard: Shard = Shard()  # noqa: RUF009  # frozen
+
+    @property
+    def nodes_are_found(self) -> bool:
+        """Whether the nodes are those that are found on the store."""
+        return self.store.prometheus is not None and not self.fleet
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -320,10 +328,12 @@ def estimator_settings(
     """
     calendar = _calendar(env)
     status = status_file_settings(env)
-    fleet, shard = nodes or _nodes(env), env.read(SHARD)
+    store, shard = store_settings(env), env.read(SHARD)
+    fleet = nodes or (_nodes(env) if store.prometheus is None else env.read(NODES))
     settings = EstimatorSettings(
         nodes=shard.select(fleet),
         fleet=fleet,
+        shard=shard,
         calendar=calendar,
         historical=env.read(HISTORICAL),
         previous_scopes=env.read(PREVIOUS_SCOPES),
@@ -333,11 +343,12 @@ def estimator_settings(
         dump_slices=env.read(DUMP_SLICES),
         metrics_port=env.read(METRICS_PORT),
         metrics_address=env.read(METRICS_ADDRESS),
-        store=store_settings(env),
+        store=store,
         placement=placement_settings(env, calendar.slice_s),
         rules=SliceRules(env.read(MIN_SAMPLES), env.read(VM_HOLD_S)),
         model=_model(env, given or {}),
-        master=env.read(MASTER, socket.gethostname()),
+        # Nothing is written to a Prometheus server, so that masters learn nothing from each other.
+        master=env.read(MASTER, socket.gethostname()) if store.prometheus is None else "",
         contention=contention_settings(env),
         contention_check_s=env.read(CHECK_S),
     )
