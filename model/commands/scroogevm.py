@@ -33,7 +33,7 @@ examples:
   scroogevm.py --status --watch                     show what is published
   scroogevm.py --export=week.json --since=2026-01-05 --url=http://worker1:9100/metrics
   scroogevm.py --load=week.json --output=results --report
-  scroogevm.py --scan --output=results-scan         show what each node of the fleet may offer
+  scroogevm.py --scan --prometheus=http://prometheus:9090      what the whole fleet may offer
 
 Settings are read from the environment and from .env in the working directory; see the file dotenv. Options override
 them. A replay reads no settings.
@@ -97,8 +97,9 @@ def _add_scan(parser: Parser) -> None:
         "--scan",
         action="store_true",
         help="show what each node of the fleet may offer, after its whole history: from the store of the settings, "
-        "or from --load, a trace or a folder of traces; changes nothing",
+        "from --prometheus, or from --load, a trace or a folder of traces; changes nothing",
     )
+    add("--prometheus", metavar="URL", help="with --scan: a Prometheus server, instead of the store of the settings")
     add("--days", type=number(0.01, 3660), metavar="N", help="with --scan: length of the history (default: 30)")
     add("--node", metavar="NAME", help="with --scan: explain the figures of this node")
     add("--csv", action="store_true", help="with --scan: print CSV instead of a table")
@@ -176,7 +177,7 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         ("since", ("export", "scan")),
         ("until", ("export", "scan")),
         ("json", ("load", "check", "status", "scan")),
-        *((option, ("scan",)) for option in ("days", "node", "csv", "jobs", "dask")),
+        *((option, ("scan",)) for option in ("prometheus", "days", "node", "csv", "jobs", "dask")),
     ):
         if option in given and not {*possible} & {*modes}:
             parser.error(f"--{option} needs {' or '.join(f'--{name}' for name in possible)}")
@@ -186,7 +187,7 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--report needs --output=FOLDER")
     if args.export is not None and args.since is None:
         parser.error("--export needs --since=TIME")
-    for one, other in (("json", "csv"), ("days", "since"), ("jobs", "dask")):
+    for one, other in (("json", "csv"), ("prometheus", "load"), ("days", "since"), ("jobs", "dask")):
         if args.scan and {one, other} <= given:
             parser.error(f"--{one} and --{other} exclude each other")
     if args.scan and args.load is not None and {"since", "until", "days"} & given:
@@ -233,6 +234,7 @@ def _scan(args: argparse.Namespace) -> int:
     return run_scan(
         ScanOptions(
             traces=args.load,
+            prometheus=args.prometheus,
             nodes=nodes_of_option(args.url),
             node=args.node,
             since_s=args.since,

@@ -101,8 +101,13 @@ class Environment:
         return self._values.get(self._source(setting)) or ""
 
 
-def environment() -> Environment:
+def environment(given: Mapping[str, str] | None = None) -> Environment:
     """The process' environment over the settings in ``.env``, which is read without ``${}`` interpolation.
+
+    Parameters
+    ----------
+    given : mapping of key to text, optional
+        Values of the command line, which override both.
 
     Keys that look like misspelt settings are logged, in whichever of the two they stand.
 
@@ -115,8 +120,8 @@ def environment() -> Environment:
     for source, line in misspelt(written or {}, os.environ):
         LOG.warning("%s: %s", source, line)
     if written is None:
-        return Environment(os.environ, " (there is no .env in this folder)")
-    return Environment({**written, **os.environ})
+        return Environment({**os.environ, **(given or {})}, " (there is no .env in this folder)")
+    return Environment({**written, **os.environ, **(given or {})})
 
 
 def _dotenv() -> dict[str, str | None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,17 @@ from ..cli.model_options import ModelOptions, chosen_detectors, model_settings, 
 from ..cli.progress import ProgressBar
 from ..cli.tables import print_json
 from ..common.atomic_files import staged
-from ..common.environment import SettingsError, environment
-from ..common.errors import UsageError
+from ..common.environment import Environment, SettingsError, environment
+from ..common.errors import PassingFault, UsageError
 from ..common.logs import set_up_logging
 from ..common.text import printable
+from ..estimator.found_nodes import FoundNodes
 from ..estimator.settings import EstimatorSettings, estimator_settings
 from ..estimator.slicing import Calendar, SliceRules
 from ..parallel.workers import finish
 from ..slices import CPU, RESOURCES
+from ..store.base import StoreRefused
+from ..store.factory import open_store
 from .finding import NodeFinding
 from .options import ScanOptions
 from .tables import as_csv, as_json, print_explanation, print_findings
@@ -144,7 +148,7 @@ def _only(tasks: Sequence[ScanTask], options: ScanOptions) -> list[ScanTask]:
 
 def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], EstimatorSettings]:
     try:
-        settings = estimator_settings(environment(), options.nodes, options.model)
+        settings = estimator_settings(_environment(options), options.nodes, options.model)
     except SettingsError as error:
         raise UsageError(str(error)) from None
     calendar = settings.calendar
@@ -155,5 +159,31 @@ def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], Estimat
         raise UsageError("--since: no slice has ended between it and --until")
     strategies = strategies_of(settings.model, DEFAULT_STRATEGIES)
     model = model_settings(settings.model, strategies, settings.historical)
+    settings = _with_nodes(settings)
     plan = ScanPlan(model, settings.model.stability, settings.store, calendar, settings.rules, first, last)
     return plan, _only([ScanTask((node,)) for node in settings.fleet], options), settings
+
+
+def _environment(options: ScanOptions) -> Environment:
+    if options.prometheus is None:
+        return environment()
+    return environment({"PROMETHEUS_URL": options.prometheus, "INFLUXDB_URL": ""})
+
+
+def _with_nodes(settings: EstimatorSettings) -> EstimatorSettings:
+    """The settings with the nodes that are found on a Prometheus server, each of which is read by a process.
+
+    Raises
+    ------
+    UsageError
+        When the server cannot be asked.
+    """
+    if settings.store.prometheus is None:
+        return settings
+    alone = replace(settings.store, prometheus=replace(settings.store.prometheus, most_nodes=1))
+    settings = replace(settings, store=alone)
+    try:
+        with contextlib.closing(open_store(settings.store)) as store:
+            return FoundNodes().complete(settings, store)
+    except (PassingFault, StoreRefused) as error:
+        raise UsageError(str(error)) from None

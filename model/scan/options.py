@@ -16,6 +16,8 @@ class ScanOptions:
     ----------
     traces : str or None
         A trace or a folder of traces, instead of a store.
+    prometheus : str or None
+        URL of a Prometheus server, instead of the store of the settings.
     nodes : tuple of str
         Instead of those of the settings, if not empty.
     node : str or None
@@ -38,6 +40,7 @@ class ScanOptions:
     """
 
     traces: str | None
+    prometheus: str | None
     nodes: tuple[str, ...]
     node: str | None
     since_s: float | None

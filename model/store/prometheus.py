@@ -20,8 +20,6 @@ from .prometheus_samples import add_bookings, build_period, domain_rows, lookbac
 from .prometheus_server import Grid, PrometheusServer
 from .settings import PrometheusSettings
 
-#: Nodes of a group: larger ones make the other nodes wait, and answers large.
-_MOST_NODES = 100
 #: Size of all groups that are kept for the nodes that have not been read yet, bytes.
 _MOST_BYTES = 256 * 2**20
 #: Groups that are kept, whatever their size: of the present period, and of the one before.
@@ -129,12 +127,12 @@ class PrometheusStore:
             return None
         # A server shows a sample for five minutes: a longer step may miss it.
         step_s = max(node_on_server.step_s, min(_FAR_STEP_S, math.ceil((end_ms - start_ms) / 1000 / _FIRST_POINTS)))
-        grid = _grid(start_ms, end_ms + step_s * 1000, step_s)
+        grid = _grid(start_ms, end_ms, step_s)
         (seen,) = np.nonzero(self._times(node_on_server, grid) * 1000 >= start_ms)
         if not seen.size:
             return None
         near_ms = int(grid.times_s[seen[0]]) * 1000
-        first_ms, last_ms = max(start_ms, near_ms - step_s * 1000), min(end_ms, near_ms + 2 * step_s * 1000)
+        first_ms, last_ms = max(start_ms, near_ms - step_s * 1000), min(end_ms, near_ms + step_s * 1000)
         times_ms = self._period(node, first_ms, last_ms, Wanted(memory=False, waits=False)).node.time_ms
         return int(times_ms[0]) if times_ms.size else None
 
@@ -176,8 +174,8 @@ class PrometheusStore:
         """
         known = self._finder.nodes()
         chosen = [known[name] for name in nodes if name in known]
-        grids = _grid(start_ms, end_ms, step_s), _grid(start_ms, end_ms + vm_step_s * 1000, vm_step_s)
-        return read_history(self._reader, chosen, *grids, start_ms / 1000, self._settings.max_samples)
+        grids = _grid(start_ms, end_ms, step_s), _grid(start_ms, end_ms + step_s * 1000, vm_step_s)
+        return read_history(self._reader, chosen, *grids, start_ms, end_ms, self._settings.max_samples)
 
     def check(self) -> str:
         """Look for nodes, and get the version."""
@@ -220,13 +218,13 @@ class PrometheusStore:
         if not grid.points:
             return Period(_no_samples(), {})
         group = self._group(node, list(nodes.values()), grid)
-        return self._read_group(group, grid, wanted)[name]
+        return _cut(self._read_group(group, grid, wanted)[name], start_ms, end_ms)
 
     def _group(self, node: Node, nodes: Sequence[Node], grid: Grid) -> tuple[Node, ...]:
         """The nodes that are read together with this one."""
         alike = [other for other in nodes if other.step_s == node.step_s]
         points = grid.points + lookback_points(grid.step_s)
-        size = min(_MOST_NODES, max(1, self._settings.max_samples // (points * DOMAINS_PER_NODE)))
+        size = min(self._settings.most_nodes, max(1, self._settings.max_samples // (points * DOMAINS_PER_NODE)))
         first = alike.index(node) // size * size
         return tuple(alike[first : first + size])
 
@@ -279,13 +277,14 @@ class PrometheusStore:
             rows = node_rows(whole, series)
             domains = domain_rows(whole, of_domains, rows.fields["cpu"], rows.fields["mem"])
             add_bookings(rows, domains)
-            yield node.name, build_period(whole, rows, domains, grid.first_s)
+            # The first point shows scrapes of the step before it.
+            yield node.name, build_period(rows, domains, (grid.first_s - grid.step_s) * 1000, grid.last_s * 1000 + 1)
 
 
 def _grid(start_ms: int, end_ms: int, step_s: int) -> Grid:
-    """The multiples of a step in a period, its end excluded."""
-    first = math.ceil(start_ms / 1000 / step_s)
-    return Grid(first * step_s, max(0, math.ceil(end_ms / 1000 / step_s) - first), step_s)
+    """The multiples of a step at which the scrapes of a period are the newest ones: the last may be after its end."""
+    first, last = (math.ceil(time_ms / 1000 / step_s) for time_ms in (start_ms, end_ms - 1))
+    return Grid(first * step_s, max(0, last + 1 - first), step_s)
 
 
 def _no_samples() -> Samples:
@@ -298,6 +297,19 @@ def _select(period: Period, fields: Collection[str], *, domains: bool) -> Period
         return Samples(samples.time_ms, {name: samples.fields.get(name, missing) for name in fields})
 
     return Period(chosen(period.node), {name: chosen(of) for name, of in period.domains.items()} if domains else {})
+
+
+def _cut(period: Period, start_ms: int, end_ms: int) -> Period:
+    """The samples of a period, its end excluded."""
+
+    def cut(samples: Samples) -> Samples:
+        first, last = np.searchsorted(samples.time_ms, [start_ms, end_ms]).tolist()
+        if last - first == samples.time_ms.size:
+            return samples
+        return Samples(samples.time_ms[first:last], {name: of[first:last] for name, of in samples.fields.items()})
+
+    domains = {name: cut(of) for name, of in period.domains.items()}
+    return Period(cut(period.node), {name: of for name, of in domains.items() if of.time_ms.size})
 
 
 def _fields_at(samples: Samples, at: int) -> dict[str, float]:

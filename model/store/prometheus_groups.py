@@ -15,6 +15,7 @@ from .prometheus_queries import (
     LIBVIRT_QUERIES,
     LIBVIRT_TIME,
     LIBVIRT_UP,
+    LISTED_TIME,
     MEMORY_QUERIES,
     NODE_QUERIES,
     NODE_TIME,
@@ -125,7 +126,6 @@ class GroupReader:
             nodes=tuple(node.node for node in nodes),
             libvirts=tuple(node.libvirt for node in nodes),
             extra=self._extra,
-            step_s=grid.step_s,
         )
         try:
             return self._server.query_range(query(scope), grid)
@@ -181,8 +181,7 @@ def _domain_series(
     def one(name: str) -> FloatArray:
         return next((series.values for series in figures[name]), np.full(grid.points, np.nan))
 
-    listing = (*figures["vcpus"], *figures["allocation"])
-    names = tuple(sorted({series.labels["domain"] for series in listing if series.labels.get("domain")}))
+    names = tuple(sorted({series.labels["domain"] for series in figures[LISTED_TIME] if series.labels.get("domain")}))
     places = {name: i for i, name in enumerate(names)}
     found = {}
     for figure in figures:

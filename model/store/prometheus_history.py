@@ -18,7 +18,7 @@ _SHARE = 8
 
 
 def read_history(
-    reader: GroupReader, nodes: Sequence[Node], grid: Grid, vm_grid: Grid, start_s: float, max_samples: int
+    reader: GroupReader, nodes: Sequence[Node], grid: Grid, vm_grid: Grid, start_ms: int, end_ms: int, max_samples: int
 ) -> Iterator[tuple[str, Period]]:
     """The samples of each node.
 
@@ -28,8 +28,8 @@ def read_history(
     nodes : sequence of Node
     grid, vm_grid : Grid
         Of the figures of nodes and of domains.
-    start_s : float
-        Begin of the period, Unix seconds.
+    start_ms, end_ms : int
+        The period, Unix milliseconds; its end is excluded.
     max_samples : int
         Of one query.
 
@@ -55,7 +55,7 @@ def read_history(
             of_vms = domain_rows(vm_grid, of_domains, rows.fields["cpu"][back], rows.fields["mem"][back])
             domains = _repeated(of_vms, places)
             add_bookings(rows, domains)
-            yield node.name, build_period(grid, rows, domains, start_s)
+            yield node.name, build_period(rows, domains, start_ms, end_ms)
 
 
 def _extended(grid: Grid) -> Grid:

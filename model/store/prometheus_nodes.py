@@ -134,8 +134,18 @@ class NodeFinder:
             self.left_out = ()
         else:
             found = self._match()
-        intervals = [self._intervals(query) for query in (self._queries.node_scrapes, self._queries.libvirt_scrapes)]
-        return {name: replace(node, step_s=self._step_s(node, *intervals)) for name, node in found.items()}
+        queries = (self._queries.node_scrapes, self._queries.libvirt_scrapes)
+        # An exporter that is down lacks samples: of one that was up lately the interval is measured, others follow.
+        lately = [self._intervals(query, _WINDOWS_S[:-1]) for query in queries]
+        steps = {name: self._step_s(node, *lately) for name, node in found.items()}
+        usual = sorted(step for step in steps.values() if step)
+        if len(usual) < len(steps):
+            long_ago = [self._intervals(query, _WINDOWS_S) for query in queries]
+            for name in (name for name, step in steps.items() if not step):
+                before = self._nodes.get(name)
+                measured = self._step_s(found[name], *long_ago) or _DEFAULT_STEP_S
+                steps[name] = before.step_s if before else usual[len(usual) // 2] if usual else measured
+        return {name: replace(node, step_s=steps[name]) for name, node in found.items()}
 
     def _match(self) -> dict[str, Node]:
         """The hosts that have one exporter of each kind."""
@@ -179,10 +189,10 @@ class NodeFinder:
         else:
             self._problems.resolve(subject)
 
-    def _intervals(self, query: Callable[..., str]) -> dict[str, float]:
+    def _intervals(self, query: Callable[..., str], windows_s: Iterable[int]) -> dict[str, float]:
         """The scrape interval of each exporter, s; without those of which too few samples are known."""
         intervals: dict[str, float] = {}
-        for window_s in _WINDOWS_S:
+        for window_s in windows_s:
             for series in self._server.query(query(window_s=window_s), self._clock()):
                 if series.value >= _LEAST_SCRAPES:
                     name = series.labels.get(self.label, "")
@@ -190,11 +200,11 @@ class NodeFinder:
         return intervals
 
     def _step_s(self, node: Node, nodes: Mapping[str, float], libvirts: Mapping[str, float]) -> int:
+        """The longer interval of both exporters; 0 when none is known."""
         if self._settings.step_s:
             return self._settings.step_s
         known = [of[key] for of, key in ((nodes, node.node), (libvirts, node.libvirt)) if key in of]
-        before = self._nodes.get(node.name)
-        return usual_interval(max(known)) if known else before.step_s if before else _DEFAULT_STEP_S
+        return usual_interval(max(known)) if known else 0
 
 
 def host_part(instance: str) -> str:

@@ -26,9 +26,6 @@ _ALLOCATIONS = (
     "libvirt_domain_info_maximum_memory_bytes",
 )
 
-#: A sample is not older than this number of steps.
-_FRESH_STEPS = 2.5
-
 
 def quoted(text: str) -> str:
     """Quote a string literal of PromQL."""
@@ -123,14 +120,12 @@ class Scope:
         Its values at the node exporters and at the libvirt exporters.
     extra : tuple of Matcher
         Of all series.
-    step_s : int
     """
 
     label: str
     nodes: tuple[str, ...]
     libvirts: tuple[str, ...]
     extra: tuple[Matcher, ...]
-    step_s: int
 
     def node(self, metric: str, *more: Matcher) -> str:
         """A selector of a metric of node_exporter."""
@@ -143,10 +138,6 @@ class Scope:
     def libvirt_any(self, metrics: Sequence[str]) -> str:
         """A selector of several metrics of the libvirt exporter."""
         return select_any(metrics, any_of(self.label, self.libvirts), *self.extra)
-
-    def fresh(self, selector: str) -> str:
-        """The series of a selector without those that ended: a server shows their last sample for five minutes."""
-        return f"({selector} and (timestamp({selector}) > time() - {_FRESH_STEPS * self.step_s:g}))"
 
     def by(self, aggregation: str, expression: str, *labels: str) -> str:
         """Aggregate by target and further labels: two jobs may scrape the same exporter."""
@@ -164,13 +155,11 @@ def _of_domain(metric: str, aggregation: str = "max") -> Query:
     return lambda scope: scope.by(aggregation, scope.libvirt(metric), "domain")
 
 
-def _first_of(metrics: Sequence[str], aggregation: str = "max", *, fresh: bool = False) -> Query:
+def _first_of(metrics: Sequence[str], aggregation: str = "max") -> Query:
     """Of each domain the first of these metrics that it has; 0 bytes are no statistics."""
 
     def query(scope: Scope) -> str:
-        selectors = [scope.libvirt(metric) for metric in metrics]
-        sources = [scope.fresh(selector) if fresh else selector for selector in selectors]
-        return " or ".join(scope.by(aggregation, f"{source} > 0", "domain") for source in sources)
+        return " or ".join(scope.by(aggregation, f"{scope.libvirt(metric)} > 0", "domain") for metric in metrics)
 
     return query
 
@@ -195,6 +184,12 @@ def _libvirt_time(scope: Scope) -> str:
     # An exporter without libvirt_up is known to respond while it lists a domain.
     sources = (scope.libvirt("libvirt_up"), scope.libvirt(_VCPUS))
     return " or ".join(scope.by("max", f"timestamp({source})") for source in sources)
+
+
+def _listed_time(scope: Scope) -> str:
+    # A server shows the last sample of a series that has ended for five minutes, unless it has a marker of its end.
+    sources = (scope.libvirt(_VCPUS), scope.libvirt(_ALLOCATIONS[-1]))
+    return " or ".join(scope.by("max", f"timestamp({source})", "domain") for source in sources)
 
 
 def _queue(scope: Scope) -> str:
@@ -227,10 +222,12 @@ LIBVIRT_QUERIES: Mapping[str, Query] = {
     LIBVIRT_UP: lambda scope: scope.by("min", scope.libvirt("libvirt_up")),
 }
 
-#: Figures of domains: what they have, whether they are off, and their CPU time.
+#: Figures of domains: when they were listed, what they have, whether they are off, and their CPU time.
+LISTED_TIME = "listed_time"
 SIZE_QUERIES: Mapping[str, Query] = {
-    "vcpus": lambda scope: scope.by("max", scope.fresh(scope.libvirt(_VCPUS)), "domain"),
-    "allocation": _first_of(_ALLOCATIONS, fresh=True),
+    LISTED_TIME: _listed_time,
+    "vcpus": _of_domain(_VCPUS),
+    "allocation": _first_of(_ALLOCATIONS),
     "off": lambda scope: scope.by("max", f"({scope.libvirt_any(_STATES)} >= 5) <= 6", "domain"),
     "cpu_time": _of_domain("libvirt_domain_info_cpu_time_seconds_total"),
 }

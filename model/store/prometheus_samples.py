@@ -80,8 +80,8 @@ class DomainSeries:
         When the libvirt exporter was scraped, Unix seconds, and whether it reached libvirt.
     names : tuple of str
     figures : mapping of str to (d, n) float64
-        ``vcpus``, ``allocation`` (bytes), ``off``, ``cpu_time`` (s), and as far as they are read ``unused``,
-        ``available``, ``rss`` (bytes), ``wait``, ``run`` (s) and ``waiting_vcpus``.
+        ``listed_time`` (Unix seconds), ``vcpus``, ``allocation`` (bytes), ``off``, ``cpu_time`` (s), and as far as they
+        are read ``unused``, ``available``, ``rss`` (bytes), ``wait``, ``run`` (s) and ``waiting_vcpus``.
     """
 
     time_s: FloatArray
@@ -95,11 +95,14 @@ class NodeRows(NamedTuple):
 
     Attributes
     ----------
+    time_s : (n,) float64
+        When it was scraped, Unix seconds.
     scraped : (n,) bool
-        Whether it was scraped in the step before each point.
+        Whether that was in the step before each point.
     fields : mapping of field name to (n,) float64
     """
 
+    time_s: FloatArray
     scraped: BoolArray
     fields: dict[str, FloatArray]
 
@@ -145,7 +148,7 @@ def node_rows(grid: Grid, series: NodeSeries) -> NodeRows:
         rates = {name: increase / elapsed_s for name, increase in increases.items()}
         fields |= checked_node_waits(rates, cores, usage)
         fields["oom_kills"] = np.where(kills >= 0, kills, np.nan)
-    return NodeRows(scraped, fields)
+    return NodeRows(series.time_s, scraped, fields)
 
 
 def _within(values: FloatArray, most: float) -> FloatArray:
@@ -219,8 +222,9 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
         known = (age_s <= _LEVEL_STEPS * grid.step_s + _ROUNDING_S) & ~(series.up == 0)
         scraped = known & (age_s < grid.step_s + _ROUNDING_S)
     figures = {name: np.where(known, values, np.nan) for name, values in series.figures.items()}
-    # A domain that the exporter lists and that is not off; it may lack any figure.
-    listed = ~np.isnan(figures["vcpus"]) | ~np.isnan(figures["allocation"])
+    # A domain that the exporter listed at its last scrape and that is not off; it may lack any figure.
+    with np.errstate(invalid="ignore"):
+        listed = figures["listed_time"] >= series.time_s - _ROUNDING_S
     present = listed & np.isnan(figures["off"])
     figures = {name: np.where(present, values, np.nan) for name, values in figures.items()}
     largest_cores, largest_mb = (_LARGEST_ALLOCATION * _held(size) for size in (cores, memory_mb))
@@ -362,10 +366,13 @@ def _shifted(values: FloatArray, by: int) -> FloatArray:
     return result
 
 
-def build_period(grid: Grid, rows: NodeRows, domains: DomainRows, start_s: float) -> Period:
-    """The samples from a time on; a domain has samples where it is present and its node was scraped."""
-    points = rows.scraped & (grid.times_s >= start_s)
-    time_ms = np.rint(1000.0 * grid.times_s).astype(np.int64)
+def build_period(rows: NodeRows, domains: DomainRows, start_ms: int, end_ms: int) -> Period:
+    """The samples of a period, its end excluded, at the times at which the node was scraped.
+
+    A domain has samples where it is present.
+    """
+    time_ms = np.rint(1000.0 * np.where(rows.scraped, rows.time_s, -1.0)).astype(np.int64)
+    points = rows.scraped & (time_ms >= start_ms) & (time_ms < end_ms)
     node = Samples(time_ms[points], {name: values[points] for name, values in rows.fields.items()})
     found = {}
     for i, name in enumerate(domains.names):

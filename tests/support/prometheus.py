@@ -30,7 +30,7 @@ class OpenMetrics:
         When the targets are scraped, Unix seconds.
     """
 
-    def __init__(self, times: Sequence[float]) -> None:
+    def __init__(self, times: Sequence[float] = ()) -> None:
         self._times = times
         self._families: dict[str, list[str]] = {}
 
@@ -42,6 +42,16 @@ class OpenMetrics:
             sample = value(time_s + late_s)
             if sample is not None:
                 lines.append(f"{name}{{{inside}}} {sample!r} {time_s + late_s}")
+
+    def add_page(self, page: bytes, labels: Mapping[str, str], time_s: float) -> None:
+        """Add all samples of a page, as a server does that scrapes it."""
+        inside = ",".join(f"{key}={quoted(text)}" for key, text in labels.items())
+        for line in page.decode().splitlines():
+            if line and not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                name, _, own = series.partition("{")
+                both = f"{own[:-1]},{inside}" if own else inside
+                self._families.setdefault(name, []).append(f"{name}{{{both}}} {value} {time_s:.3f}")
 
     def text(self) -> str:
         return "\n".join([*(line for family in self._families.values() for line in family), "# EOF\n"])

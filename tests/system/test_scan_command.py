@@ -102,6 +102,8 @@ def test_row_is_explained(stored: dict[str, str]) -> None:
         (["--load=nowhere"], "--load: nowhere: No such file or directory"),
         (["--load=.", "--since=1"], "--since, --until and --days need a store; a trace is scanned as a whole"),
         (["--load=.", "--json", "--csv"], "--json and --csv exclude each other"),
+        (["--load=.", "--prometheus=http://p"], "--prometheus and --load exclude each other"),
+        (["--prometheus=ftp://p"], "PROMETHEUS_URL: is not an http(s) URL"),
         (["--once"], "--scan and --once exclude each other"),
         (["--load=.", "--risk=0.7"], "--risk: clt supports target risks above 0 and up to 0.5, not 0.7"),
         (["--load=.", "--strategy=best"], "--strategy: 'best' is none of"),
@@ -117,7 +119,9 @@ def test_bad_options_are_one_clear_line(arguments: list[str], message: str, tmp_
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--days=3", "--node=a", "--csv", "--jobs=2", "--dask=tcp://a"])
+@pytest.mark.parametrize(
+    "option", ["--prometheus=http://p", "--days=3", "--node=a", "--csv", "--jobs=2", "--dask=tcp://a"]
+)
 def test_options_of_the_scan_need_it(option: str) -> None:
     done = subprocess.run(
         [*PROGRAM[:-1], option], env=bare_environment(), capture_output=True, text=True, timeout=60, check=False

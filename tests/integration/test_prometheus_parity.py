@@ -1,0 +1,130 @@
+"""The same pages through our aggregator and through a real Prometheus give the same published figures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from misc.fakeworkers.machines import Plan, build_workers
+from misc.fakeworkers.pages import render_libvirt, render_node
+from model.aggregator.libvirt_exporter import LabelReader
+from model.aggregator.rates import NodeRates
+from model.oversubscriptioncomputation import STRATEGIES
+from model.slices import RESOURCES
+from model.store.prometheus import PrometheusStore
+from model.store.sqlite import SqliteStore
+from tests.support.prometheus import OpenMetrics, prometheus_server, settings_of
+from tests.unit.estimator.support import FIRST, SLICE_S, LiveRun, settings_for
+
+NODES = ("w0", "w1", "w2")
+SCRAPE_S = 5
+NUMBERS = range(FIRST, FIRST + 30)
+#: Slices that a figure depends on: two scopes of three.
+WINDOW = 6
+#: Seconds after the begin in which a page is missing: of the node, and of its libvirt exporter.
+NODE_GAPS = ((400, 412), (900, 935))
+LIBVIRT_GAPS = ((600, 640), (1100, 1112))
+
+
+@dataclass
+class Recorded:
+    """The pages of some workers, as both sides have received them."""
+
+    folder: Path
+    text: OpenMetrics = field(default_factory=OpenMetrics)
+
+    def record(self, dialect: str) -> SqliteStore:
+        store = SqliteStore(self.folder / "store.sqlite", 10 * 86400)
+        start_s = NUMBERS[0] * SLICE_S - 30
+        plan = Plan(workers=len(NODES), vms=12, format="labels", dialect=dialect, other_metrics=0, cores=24)
+        for node, worker in zip(NODES, build_workers(plan), strict=True):
+            reader, rates = LabelReader(), NodeRates(node)
+            draw = random.Random(node)
+            events = iter(
+                [
+                    (200, lambda at_ms, worker=worker: worker.restart_vm(3, at_ms)),
+                    (500, lambda at_ms, worker=worker: worker.stop_vm(2, at_ms)),
+                    (800, lambda at_ms, worker=worker: worker.start_vm(2, at_ms)),
+                    (910, lambda at_ms, worker=worker: worker.reboot(at_ms)),
+                    (1000, lambda at_ms, worker=worker: worker.stop_vm(5, at_ms)),
+                    (1004, lambda at_ms, worker=worker: worker.stop_vm(6, at_ms)),
+                    (1500, lambda at_ms, worker=worker: worker.start_vm(6, at_ms)),
+                ]
+            )
+            event, before_ms = next(events, None), 0
+            for at_s in range(0, len(NUMBERS) * SLICE_S + 30, SCRAPE_S):
+                at_ms = int((start_s + at_s + 0.4) * 1000) + draw.randrange(300)
+                if event is not None and at_s >= event[0]:
+                    # At once after a scrape: the aggregator waits for the node to use less where VMs vanish.
+                    event[1](before_ms + 1)
+                    event = next(events, None)
+                before_ms = at_ms
+                if is_in(NODE_GAPS, at_s):
+                    continue
+                node_page = render_node(worker, at_ms)
+                libvirt_page = None if is_in(LIBVIRT_GAPS, at_s) else render_libvirt(worker, at_ms)
+                sample = rates.update(reader.read(node_page, at_ms, libvirt_page, at_ms)).sample
+                if sample is not None:
+                    store.write([store.encode(sample)])
+                self.text.add_page(node_page, {"instance": f"{node}:9100", "job": "node"}, at_ms / 1000)
+                if libvirt_page is not None:
+                    labels = {"instance": f"{node}:9177", "job": "libvirt"}
+                    self.text.add_page(libvirt_page, labels, at_ms / 1000 + 0.05)
+        return store
+
+
+def is_in(gaps: tuple[tuple[int, int], ...], at_s: int) -> bool:
+    return any(start <= at_s < end for start, end in gaps)
+
+
+@pytest.fixture(scope="module", params=["kumina", "inovex"])
+def stores(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SqliteStore, PrometheusStore]]:
+    """What the aggregator stored of the pages, and a Prometheus that scraped them."""
+    folder = tmp_path_factory.mktemp(request.param)
+    recorded = Recorded(folder)
+    store = recorded.record(request.param)
+    with prometheus_server(folder / "prometheus", recorded.text.text()) as url:
+        end_s = NUMBERS[-1] * SLICE_S + SLICE_S
+        yield store, PrometheusStore(settings_of(url), clock=lambda: end_s)
+    store.close()
+
+
+def test_nodes_and_their_interval_are_found(stores: tuple[SqliteStore, PrometheusStore]) -> None:
+    _, found = stores
+    assert found.nodes() == list(NODES)
+
+
+def test_published_figures_of_every_strategy_agree(stores: tuple[SqliteStore, PrometheusStore], tmp_path: Path) -> None:
+    runs = [
+        LiveRun(settings_for(tmp_path / str(i), nodes=NODES), store).play(NUMBERS) for i, store in enumerate(stores)
+    ]
+    compared = 0
+    #: The last slice of which only one side has figures: windows and previous figures differ for a while.
+    apart: dict[tuple[str, str], int] = {}
+    for number, ours, theirs in zip(NUMBERS, *runs, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            for resource in RESOURCES:
+                expected, given = one.of(resource), other.of(resource)
+                place = f"slice {number - FIRST} of {one.node}: {resource.name}"
+                if (expected.state == "ok") != (given.state == "ok"):
+                    apart[one.node, resource.name] = number
+                if expected.state != "ok" or given.state != "ok":
+                    continue
+                assert expected.last is not None, place
+                assert given.last is not None, place
+                capacity = expected.last.config
+                assert given.last.config == capacity, place
+                assert given.last.booked_now == expected.last.booked_now, place
+                recent = number - apart.get((one.node, resource.name), -100) <= WINDOW
+                for name, free in expected.others.items():
+                    compared += not recent
+                    if not recent:
+                        assert given.others[name] == pytest.approx(free, abs=0.02 * capacity), f"{place} {name}"
+    possible = len(NUMBERS) * len(NODES) * len(RESOURCES) * len(STRATEGIES)
+    assert compared > 0.5 * possible, (compared, possible, apart)
