@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
 from ..samples import Contention, Metrics, Scrape, ScrapeSample
-from .attribution import Attribution
 from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
 from .domain_rates import DomainRates, DomainUpdate
 from .exposition import NS_PER_MS, NS_PER_S
@@ -24,11 +24,6 @@ from .waits import DomainWaits, add_node_contention, add_probe_wait
 #: By how much the CPU time of the VMs may exceed the busy time of their node: they are not read at the same time.
 _VMS_TOLERANCE = 0.1
 _VMS_READ_S = 0.1
-
-#: Usage of VMs that is too small to be missed, cores and MB, and the share of it by which the node's own part may grow:
-#: a VM leaves the memory that it shares with others.
-_CPU = (0.1, 0.5)
-_MEMORY = (256.0, 0.9)
 
 
 class RatesUpdate(NamedTuple):
@@ -74,8 +69,8 @@ class NodeRates:
     _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
     _waits: DomainWaits = field(default_factory=DomainWaits)
-    _cpu: Attribution = field(default_factory=lambda: Attribution(*_CPU))
-    _memory: Attribution = field(default_factory=lambda: Attribution(*_MEMORY))
+    _cpu: Attribution = field(default_factory=lambda: Attribution(*CPU_LOSS))
+    _memory: Attribution = field(default_factory=lambda: Attribution(*MEMORY_LOSS))
 
     def update(self, scrape: Scrape) -> RatesUpdate:
         """The sample of a scrape.

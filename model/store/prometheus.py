@@ -16,7 +16,7 @@ from .prometheus_groups import DOMAINS_PER_NODE, GroupReader, Wanted
 from .prometheus_history import read_history
 from .prometheus_nodes import Node, NodeFinder
 from .prometheus_queries import NODE_QUERIES, NODE_TIME
-from .prometheus_samples import add_bookings, build_period, domain_rows, lookback_points, node_rows
+from .prometheus_samples import add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
 from .prometheus_server import Grid, PrometheusServer
 from .settings import PrometheusSettings
 
@@ -276,6 +276,7 @@ class PrometheusStore:
         for node, (series, of_domains) in zip(nodes, self._reader.read(nodes, whole, wanted), strict=True):
             rows = node_rows(whole, series)
             domains = domain_rows(whole, of_domains, rows.fields["cpu"], rows.fields["mem"])
+            compare(rows, domains)
             add_bookings(rows, domains)
             # The first point shows scrapes of the step before it.
             yield node.name, build_period(rows, domains, (grid.first_s - grid.step_s) * 1000, grid.last_s * 1000 + 1)

@@ -10,7 +10,7 @@ from ..samples import Period
 from .prometheus_groups import DOMAINS_PER_NODE, GroupReader
 from .prometheus_nodes import Node
 from .prometheus_queries import LIBVIRT_QUERIES, MEMORY_QUERIES, NODE_QUERIES, SIZE_QUERIES
-from .prometheus_samples import DomainRows, add_bookings, build_period, domain_rows, lookback_points, node_rows
+from .prometheus_samples import DomainRows, add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
 from .prometheus_server import Grid
 
 #: Share of the samples of one query that a figure of a group may have: several figures are held at once.
@@ -54,6 +54,9 @@ def read_history(
             back = np.clip(np.searchsorted(grid.times_s, vm_grid.times_s), 0, grid.points - 1)
             of_vms = domain_rows(vm_grid, of_domains, rows.fields["cpu"][back], rows.fields["mem"][back])
             domains = _repeated(of_vms, places)
+            if grid.step_s == vm_grid.step_s:
+                # Means over different times need not agree.
+                compare(rows, domains)
             add_bookings(rows, domains)
             yield node.name, build_period(rows, domains, start_ms, end_ms)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
 from ..numerics import BoolArray, FloatArray
 from ..samples import Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
@@ -20,8 +21,8 @@ from .prometheus_server import Grid
 
 _MB = 2.0**20
 
-#: Levels are valid for this number of steps.
-_LEVEL_STEPS = 2.5
+#: Domains are known for this number of steps after a scrape, which may be late.
+_KNOWN_STEPS = 1.25
 #: Times have milliseconds.
 _ROUNDING_S = 0.002
 
@@ -219,7 +220,7 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     """
     age_s = grid.times_s - series.time_s
     with np.errstate(invalid="ignore"):
-        known = (age_s <= _LEVEL_STEPS * grid.step_s + _ROUNDING_S) & ~(series.up == 0)
+        known = (age_s <= _KNOWN_STEPS * grid.step_s + _ROUNDING_S) & ~(series.up == 0)
         scraped = known & (age_s < grid.step_s + _ROUNDING_S)
     figures = {name: np.where(known, values, np.nan) for name, values in series.figures.items()}
     # A domain that the exporter listed at its last scrape and that is not off; it may lack any figure.
@@ -332,8 +333,61 @@ def _memory_usage(memory: FloatArray, unused: FloatArray, reserve: FloatArray, p
     return usage
 
 
+def compare(rows: NodeRows, domains: DomainRows) -> None:
+    """Remove what a node and its domains contradict each other in: a usage that is too low, domains that are missing.
+
+    Parameters
+    ----------
+    rows : NodeRows
+    domains : DomainRows
+        On the same grid.
+    """
+    usage = rows.fields["cpu_usage"]
+    # Both exporters are not scraped at the same time: the sum must fit to the node before, now, or after.
+    near = np.fmax(usage, np.fmax(_shifted(usage, 1), _shifted(usage, -1)))
+    cores, elapsed_s = rows.fields["cpu"], rows.fields["elapsed_time"] / 1000.0
+    with np.errstate(invalid="ignore"):
+        margin = cores * (_TOLERANCE + _VMS_READ_S / elapsed_s)
+        contradicted = np.nansum(domains.fields["cpu_usage"], axis=0) > (1 + _VMS_TOLERANCE) * near + margin
+    for name in ("cpu_usage", "elapsed_time"):
+        rows.fields[name] = np.where(contradicted, np.nan, rows.fields[name])
+    _attribute(rows, domains)
+
+
+def _attribute(rows: NodeRows, domains: DomainRows) -> None:
+    """Remove domains that vanished, or their usage that fell, while the node goes on as before."""
+    cpu, memory = Attribution(*CPU_LOSS), Attribution(*MEMORY_LOSS)
+    resident = domains.fields.get("mem_rss", np.full(domains.present.shape, np.nan))
+    node = [rows.fields[name].tolist() for name in ("cpu_usage", "cpu", "mem_usage", "mem")]
+    for i in np.flatnonzero(rows.scraped & domains.known).tolist():
+        there = np.flatnonzero(domains.present[:, i])
+        used, held = (
+            dict(zip(there.tolist(), _known(of[there, i]), strict=True))
+            for of in (domains.fields["cpu_usage"], resident)
+        )
+        node_usage, cores, node_memory, size = (None if math.isnan(of[i]) else of[i] for of in node)
+        agrees = cpu.agrees(node_usage, used, cores or 0.0)
+        # A domain that used CPU time is missed by that. The memory of an idle one is missed, too.
+        by_memory = not memory.lacks(held) or memory.agrees(node_memory, held, size or 0.0)
+        if not (agrees if cpu.lacks(used) else by_memory):
+            domains.known[i] = False
+            domains.present[:, i] = False
+            continue
+        if agrees:
+            cpu.accept(node_usage, used)
+        else:
+            for name in ("cpu_usage", "cpu_wait", "cpu_wait_share"):
+                if name in domains.fields:
+                    domains.fields[name][:, i] = np.nan
+        memory.accept(node_memory, held)
+
+
+def _known(values: FloatArray) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
 def add_bookings(rows: NodeRows, domains: DomainRows) -> None:
-    """Add what is booked on a node, and remove a CPU usage that its domains contradict.
+    """Add what is booked on a node.
 
     Parameters
     ----------
@@ -346,15 +400,6 @@ def add_bookings(rows: NodeRows, domains: DomainRows) -> None:
         total = np.where(domains.present, domains.fields[name], 0.0).sum(axis=0)
         rows.fields[f"oc_{name}"] = np.where(domains.known, total / rows.fields[name], np.nan)
     rows.fields["vm_number"] = np.where(domains.known & rows.scraped, domains.present.sum(axis=0), np.nan)
-    usage = rows.fields["cpu_usage"]
-    # Both exporters are not scraped at the same time: the sum must fit to the node before, now, or after.
-    near = np.fmax(usage, np.fmax(_shifted(usage, 1), _shifted(usage, -1)))
-    cores, elapsed_s = rows.fields["cpu"], rows.fields["elapsed_time"] / 1000.0
-    with np.errstate(invalid="ignore"):
-        margin = cores * (_TOLERANCE + _VMS_READ_S / elapsed_s)
-        contradicted = np.nansum(domains.fields["cpu_usage"], axis=0) > (1 + _VMS_TOLERANCE) * near + margin
-    for name in ("cpu_usage", "elapsed_time"):
-        rows.fields[name] = np.where(contradicted, np.nan, rows.fields[name])
 
 
 def _shifted(values: FloatArray, by: int) -> FloatArray:

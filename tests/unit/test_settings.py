@@ -86,6 +86,7 @@ FREE_TEXT = {
     *("METRICS_ADDRESS", "STATE_ENDPOINT", "STORE_PATH", "SCHED_CHECKPOINT_PATH", "BALLOONING_JOURNAL_PATH"),
     "PLACEMENT_STATE_PATH",
     *("AGGREG_SPOOL_PATH", "SCHED_MASTER"),
+    *("PROMETHEUS_TOKEN", "PROMETHEUS_USER", "PROMETHEUS_PASSWORD"),
     *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "PLACEMENT_TOKEN"),
     *(key for key in SETTINGS if key.startswith("OS_") and key not in {"OS_AUTH_TYPE", "OS_AUTH_URL", "OS_CACERT"}),
     *(key for key, setting in SETTINGS.items() if setting.section == "misc/influxdb.sh only"),
@@ -94,8 +95,60 @@ FREE_TEXT = {
 
 @pytest.mark.parametrize("key", sorted(set(SETTINGS) - FREE_TEXT))
 def test_wrong_value_is_a_fault_that_names_its_key(key: str) -> None:
-    together = {"INFLUXDB_URL": "http://127.0.0.1:8086", "PLACEMENT_PROVIDERS": '{"http://w1": "w1"}'}
+    store = "PROMETHEUS_URL" if key.startswith("PROMETHEUS_") else "INFLUXDB_URL"
+    together = {store: "http://127.0.0.1:8086", "PLACEMENT_PROVIDERS": '{"http://w1": "w1"}'}
     assert any(fault.startswith(f"{key}: ") for fault in faults(**{**together, key: "]nonsense"}))
+
+
+PROMETHEUS = {"PROMETHEUS_URL": "http://127.0.0.1:9090"}
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"INFLUXDB_URL": "http://127.0.0.1:8086"}, "PROMETHEUS_URL: INFLUXDB_URL is set too"),
+        ({"PROMETHEUS_TOKEN": "t", "PROMETHEUS_USER": "u"}, "PROMETHEUS_TOKEN: PROMETHEUS_USER is set too"),
+        ({"PROMETHEUS_PASSWORD": "p"}, "PROMETHEUS_USER: is not set; PROMETHEUS_PASSWORD requires it"),
+        ({"PROMETHEUS_MATCH": 'cluster="a",'}, ""),
+        ({"PROMETHEUS_MATCH": 'cluster="a"} or up{x="'}, "PROMETHEUS_MATCH: '} or up{x=\"' is not a matcher"),
+        ({"PROMETHEUS_MATCH": 'cluster=~"("'}, "PROMETHEUS_MATCH: '(' is not a regular expression"),
+        ({"PROMETHEUS_NODE_LABEL": "a-b"}, "PROMETHEUS_NODE_LABEL: 'a-b' is not the name of a label"),
+        ({"PROMETHEUS_HEADERS": '{"X": "a\\nb"}'}, "PROMETHEUS_HEADERS: header X cannot be sent"),
+        ({"PROMETHEUS_NODES": '{"a": {"node": "x"}}'}, "PROMETHEUS_NODES: a: is not an object"),
+        (
+            {"PROMETHEUS_NODES": '{"a": {"node": "x", "libvirt": "y"}, "b": {"node": "z", "libvirt": "y"}}'},
+            "PROMETHEUS_NODES: y is the libvirt of two nodes",
+        ),
+    ],
+)
+def test_settings_of_prometheus_that_contradict_are_faults(values: dict[str, str], fault: str) -> None:
+    for read in (ballooning_settings, estimator_settings):
+        found: list[str] = []
+        try:
+            read(Environment({**STUBS, **HOSTS, **PROMETHEUS, **values}))
+        except SettingsError as error:
+            found = list(error.faults)
+        assert len(found) == (1 if fault else 0), found
+        assert all(one.startswith(fault) for one in found), found
+
+
+def test_aggregator_does_not_read_the_url_of_prometheus() -> None:
+    together = {**STUBS, **PROMETHEUS, "INFLUXDB_URL": "http://h:8086", "INFLUXDB_TOKEN": "t", "INFLUXDB_ORG": "o"}
+    settings = aggregator_settings(Environment({**together, "INFLUXDB_BUCKET": "b"}))
+    assert settings.store.prometheus is None
+    assert settings.store.influx is not None
+
+
+def test_nodes_of_prometheus_are_found_unless_they_are_listed() -> None:
+    settings = estimator_settings(Environment({**STUBS, **PROMETHEUS}))
+    assert (settings.nodes, settings.nodes_are_found, settings.master) == ((), True, "")
+    listed = estimator_settings(Environment({**STUBS, **PROMETHEUS, "SCHED_NODES": '["w1"]'}))
+    assert (listed.nodes, listed.nodes_are_found) == (("w1",), False)
+
+
+def test_secrets_of_prometheus_are_not_shown() -> None:
+    env = {**PROMETHEUS, "PROMETHEUS_URL": "http://u:s3cret@h:9090", "PROMETHEUS_TOKEN": "s3cret"}
+    assert "s3cret" not in repr(estimator_settings(Environment(env)))
 
 
 def test_all_faults_are_reported_together() -> None:

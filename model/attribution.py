@@ -17,6 +17,12 @@ _SATURATED = 0.95
 _MARGIN = 0.02
 
 
+#: Usage of VMs that is too small to be missed, cores and MB, and the share of it by which the node's own part may grow:
+#: a VM leaves the memory that it shares with others.
+CPU_LOSS = (0.1, 0.5)
+MEMORY_LOSS = (256.0, 0.9)
+
+
 @dataclass(slots=True)
 class Attribution:
     """One resource of a node: its own part, and the usage of each VM, when they agreed last.
