@@ -110,7 +110,7 @@ PROMETHEUS = {"PROMETHEUS_URL": "http://127.0.0.1:9090"}
         ({"PROMETHEUS_TOKEN": "t", "PROMETHEUS_USER": "u"}, "PROMETHEUS_TOKEN: PROMETHEUS_USER is set too"),
         ({"PROMETHEUS_PASSWORD": "p"}, "PROMETHEUS_USER: is not set; PROMETHEUS_PASSWORD requires it"),
         ({"PROMETHEUS_MATCH": 'cluster="a",'}, ""),
-        ({"PROMETHEUS_MATCH": 'cluster="a"} or up{x="'}, "PROMETHEUS_MATCH: '} or up{x=\"' is not a matcher"),
+        ({"PROMETHEUS_MATCH": 'cluster="a"} or up{x="'}, 'PROMETHEUS_MATCH: \'cluster="a"} or up'),
         ({"PROMETHEUS_MATCH": 'cluster=~"("'}, "PROMETHEUS_MATCH: '(' is not a regular expression"),
         ({"PROMETHEUS_NODE_LABEL": "a-b"}, "PROMETHEUS_NODE_LABEL: 'a-b' is not the name of a label"),
         ({"PROMETHEUS_HEADERS": '{"X": "a\\nb"}'}, "PROMETHEUS_HEADERS: header X cannot be sent"),
