@@ -60,12 +60,12 @@ def test_found_nodes_are_checked(url: str, tmp_path: Path) -> None:
 def test_figures_of_found_nodes_are_published(url: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--once", "--strategy=percentile", "--no-guards", PROMETHEUS_URL=url)
     assert done.returncode == 0, done.stderr
-    nodes = strict_json((tmp_path / "status.json").read_bytes())["nodes"]
+    nodes = strict_json((tmp_path / "status.json").read_bytes())
     assert sorted(nodes) == ["w1", "w2"]
     for node in nodes.values():
         assert node["cpu"]["config"] == 4.0
-        assert node["cpu"]["free"] == pytest.approx(1.5, abs=0.01)
-        assert node["mem"]["free"] == pytest.approx(12288, abs=1)
+        assert node["free_cpu"] == pytest.approx(1.5, abs=0.01)
+        assert node["free_mem"] == pytest.approx(12288, abs=1)
 
 
 def test_nodes_of_the_settings_restrict_the_found_ones(url: str, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_server_that_is_down_is_one_clear_line(tmp_path: Path) -> None:
         ({"PROMETHEUS_PASSWORD": "p"}, "PROMETHEUS_USER: is not set; PROMETHEUS_PASSWORD requires it"),
         ({"PROMETHEUS_CA": "/nowhere"}, "PROMETHEUS_CA: /nowhere is not a file"),
         ({"PROMETHEUS_HEADERS": '["a"]'}, "PROMETHEUS_HEADERS: is not an object"),
-        ({"PROMETHEUS_MATCH": 'a="b"} or up{c="'}, "PROMETHEUS_MATCH: '} or up"),
+        ({"PROMETHEUS_MATCH": 'a="b"} or up{c="'}, 'PROMETHEUS_MATCH: \'a="b"} or up{c="\' is not a matcher'),
         ({"PROMETHEUS_NODE_LABEL": "a-b"}, "PROMETHEUS_NODE_LABEL: 'a-b' is not the name of a label"),
         ({"PROMETHEUS_NODES": '{"a": 1}'}, "PROMETHEUS_NODES: a: is not an object such as"),
         ({"PROMETHEUS_STEP_S": "x"}, "PROMETHEUS_STEP_S: 'x' is not a whole number"),
@@ -129,6 +129,6 @@ def test_settings_reach_the_server(url: str, tmp_path: Path) -> None:
     }
     done = run(tmp_path, "--once", "--strategy=percentile", "--no-guards", PROMETHEUS_URL=url, **settings)
     assert done.returncode == 0, done.stderr
-    nodes = strict_json((tmp_path / "status.json").read_bytes())["nodes"]
+    nodes = strict_json((tmp_path / "status.json").read_bytes())
     assert list(nodes) == ["w1"]
-    assert nodes["w1"]["cpu"]["free"] == pytest.approx(1.5, abs=0.01)
+    assert nodes["w1"]["free_cpu"] == pytest.approx(1.5, abs=0.01)
