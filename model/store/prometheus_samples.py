@@ -22,9 +22,12 @@ from .prometheus_server import Grid
 _MB = 2.0**20
 
 #: Domains are known for this number of steps after a scrape, which may be late.
-_KNOWN_STEPS = 1.25
+_KNOWN_STEPS = 1.1
 #: Times have milliseconds.
 _ROUNDING_S = 0.002
+
+#: A server adds counters in any order, so that equal sums differ by rounding, s.
+_NO_GROWTH_S = 1e-4
 
 #: As in the aggregator: see ``confirmation``, ``rates``, ``domain_rates`` and ``sizes`` there.
 _TOLERANCE, _READ_S = 0.05, 0.05
@@ -128,8 +131,8 @@ class DomainRows(NamedTuple):
 
 def node_rows(grid: Grid, series: NodeSeries) -> NodeRows:
     """The samples of a node, without what depends on its domains."""
-    # Each point shows the newest scrape; a scrape counts at the first point after it.
-    scraped = grid.times_s - series.time_s < grid.step_s + _ROUNDING_S
+    # Each point shows the newest scrape; a scrape counts at the first point that is not before it.
+    scraped = grid.times_s - series.time_s < grid.step_s
     cores = _within(np.where(scraped, series.cores, np.nan), _MOST_CORES)
     memory = _within(np.where(scraped, series.memory_total / _MB, np.nan), _MOST_MEMORY_MB)
     available = series.memory_available / _MB
@@ -178,11 +181,11 @@ def _confirmed_usage(series: NodeSeries, cores: FloatArray) -> tuple[FloatArray,
             grown, all_grown = busy[i] - busy[before], total[i] - total[before]
             expected = sizes[i] * elapsed
             margin = _TOLERANCE * expected + sizes[i] * _READ_S
-            is_still, is_reset = all_grown == 0, grown < 0
+            is_still, is_reset = abs(all_grown) < _NO_GROWTH_S, grown < -_NO_GROWTH_S
             if is_still or is_reset:
                 break
             if grown <= expected + margin and abs(all_grown - expected) <= margin:
-                usage[i], elapsed_s[i], bases[i] = grown / elapsed, elapsed, before
+                usage[i], elapsed_s[i], bases[i] = max(grown, 0.0) / elapsed, elapsed, before
                 confirmed = i
                 break
         if confirmed < 0 or is_reset:
@@ -205,7 +208,11 @@ def _increase(counter: FloatArray | None, before: list[int]) -> FloatArray:
     bases = np.array(before)
     if counter is None:
         return np.full(bases.size, np.nan)
-    return np.where(bases >= 0, counter - counter[bases], np.nan)
+    return np.where(bases >= 0, _without_rounding(counter - counter[bases]), np.nan)
+
+
+def _without_rounding(growth: FloatArray) -> FloatArray:
+    return np.where(np.abs(growth) < _NO_GROWTH_S, 0.0, growth)
 
 
 def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: FloatArray) -> DomainRows:
@@ -220,8 +227,8 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     """
     age_s = grid.times_s - series.time_s
     with np.errstate(invalid="ignore"):
-        known = (age_s <= _KNOWN_STEPS * grid.step_s + _ROUNDING_S) & ~(series.up == 0)
-        scraped = known & (age_s < grid.step_s + _ROUNDING_S)
+        known = (age_s <= _KNOWN_STEPS * grid.step_s) & ~(series.up == 0)
+        scraped = known & (age_s < grid.step_s)
     figures = {name: np.where(known, values, np.nan) for name, values in series.figures.items()}
     # A domain that the exporter listed at its last scrape and that is not off; it may lack any figure.
     with np.errstate(invalid="ignore"):
@@ -311,7 +318,7 @@ def _rates(counters: FloatArray, time_s: FloatArray, columns: list[int]) -> Floa
     """Increase per second (d, n) at these points since the one before; NaN where a counter decreased."""
     rates = np.full(counters.shape, np.nan)
     if len(columns) > 1:
-        growth = np.diff(counters[:, columns], axis=1)
+        growth = _without_rounding(np.diff(counters[:, columns], axis=1))
         with np.errstate(invalid="ignore"):
             rates[:, columns[1:]] = np.where(growth >= 0, growth / np.diff(time_s[columns]), np.nan)
     return rates

@@ -1,240 +1,276 @@
-"""The store over real servers with the query API of Prometheus, whose history is known."""
+"""The store on a real Prometheus and a real VictoriaMetrics, and the programs on it."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.samples import Period
-from model.store.base import FleetRow, StoreRefused, StoreUnavailable
+from misc.fakeworkers.machines import Plan, Worker, build_workers
+from misc.fakeworkers.pages import render_libvirt, render_node
+from model.ballooning.usage_cache import UsageCache
+from model.store.base import Encoded, FleetRow, StoreRefused, StoreUnavailable
 from model.store.prometheus import PrometheusStore
 from model.store.prometheus_queries import parse_matchers
 from model.store.settings import NodePair
+from tests.conftest import ROOT, bare_environment, strict_json
 from tests.support.prometheus import OpenMetrics, prometheus_server, settings_of, victoria_metrics_server
-from tests.support.prometheus_pages import P0, add_domain, add_node, after, constant, without
-from tests.support.servers import free_port
 
-#: Two hours from P0 on and ten minutes before, scraped every 15 s.
-STEP_S = 15
-END = P0 + 7200
-ODD_HOST, ODD_VM = 'w"{}|.*\\', 'odd"name\\{1}|.*'
-FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "oc_cpu", "oc_mem", "cpu_wait")
+SCRAPE_S = 15
+#: The programs run on it: the history ends now.
+END_S = int(time.time()) // SCRAPE_S * SCRAPE_S
+START_S = END_S - 2400
+FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "oc_cpu", "oc_mem")
+LONG = "x" * 10_000
+HOSTILE = ['odd"name\\{1}', "line\nbreak", ".*|a", "ünï", LONG]
+#: The libvirt exporter of w1 does not respond, and w1 itself, in these seconds from the start.
+DOWN = {"libvirt": (600, 780), "node": (1200, 1320)}
 
 
 def history() -> str:
-    page = OpenMetrics(range(P0 - 600, END + 1, STEP_S))
-    add_node(page, "w1:9100", missing=(5000, 5300), reset_at=4000)
-    page.add("libvirt_up", {"instance": "w1:9177"}, without(1800, 2700, constant(1)))
-    down = (1800, 2700)
-    add_domain(page, "w1:9177", "a", down)
-    add_domain(page, "w1:9177", ODD_VM, down, rate=0.25)
-    add_domain(page, "w1:9177", "off", down, info_vstate=constant(5))
-    add_domain(page, "w1:9177", "gone", down, ends=3600)
-    add_domain(page, "w1:9177", "shrinks", down, info_virtual_cpus=after(3600, constant(8), constant(2)))
-    add_node(page, "w2:9100")
-    page.add("libvirt_up", {"instance": "w2:9177"}, after(3600, constant(1), constant(0)))
-    add_domain(page, "w2:9177", "b")
-    add_node(page, "alone:9100")
-    add_node(page, "twice:9100")
-    add_node(page, "twice:9101")
-    page.add("libvirt_up", {"instance": "twice:9177"}, constant(1))
-    add_node(page, f"{ODD_HOST}:9100")
-    page.add("libvirt_up", {"instance": f"{ODD_HOST}:9177"}, constant(1))
-    add_domain(page, f"{ODD_HOST}:9177", "c")
-    return page.text()
+    text = OpenMetrics([START_S + t for t in range(0, END_S - START_S + 1, SCRAPE_S)])
+    plan = Plan(workers=3, vms=4, format="labels", dialect="tinkoff", other_metrics=0, cores=16)
+    workers = build_workers(plan)
+    for t in range(0, END_S - START_S + 1, SCRAPE_S):
+        for name, worker in zip(("w1", "w2"), workers, strict=False):
+            add_pages(text, name, worker, START_S + t, DOWN if name == "w1" else {}, t)
+        # Two nodes that are left out: without a libvirt exporter, and with two.
+        text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": "lone:9100"}, START_S + t)
+        for port in (9100, 9101):
+            text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": f"twice:{port}"}, START_S + t)
+        text.add_page(b"libvirt_up 1\n", {"instance": "twice:9177"}, START_S + t)
+        # The same host on another site.
+        add_pages(text, "w2", workers[2], START_S + t, {}, t, site="b") if t % 30 == 0 else None
+    for name in HOSTILE:
+        labels = {"instance": "w2:9177", "domain": name}
+        text.add("libvirt_domain_info_virtual_cpus", labels, lambda _: 1)
+        text.add("libvirt_domain_info_maximum_memory_bytes", labels, lambda _: 2**30)
+        text.add("libvirt_domain_info_cpu_time_seconds_total", labels, lambda at_s: 0.25 * (at_s - START_S))
+    return text.text()
 
 
-@pytest.fixture(scope="module", params=["prometheus", "victoria-metrics"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp(request.param)
-    start = prometheus_server if request.param == "prometheus" else victoria_metrics_server
-    with start(folder, history()) as address:
-        yield address
+def add_pages(
+    text: OpenMetrics, name: str, worker: Worker, at_s: int, down: dict[str, tuple[int, int]], t: int, site: str = ""
+) -> None:
+    at_ms = at_s * 1000
+    for kind, port, render in (("node", 9100, render_node), ("libvirt", 9177, render_libvirt)):
+        start, end = down.get(kind, (0, 0))
+        if not start <= t < end:
+            labels = {"instance": f"{name}{site}:{port}", "job": kind, **({"site": site} if site else {})}
+            text.add_page(render(worker, at_ms), labels, at_s)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return history()
+
+
+@pytest.fixture(scope="module", params=[prometheus_server, victoria_metrics_server])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, text: str) -> Iterator[str]:
+    with request.param(tmp_path_factory.mktemp("server"), text) as url:
+        yield url
 
 
 @pytest.fixture
 def store(url: str) -> Iterator[PrometheusStore]:
-    with contextlib.closing(PrometheusStore(settings_of(url), clock=lambda: END)) as opened:
-        yield opened
+    store = PrometheusStore(settings_of(url, match=parse_matchers('site=""')))
+    yield store
+    store.close()
 
 
-def read(store: PrometheusStore, node: str, start: int, end: int) -> Period:
-    return store.read(node, (P0 + start) * 1000, (P0 + end) * 1000, FIELDS)
+def test_hosts_with_both_exporters_are_the_nodes(store: PrometheusStore, caplog: pytest.LogCaptureFixture) -> None:
+    assert store.nodes() == ["w1", "w2"]
+    assert store.nodes() == ["w1", "w2"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "nodes on Prometheus without a libvirt exporter are left out: 1: lone",
+        "nodes on Prometheus with several exporters of one kind are left out, see PROMETHEUS_NODES: 1: twice",
+    ]
+    assert "2 nodes, 2 hosts left out" in store.check()
 
 
-def test_nodes_are_the_hosts_with_one_exporter_of_each_kind(
-    store: PrometheusStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert store.nodes() == sorted(["w1", "w2", ODD_HOST])
-    assert "without a libvirt exporter are left out: 1: alone" in caplog.text
-    assert "several exporters of one kind are left out, see PROMETHEUS_NODES: 1: twice" in caplog.text
+def test_nodes_are_named_by_a_map_or_by_a_label(url: str) -> None:
+    pairs = {"mine": NodePair("w1:9100", "w1:9177"), "lost": NodePair("w9:9100", "w9:9177")}
+    store = PrometheusStore(settings_of(url, nodes=pairs))
+    assert store.nodes() == ["lost", "mine"]
+    assert store.read("mine", START_S * 1000, END_S * 1000, FIELDS).node.time_ms.size > 100
+    assert store.read("lost", START_S * 1000, END_S * 1000, FIELDS).node.time_ms.size == 0
+    assert store.last("lost") is None
+    labelled = PrometheusStore(settings_of(url, node_label="site"))
+    assert labelled.nodes() == ["b"]
+    assert labelled.last("b") is not None
 
 
-def test_node_has_the_known_figures(store: PrometheusStore) -> None:
-    node = read(store, "w1", 0, 1800).node
-    assert node.time_ms.tolist() == [(P0 + STEP_S * k) * 1000 for k in range(120)]
-    expected = {"cpu": 4, "mem": 16384, "cpu_usage": 1.5, "mem_usage": 4096, "elapsed_time": 15000}
-    for name, value in expected.items():
-        assert node.fields[name] == pytest.approx(np.full(120, value), rel=1e-6), name
-    # a, the odd one and gone have two vCPUs and 3 GB each, one has eight; the one that is off counts nothing.
-    assert node.fields["oc_cpu"] == pytest.approx(np.full(120, 14 / 4))
-    assert node.fields["oc_mem"] == pytest.approx(np.full(120, 12 / 16))
+def test_period_includes_its_start_and_excludes_its_end(store: PrometheusStore) -> None:
+    start_ms, end_ms = (START_S + 300) * 1000, (START_S + 360) * 1000
+    times = [start_ms + 15_000 * i for i in range(4)]
+    assert store.read("w2", start_ms, end_ms, FIELDS).node.time_ms.tolist() == times
+    assert store.read("w2", start_ms - 1, end_ms + 1, FIELDS).node.time_ms.tolist() == [*times, end_ms]
+    assert store.read("w2", start_ms + 1, end_ms - 1, FIELDS).node.time_ms.tolist() == times[1:]
+    assert store.read("w2", end_ms, start_ms, FIELDS).node.time_ms.size == 0
+    assert store.read("nobody", start_ms, end_ms, FIELDS).node.time_ms.size == 0
 
 
-def test_domains_have_the_known_figures(store: PrometheusStore) -> None:
-    domains = read(store, "w1", 0, 1800).domains
-    assert sorted(domains) == sorted(["a", "gone", ODD_VM, "shrinks"])
-    expected = {"cpu": 2, "mem": 3072, "cpu_usage": 0.5, "mem_usage": 2048, "mem_rss": 2048}
-    for name, value in expected.items():
-        assert domains["a"].fields[name] == pytest.approx(np.full(120, value), rel=1e-6), name
-    assert domains[ODD_VM].fields["cpu_usage"] == pytest.approx(np.full(120, 0.25), rel=1e-6)
-    assert np.isnan(domains["a"].fields["cpu_wait"]).all()
+def test_only_requested_fields_are_read(store: PrometheusStore) -> None:
+    period = store.read("w2", START_S * 1000, END_S * 1000, ("mem_usage",))
+    assert {*period.node.fields} == {"mem_usage"} == {*period.domains["instance-00000004"].fields}
+    assert not store.read("w2", START_S * 1000, END_S * 1000, ("cpu",), domains=False).domains
 
 
-def test_neighbouring_periods_make_up_the_whole(store: PrometheusStore) -> None:
-    whole = read(store, "w1", 600, 1200)
-    parts = [read(store, "w1", 600, 907), read(store, "w1", 907, 1200)]
-    assert np.concatenate([part.node.time_ms for part in parts]).tolist() == whole.node.time_ms.tolist()
-    together = np.concatenate([part.domains["a"].fields["cpu_usage"] for part in parts])
-    np.testing.assert_allclose(together, whole.domains["a"].fields["cpu_usage"])
+def test_any_name_of_a_domain_is_kept(store: PrometheusStore) -> None:
+    period = store.read("w2", (START_S + 300) * 1000, END_S * 1000, FIELDS)
+    for name in HOSTILE:
+        np.testing.assert_allclose(period.domains[name].fields["cpu_usage"], 0.25, rtol=1e-6)
+    assert set(store.last_configs("w2", START_S * 1000, END_S * 1000)) == set(period.domains) >= set(HOSTILE)
 
 
-def test_counter_that_starts_again_gives_no_rate(store: PrometheusStore) -> None:
-    usage = read(store, "w1", 3900, 4200).node.fields["cpu_usage"]
-    (missing,) = np.nonzero(np.isnan(usage))
-    assert missing.tolist() == [7]  # 4005 s is the first scrape after the reset at 4000 s
-    assert np.nanmin(usage) == pytest.approx(1.5, rel=1e-6)
+def test_silence_of_an_exporter_is_neither_idleness_nor_departure(store: PrometheusStore) -> None:
+    start_ms = (START_S + 300) * 1000
+    fields = store.read("w1", start_ms, END_S * 1000, FIELDS).node
+    at = (fields.time_ms / 1000 - START_S).astype(int)
+    unknown = np.isnan(fields.fields["oc_cpu"])
+    # Here scrapes and points coincide: the last one before is a late one for a point.
+    np.testing.assert_array_equal(unknown, (at > DOWN["libvirt"][0]) & (at < DOWN["libvirt"][1]))
+    assert not ((at >= DOWN["node"][0]) & (at < DOWN["node"][1])).any()
+    # The first rate after the gap covers it.
+    assert fields.fields["elapsed_time"][at == DOWN["node"][1]].tolist() == [135_000.0]
+    assert not np.isnan(fields.fields["cpu_usage"]).any()
 
 
-def test_rate_over_a_gap_covers_the_gap(store: PrometheusStore) -> None:
-    node = read(store, "w1", 4900, 5400).node
-    times = [time_ms // 1000 - P0 for time_ms in node.time_ms.tolist()]
-    # The last scrape before it, at 4995 s, is still shown one step later.
-    assert not [time_s for time_s in times if 5010 < time_s < 5310]
-    at = times.index(5310)
-    assert node.fields["elapsed_time"][at] == 315_000
-    assert node.fields["elapsed_time"][at + 1] == 15_000
-
-
-def test_exporter_that_is_down_is_not_a_node_without_domains(store: PrometheusStore) -> None:
-    period = read(store, "w1", 1800, 2700)
-    assert np.isnan(period.node.fields["oc_cpu"][2:]).all()
-    assert not np.isnan(period.node.fields["cpu_usage"]).any()
-    assert period.domains["a"].time_ms.size <= 2
-    again = read(store, "w1", 2700, 2800).domains["a"].fields["cpu_usage"]
-    assert again == pytest.approx(np.full(again.size, 0.5), rel=1e-6)
-
-
-def test_exporter_that_does_not_reach_libvirt_knows_no_domains(store: PrometheusStore) -> None:
-    period = read(store, "w2", 3600, 5400)
-    assert np.isnan(period.node.fields["oc_cpu"]).all()
-    assert not period.domains
-    assert not np.isnan(read(store, "w2", 0, 3600).node.fields["oc_cpu"]).any()
-
-
-def test_domain_that_has_ended_is_absent(store: PrometheusStore) -> None:
-    """The history has no markers of ended series: a server shows the last sample for five minutes."""
-    period = read(store, "w1", 3600, 4500)
-    assert period.domains["gone"].time_ms.size <= 2
-    assert period.node.fields["oc_cpu"][-1] == pytest.approx(6 / 4)
-
-
-def test_smaller_domain_is_believed_after_a_minute(store: PrometheusStore) -> None:
-    vcpus = read(store, "w1", 3600, 4500).domains["shrinks"].fields["cpu"]
-    assert vcpus[:4].tolist() == [8.0] * 4
-    assert vcpus[5:].tolist() == [2.0] * (vcpus.size - 5)
-
-
-def test_names_are_never_pasted_into_a_query(store: PrometheusStore) -> None:
-    period = read(store, ODD_HOST, 0, 1800)
-    assert list(period.domains) == ["c"]
-    assert period.node.fields["cpu_usage"] == pytest.approx(np.full(120, 1.5), rel=1e-6)
-    assert not read(store, 'w1"} or up{a="', 0, 1800).node.time_ms.size
-
-
-def test_begin_last_sample_and_configurations_are_found(store: PrometheusStore) -> None:
-    assert store.begins_ms("w1", (P0 - 86400) * 1000, END * 1000) == (P0 - 600) * 1000
-    assert store.begins_ms("w1", (P0 + 600) * 1000, END * 1000) == (P0 + 600) * 1000
-    assert store.begins_ms("w1", (P0 - 86400) * 1000, (P0 - 3600) * 1000) is None
-    assert store.begins_ms("unknown", 0, END * 1000) is None
+def test_begin_and_newest_sample_are_found(store: PrometheusStore) -> None:
+    assert store.begins_ms("w1", (START_S - 40 * 86400) * 1000, END_S * 1000) == START_S * 1000
+    assert store.begins_ms("w1", (START_S + 100) * 1000, END_S * 1000) == (START_S + 105) * 1000
+    assert store.begins_ms("w1", (START_S - 900) * 1000, START_S * 1000) is None
     last = store.last("w1")
     assert last is not None
-    assert last.time_ms == END * 1000
-    assert last.fields["cpu_usage"] == pytest.approx(1.5, rel=1e-6)
-    assert sorted(last.domains) == sorted(["a", ODD_VM, "shrinks"])
-    assert store.last("unknown") is None
-    configs = store.last_configs("w1", P0 * 1000, (P0 + 3600) * 1000)
-    assert configs["shrinks"].fields == {"cpu": 8.0, "mem": 3072.0}
-    assert configs["gone"].time_ms == (P0 + 3585) * 1000
+    assert last.time_ms == END_S * 1000
+    assert (last.fields["cpu"], len(last.domains)) == (16.0, 4)
 
 
-def test_last_sample_of_a_node_that_is_down_is_found(url: str) -> None:
-    with contextlib.closing(PrometheusStore(settings_of(url), clock=lambda: END + 3000)) as store:
-        last = store.last("w2")
-        assert last is not None
-        assert END - 60 <= last.time_ms / 1000 <= END + STEP_S
+def test_history_is_that_of_single_reads(store: PrometheusStore) -> None:
+    start_ms, end_ms = (START_S + 300) * 1000 // 300_000 * 300_000, END_S * 1000
+    found = dict(store.history(["w2", "w1"], start_ms, end_ms, 15, 15))
+    assert list(found) == ["w2", "w1"]
+    for node, period in found.items():
+        expected = store.read(node, start_ms, end_ms, FIELDS)
+        np.testing.assert_array_equal(period.node.time_ms, expected.node.time_ms)
+        for name in FIELDS:
+            if name in period.node.fields:
+                np.testing.assert_allclose(period.node.fields[name], expected.node.fields[name], rtol=1e-6)
+        assert period.domains.keys() == expected.domains.keys()
+    coarse = dict(store.history(["w1", "w2"], start_ms, end_ms, 60, 300))
+    for node, period in coarse.items():
+        assert np.median(np.diff(period.node.time_ms)) == 60_000
+        whole = found[node].node
+        for name in ("cpu_usage", "elapsed_time"):
+            assert not np.isnan(period.node.fields[name]).any()
+        # Both are means over all the time.
+        mean = np.average(period.node.fields["cpu_usage"], weights=period.node.fields["elapsed_time"])
+        fine = np.average(whole.fields["cpu_usage"], weights=whole.fields["elapsed_time"])
+        assert mean == pytest.approx(fine, rel=0.03)
+        for domain in period.domains.values():
+            assert domain.time_ms.size == period.node.time_ms.size or node == "w1"
 
 
-def test_server_is_only_read(store: PrometheusStore) -> None:
-    last = store.last("w1")
-    assert last is not None
-    for write in (lambda: store.encode(last), lambda: store.write([]), lambda: store.write_fleet(FleetRow("m", 1, {}))):
-        with pytest.raises(StoreRefused, match="read only"):
-            write()
-    assert store.read_fleet(0, END * 1000) == []
-    assert "3 nodes, 2 hosts left out, read only" in store.check()
-
-
-def test_nodes_that_are_named_are_not_looked_for(url: str) -> None:
-    settings = settings_of(url, nodes={"first": NodePair("twice:9101", "w1:9177")})
-    with contextlib.closing(PrometheusStore(settings, clock=lambda: END)) as store:
-        assert store.nodes() == ["first"]
-        assert "a" in read(store, "first", 0, 1800).domains
-
-
-def test_matchers_restrict_the_series(url: str) -> None:
-    settings = settings_of(url, match=parse_matchers('instance=~"w2:.*"'))
-    with contextlib.closing(PrometheusStore(settings, clock=lambda: END)) as store:
-        assert store.nodes() == ["w2"]
-
-
-def test_small_queries_give_the_same_samples(url: str, store: PrometheusStore) -> None:
-    with contextlib.closing(PrometheusStore(settings_of(url, max_samples=1000), clock=lambda: END)) as small:
+def test_server_that_refuses_large_queries_gives_the_same(tmp_path: Path, text: str) -> None:
+    with prometheus_server(tmp_path / "p", text, options=["--query.max-samples=3000"]) as url:
+        whole = PrometheusStore(settings_of(url, match=parse_matchers('site=""'), max_samples=20_000))
+        halved = PrometheusStore(settings_of(url, match=parse_matchers('site=""')))
         for node in ("w1", "w2"):
-            same(read(small, node, 0, 1800), read(store, node, 0, 1800))
+            periods = [of.read(node, START_S * 1000, END_S * 1000, FIELDS) for of in (whole, halved)]
+            for name in FIELDS:
+                np.testing.assert_allclose(periods[0].node.fields[name], periods[1].node.fields[name], rtol=1e-6)
+            assert not np.isnan(periods[0].node.fields["oc_cpu"]).all()
 
 
-def same(one: Period, other: Period) -> None:
-    assert list(one.domains) == list(other.domains)
-    for left, right in ((one.node, other.node), *((one.domains[name], other.domains[name]) for name in one.domains)):
-        np.testing.assert_array_equal(left.time_ms, right.time_ms)
-        for field, values in left.fields.items():
-            np.testing.assert_allclose(values, right.fields[field])
+def test_store_is_read_only_and_has_no_counts_of_masters(store: PrometheusStore) -> None:
+    with pytest.raises(StoreRefused, match="read only"):
+        store.write([Encoded("", 0, 0)])
+    with pytest.raises(StoreRefused, match="read only"):
+        store.write_fleet(FleetRow("m", 0, {}))
+    assert store.read_fleet(0, END_S * 1000) == []
 
 
-def test_history_has_the_same_means(store: PrometheusStore) -> None:
-    found = dict(store.history(["w1", "w2"], P0 * 1000, (P0 + 1800) * 1000, 60, 300))
-    assert list(found) == ["w1", "w2"]
-    node, vm = found["w1"].node, found["w1"].domains["a"]
-    assert node.fields["cpu_usage"] == pytest.approx(np.full(30, 1.5), rel=1e-6)
-    assert node.fields["oc_cpu"] == pytest.approx(np.full(30, 14 / 4))
-    assert vm.fields["cpu_usage"] == pytest.approx(np.full(30, 0.5), rel=1e-6)
-    assert vm.fields["mem_usage"] == pytest.approx(np.full(30, 2048.0))
+def test_ballooning_reads_the_memory_of_guests(store: PrometheusStore) -> None:
+    cache = UsageCache(store, 1200)
+    cache.refresh(["w2"], END_S + 1)
+    usage = cache.usage("w2", END_S + 1)
+    assert usage is not None
+    assert usage["instance-00000004"].usage_mb > 0
+    assert usage["instance-00000004"].rss_mb > 0
+    assert math.isnan(usage["ünï"].usage_mb)
 
 
-def test_queries_that_the_server_refuses_for_their_size_are_divided(tmp_path: Path) -> None:
-    with prometheus_server(tmp_path / "small", history(), options=["--query.max-samples=6000"]) as address:
-        with contextlib.closing(PrometheusStore(settings_of(address), clock=lambda: END)) as store:
-            node = read(store, "w1", 0, 1800).node
-        assert node.fields["cpu_usage"] == pytest.approx(np.full(120, 1.5), rel=1e-6)
+def test_server_that_ends_is_an_outage_and_the_nodes_stay(tmp_path: Path, text: str) -> None:
+    now = [0.0]
+    with prometheus_server(tmp_path / "p", text) as url:
+        store = PrometheusStore(settings_of(url, match=parse_matchers('site=""')), monotonic=lambda: now[0])
+        assert store.nodes() == ["w1", "w2"]
+    now[0] = 1000.0
+    assert store.nodes() == ["w1", "w2"]
+    with pytest.raises(StoreUnavailable, match="Connection refused"):
+        store.read("w1", START_S * 1000, END_S * 1000, FIELDS)
+    with pytest.raises(StoreUnavailable, match="Connection refused"):
+        PrometheusStore(settings_of(url)).nodes()
 
 
-def test_server_that_is_down_is_an_outage() -> None:
-    with contextlib.closing(PrometheusStore(settings_of(f"http://127.0.0.1:{free_port()}"))) as store:
-        for call in (store.nodes, store.check, lambda: store.last("w1"), lambda: read(store, "w1", 0, 60)):
-            with pytest.raises(StoreUnavailable, match="Connection refused"):
-                call()
+def program(name: str, folder: Path, url: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        **bare_environment(),
+        "PROMETHEUS_URL": url,
+        "PROMETHEUS_MATCH": 'site=""',
+        "STATE_ENDPOINT": str(folder / "status.json"),
+        "SCHED_SCOPE_S": "600",
+        "SCHED_SCOPE_SLICE_S": "300",
+        "SCHED_SCOPE_INIT_FETCH_PREVIOUS": "2",
+        "LIBVIRT_NODES": '{"w2": "test:///default"}',
+        **env,
+    }
+    command = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(command, env=settings, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("env", "nodes"),
+    [
+        ({}, ["w1", "w2"]),
+        ({"SCHED_NODES": '["w2"]'}, ["w2"]),
+        ({"PROMETHEUS_NODES": '{"mine": {"node": "w1:9100", "libvirt": "w1:9177"}}'}, ["mine"]),
+        ({"PROMETHEUS_NODE_LABEL": "site", "PROMETHEUS_MATCH": 'site="b"'}, ["b"]),
+        ({"PROMETHEUS_STEP_S": "30", "PROMETHEUS_TIMEOUT_S": "20", "PROMETHEUS_MAX_SAMPLES": "9000"}, ["w1", "w2"]),
+        ({"PROMETHEUS_QUERIES_AT_ONCE": "1", "PROMETHEUS_HEADERS": '{"X-Scope-OrgID": "a"}'}, ["w1", "w2"]),
+        ({"PROMETHEUS_TOKEN": "t"}, ["w1", "w2"]),
+        ({"PROMETHEUS_USER": "u", "PROMETHEUS_PASSWORD": "p"}, ["w1", "w2"]),
+    ],
+)
+def test_every_setting_is_accepted_by_the_check(
+    url: str, tmp_path: Path, env: dict[str, str], nodes: list[str]
+) -> None:
+    checked = program("scroogevm.py", tmp_path, url, "--check", "--json", **env)
+    rows = json.loads(checked.stdout)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert [row["target"] for row in rows[:-1]] == nodes
+    assert "16 cores" in checked.stdout
+
+
+def test_check_names_what_is_missing(url: str, tmp_path: Path) -> None:
+    checked = program("scroogevm.py", tmp_path, url, "--check", SCHED_NODES='["w3"]')
+    assert checked.returncode == 1
+    assert "not found on the server; it has w1, w2" in checked.stdout
+    assert "not a file" in program("scroogevm.py", tmp_path, url, "--check", PROMETHEUS_CA="/nowhere").stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_estimator_publishes_the_nodes_that_it_finds(url: str, tmp_path: Path) -> None:
+    run = program("scroogevm.py", tmp_path, url, "--once", "--strategy=percentile", SCHED_GUARDS="0")
+    assert run.returncode == 0, run.stderr
+    published = strict_json((tmp_path / "status.json").read_bytes())
+    assert sorted(published) == ["w1", "w2"]
+    assert 0 < published["w2"]["free_cpu"] < 16
+    assert published["w2"]["cpu"]["booked"] > 0

@@ -120,7 +120,7 @@ def victoria_metrics_server(folder: Path, text: str) -> Iterator[str]:
     port = free_port()
     command = [
         *("victoria-metrics", f"-storageDataPath={folder / 'data'}", f"-httpListenAddr=127.0.0.1:{port}"),
-        "-retentionPeriod=100y",
+        *("-retentionPeriod=100y", "-search.latencyOffset=1ms"),
     ]
     with running(command, f"http://127.0.0.1:{port}", folder) as url:
         # Its own import takes milliseconds.
