@@ -100,7 +100,7 @@ install_packages() {
         libvirt_python || exit 1
         ;;
     tests)
-        apt_install prometheus prometheus-node-exporter prometheus-libvirt-exporter chromium || true
+        apt_install prometheus prometheus-node-exporter prometheus-libvirt-exporter victoria-metrics chromium || true
         # For real guests; the tests download the kernel package and do not install it.
         apt_install libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 busybox-static \
             openssh-server openssh-client git curl || true

@@ -120,7 +120,9 @@ def test_samples_agree_where_the_libvirt_exporter_fails(tmp_path: Path) -> None:
                 for field_name in ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss"):
                     ours = domain.fields[field_name][places]
                     close = np.isclose(ours, expected.domains[name].fields[field_name], rtol=1e-4, equal_nan=True)
-                    assert (~close).sum() <= 2, (name, field_name)
+                    assert (~close & ~np.isnan(ours)).sum() <= 2, (name, field_name)
+                    # After domains have vanished the usage of the others is missing for a while: they are fully booked.
+                    assert (~close).sum() <= 0.05 * close.size, (name, field_name)
     store.close()
 
 
