@@ -166,7 +166,7 @@ class PrometheusStore:
         Yields
         ------
         (str, Period)
-            With all fields but waits, in the order of the nodes.
+            With all fields but waits and ``mem_rss``, in the order of the nodes.
 
         Raises
         ------

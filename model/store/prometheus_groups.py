@@ -15,11 +15,11 @@ from .prometheus_queries import (
     LIBVIRT_QUERIES,
     LIBVIRT_TIME,
     LIBVIRT_UP,
-    LISTED_TIME,
     MEMORY_QUERIES,
     NODE_QUERIES,
     NODE_TIME,
     NODE_WAIT_QUERIES,
+    OTHERWISE_LIBVIRT_TIME,
     SIZE_QUERIES,
     TEXTFILE_WAIT_QUERIES,
     Matcher,
@@ -109,7 +109,13 @@ class GroupReader:
         ------
         StoreUnavailable
         """
-        return {name: self._query(name, query, nodes, grid) for name, query in queries.items()}
+        found = {name: self._query(name, query, nodes, grid) for name, query in queries.items()}
+        if LIBVIRT_TIME in found:
+            timed = {series.labels.get(self._label) for series in found[LIBVIRT_TIME]}
+            others = [node for node in nodes if node.libvirt not in timed]
+            if others:
+                found[LIBVIRT_TIME] += self._query(LIBVIRT_TIME, OTHERWISE_LIBVIRT_TIME, others, grid)
+        return found
 
     def _query(self, name: str, query: Query, nodes: Sequence[Node], grid: Grid) -> list[Series]:
         samples = _SERIES.get(name, DOMAINS_PER_NODE) * grid.points
@@ -126,6 +132,7 @@ class GroupReader:
             nodes=tuple(node.node for node in nodes),
             libvirts=tuple(node.libvirt for node in nodes),
             extra=self._extra,
+            step_s=grid.step_s,
         )
         try:
             return self._server.query_range(query(scope), grid)
@@ -181,7 +188,8 @@ def _domain_series(
     def one(name: str) -> FloatArray:
         return next((series.values for series in figures[name]), np.full(grid.points, np.nan))
 
-    names = tuple(sorted({series.labels["domain"] for series in figures[LISTED_TIME] if series.labels.get("domain")}))
+    listing = (series.labels.get("domain", "") for name in ("vcpus", "allocation") for series in figures[name])
+    names = tuple(sorted({name for name in listing if name}))
     places = {name: i for i, name in enumerate(names)}
     found = {}
     for figure in figures:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..common.threads import map_until
 from ..samples import Period
-from .prometheus_groups import DOMAINS_PER_NODE, GroupReader
+from .prometheus_groups import DOMAINS_PER_NODE, Figures, GroupReader
 from .prometheus_nodes import Node
-from .prometheus_queries import LIBVIRT_QUERIES, MEMORY_QUERIES, NODE_QUERIES, SIZE_QUERIES
+from .prometheus_queries import LIBVIRT_QUERIES, LISTED, MEMORY_QUERIES, NODE_QUERIES, SIZE_QUERIES, Query
 from .prometheus_samples import DomainRows, add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
 from .prometheus_server import Grid
 
+#: Queries at once.
+_THREADS = 3
+#: For how long a server shows the last sample of a series.
+_SHOWN_S = 300
 #: Share of the samples of one query that a figure of a group may have: several figures are held at once.
 _SHARE = 8
 
@@ -43,8 +49,7 @@ def read_history(
     size = max(1, max_samples // _SHARE // (vm_grid.points * DOMAINS_PER_NODE))
     for first in range(0, len(nodes), size):
         group = nodes[first : first + size]
-        figures = reader.figures(group, grid, NODE_QUERIES)
-        of_libvirt = reader.figures(group, vm_grid, {**LIBVIRT_QUERIES, **SIZE_QUERIES, **MEMORY_QUERIES})
+        figures, of_libvirt = _at_once(reader, group, [(grid, NODE_QUERIES), (vm_grid, _domain_queries(vm_grid))])
         split = reader.split(group, grid, vm_grid, figures, of_libvirt, {})
         del figures, of_libvirt
         for node, (series, of_domains) in zip(group, split, strict=True):
@@ -59,6 +64,41 @@ def read_history(
                 compare(rows, domains)
             add_bookings(rows, domains)
             yield node.name, build_period(rows, domains, start_ms, end_ms)
+
+
+def _domain_queries(grid: Grid) -> dict[str, Query]:
+    """The figures of domains, without what tells more in short steps only."""
+    queries = {**LIBVIRT_QUERIES, **SIZE_QUERIES, "unused": MEMORY_QUERIES["unused"]}
+    if grid.step_s >= _SHOWN_S:
+        del queries[LISTED]
+    return queries
+
+
+def _at_once(
+    reader: GroupReader, nodes: Sequence[Node], wanted: Sequence[tuple[Grid, Mapping[str, Query]]]
+) -> list[Figures]:
+    """Read figures by several queries at once, for a server has several CPUs.
+
+    Raises
+    ------
+    StoreUnavailable
+    """
+    jobs = [(i, grid, name, query) for i, (grid, queries) in enumerate(wanted) for name, query in queries.items()]
+    found: list[Figures] = [{} for _ in wanted]
+    errors: list[Exception] = []
+
+    def read(job: tuple[int, Grid, str, Query]) -> None:
+        i, grid, name, query = job
+        try:
+            found[i] |= reader.figures(nodes, grid, {name: query})
+        except Exception as error:
+            errors.append(error)
+
+    for _ in map_until(jobs, read, _THREADS, lambda: 0.0 if errors else math.inf, "history"):
+        pass
+    if errors:
+        raise errors[0]
+    return found
 
 
 def _extended(grid: Grid) -> Grid:

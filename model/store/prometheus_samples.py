@@ -17,14 +17,10 @@ from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
 from ..numerics import BoolArray, FloatArray
 from ..samples import Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
+from .prometheus_queries import KNOWN_STEPS
 from .prometheus_server import Grid
 
 _MB = 2.0**20
-
-#: Domains are known for this number of steps after a scrape, which may be late.
-_KNOWN_STEPS = 1.1
-#: Times have milliseconds.
-_ROUNDING_S = 0.002
 
 #: A server adds counters in any order, so that equal sums differ by rounding, s.
 _NO_GROWTH_S = 1e-4
@@ -84,8 +80,9 @@ class DomainSeries:
         When the libvirt exporter was scraped, Unix seconds, and whether it reached libvirt.
     names : tuple of str
     figures : mapping of str to (d, n) float64
-        ``listed_time`` (Unix seconds), ``vcpus``, ``allocation`` (bytes), ``off``, ``cpu_time`` (s), and as far as they
-        are read ``unused``, ``available``, ``rss`` (bytes), ``wait``, ``run`` (s) and ``waiting_vcpus``.
+        ``vcpus``, ``allocation`` (bytes), ``off``, ``cpu_time`` (s), and as far as they are read ``unused``,
+        ``available``, ``rss`` (bytes), ``wait``, ``run`` (s) and ``waiting_vcpus``. ``listed`` has a value where the
+        exporter listed a domain at its last scrape; without it, a domain is listed where it has vCPUs.
     """
 
     time_s: FloatArray
@@ -227,12 +224,12 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     """
     age_s = grid.times_s - series.time_s
     with np.errstate(invalid="ignore"):
-        known = (age_s <= _KNOWN_STEPS * grid.step_s) & ~(series.up == 0)
+        known = (age_s <= KNOWN_STEPS * grid.step_s) & ~(series.up == 0)
         scraped = known & (age_s < grid.step_s)
     figures = {name: np.where(known, values, np.nan) for name, values in series.figures.items()}
     # A domain that the exporter listed at its last scrape and that is not off; it may lack any figure.
-    with np.errstate(invalid="ignore"):
-        listed = figures["listed_time"] >= series.time_s - _ROUNDING_S
+    listed = ~np.isnan(figures.get("listed", figures["vcpus"]))
+    listed |= np.isnan(figures["vcpus"]).all(axis=1, keepdims=True) & ~np.isnan(figures["allocation"])
     present = listed & np.isnan(figures["off"])
     figures = {name: np.where(present, values, np.nan) for name, values in figures.items()}
     largest_cores, largest_mb = (_LARGEST_ALLOCATION * _held(size) for size in (cores, memory_mb))
@@ -244,12 +241,16 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     }
     columns = _new_columns(scraped, figures["cpu_time"], series.time_s)
     usage = _rates(figures["cpu_time"], series.time_s, columns)
+    # The last sample of a domain that has left may be shown once more.
+    leaves = present & ~np.hstack([present[:, 1:], np.ones((present.shape[0], 1), dtype=bool)])
+    usage = np.where(leaves & (usage == 0), np.nan, usage)
     with np.errstate(invalid="ignore"):
         usage = np.where(usage > _MOST_USAGE * _held(cores), np.nan, usage)
     fields["cpu_usage"] = usage
     if "unused" in figures:
-        reserve = memory - figures["available"] / _MB
+        reserve = memory - figures.get("available", np.full(memory.shape, np.nan)) / _MB
         fields["mem_usage"] = _memory_usage(memory, figures["unused"] / _MB, reserve, persists)
+    if "rss" in figures:
         fields["mem_rss"] = figures["rss"] / _MB
     if "wait" in figures:
         wait, run = (_rates(figures[name], series.time_s, columns) for name in ("wait", "run"))

@@ -154,7 +154,7 @@ def test_begin_and_newest_sample_are_found(store: PrometheusStore) -> None:
 
 
 def test_history_is_that_of_single_reads(store: PrometheusStore) -> None:
-    start_ms, end_ms = (START_S + 300) * 1000 // 300_000 * 300_000, END_S * 1000
+    start_ms, end_ms = (START_S + 900) * 1000 // 300_000 * 300_000, END_S * 1000
     found = dict(store.history(["w2", "w1"], start_ms, end_ms, 15, 15))
     assert list(found) == ["w2", "w1"]
     for node, period in found.items():
