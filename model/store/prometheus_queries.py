@@ -18,9 +18,6 @@ _VCPUS = "libvirt_domain_info_virtual_cpus"
 _MEMORY_TOTAL = "node_memory_MemTotal_bytes"
 _WAIT, _RUN = "libvirt_domain_vcpu_delay_seconds_total", "libvirt_domain_vcpu_time_seconds_total"
 
-#: An exporter is known to respond for so many steps after a scrape: the next one may be late.
-KNOWN_STEPS = 1.1
-
 #: What a VM has now; the first one that exists and is not 0 counts, as in the aggregator.
 _ALLOCATIONS = (
     "libvirt_domain_memory_stats_actual_balloon_bytes",
@@ -191,8 +188,8 @@ def _libvirt_time(metric: str) -> Query:
 
 def _listed(scope: Scope) -> str:
     # A server shows the last sample of a series that has ended for five minutes, unless it has a marker of its end.
-    # timestamp() would take ten times as long.
-    window = f"[{round(1000 * KNOWN_STEPS * scope.step_s)}ms]"
+    # timestamp() would take ten times as long. Prometheus 2 counts a sample at the begin of the window, too.
+    window = f"[{1000 * scope.step_s - 1}ms]"
     return scope.by("max", f"count_over_time({scope.libvirt(_VCPUS)}{window})", "domain")
 
 

@@ -17,11 +17,12 @@ from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
 from ..numerics import BoolArray, FloatArray
 from ..samples import Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
-from .prometheus_queries import KNOWN_STEPS
 from .prometheus_server import Grid
 
 _MB = 2.0**20
 
+#: Domains are known for this number of steps after a scrape: the next one may be late.
+_KNOWN_STEPS = 1.1
 #: A server adds counters in any order, so that equal sums differ by rounding, s.
 _NO_GROWTH_S = 1e-4
 
@@ -224,11 +225,13 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     """
     age_s = grid.times_s - series.time_s
     with np.errstate(invalid="ignore"):
-        known = (age_s <= KNOWN_STEPS * grid.step_s) & ~(series.up == 0)
+        known = (age_s <= _KNOWN_STEPS * grid.step_s) & ~(series.up == 0)
         scraped = known & (age_s < grid.step_s)
     figures = {name: np.where(known, values, np.nan) for name, values in series.figures.items()}
     # A domain that the exporter listed at its last scrape and that is not off; it may lack any figure.
     listed = ~np.isnan(figures.get("listed", figures["vcpus"]))
+    for i in np.flatnonzero(known & ~scraped).tolist():
+        listed[:, i] = listed[:, i - 1] if i else False
     listed |= np.isnan(figures["vcpus"]).all(axis=1, keepdims=True) & ~np.isnan(figures["allocation"])
     present = listed & np.isnan(figures["off"])
     figures = {name: np.where(present, values, np.nan) for name, values in figures.items()}
@@ -241,9 +244,6 @@ def domain_rows(grid: Grid, series: DomainSeries, cores: FloatArray, memory_mb: 
     }
     columns = _new_columns(scraped, figures["cpu_time"], series.time_s)
     usage = _rates(figures["cpu_time"], series.time_s, columns)
-    # The last sample of a domain that has left may be shown once more.
-    leaves = present & ~np.hstack([present[:, 1:], np.ones((present.shape[0], 1), dtype=bool)])
-    usage = np.where(leaves & (usage == 0), np.nan, usage)
     with np.errstate(invalid="ignore"):
         usage = np.where(usage > _MOST_USAGE * _held(cores), np.nan, usage)
     fields["cpu_usage"] = usage
