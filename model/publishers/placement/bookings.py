@@ -20,8 +20,8 @@ class CountedBookings:
     figures were measured, and what it will use is not in them yet. The smaller one of both sums does that while not
     both kinds are there at once. For that case what the node had more than Placement is held for a slice more.
 
-    After the figures were measured, allocations that are deleted lower the count, and later ones do not raise it
-    again: what a VM leaves is not free before its absence was measured.
+    After the figures were measured, every fall of what is allocated lowers the count, and nothing raises it again: what
+    a VM leaves is not free before its absence was measured, also when others were created before it was deleted.
     """
 
     def __init__(self) -> None:
@@ -65,23 +65,27 @@ class _ClassBookings:
 
     def __init__(self) -> None:
         self.figures_s = -math.inf
-        self.least = math.inf
+        self.counted = 0.0
+        self.allocated = 0.0
         self.only_node: tuple[float, ...] = ()
 
     def count(self, figures_s: float, booked: float, allocated: float) -> float:
         if figures_s != self.figures_s:
-            self.figures_s, self.least = figures_s, math.inf
+            self.figures_s, self.counted, self.allocated = figures_s, allocated, allocated
             self.only_node = (*self.only_node, max(0.0, booked - allocated))[-_SLICES:]
-        self.least = min(self.least, allocated)
-        return min(max(0.0, booked - max(self.only_node)), self.least)
+        # What both have at first, less all falls, is never more than what is allocated.
+        fallen = max(0.0, self.allocated - allocated)
+        self.counted = max(0.0, min(self.counted - fallen, booked - max(self.only_node)))
+        self.allocated = allocated
+        return self.counted
 
     def state(self) -> list[Any]:
-        return [self.figures_s, self.least, list(self.only_node)] if self.only_node else []
+        return [self.figures_s, self.counted, self.allocated, list(self.only_node)] if self.only_node else []
 
     def restore(self, state: list[Any]) -> None:
         if state:
-            figures_s, least, only_node = state
-            self.figures_s, self.least = float(figures_s), float(least)
+            figures_s, counted, allocated, only_node = state
+            self.figures_s, self.counted, self.allocated = float(figures_s), float(counted), float(allocated)
             self.only_node = tuple(float(amount) for amount in only_node)
 
 

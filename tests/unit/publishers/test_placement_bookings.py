@@ -53,6 +53,11 @@ def test_what_a_deleted_vm_leaves_is_not_sold_before_its_absence_was_measured() 
     assert counted((40.0, [40.0, 32.0, 36.0, 40.0]), (36.0, [36.0])) == [[40.0, 32.0, 32.0, 32.0], [36.0]]
 
 
+def test_vm_that_is_deleted_after_another_was_created_is_not_sold_either() -> None:
+    """What is allocated returns to what it was, and one of these VMs is not in the figures."""
+    assert counted((40.0, [40.0, 48.0, 40.0, 48.0, 40.0])) == [[40.0, 40.0, 32.0, 32.0, 24.0]]
+
+
 def test_stale_node_keeps_the_least_until_it_has_figures_again() -> None:
     """Its figures stay those of the last slice with samples."""
     bookings, capacity = CountedBookings(), capacity_of("a", 0.0, None, 40.0)
