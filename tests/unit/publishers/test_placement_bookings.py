@@ -37,9 +37,14 @@ def counted(*slices: Slice, dedicated: float = 0.0) -> list[list[float]]:
         ([(40.0, [48.0])], [[40.0]]),
         # An orphan beside VMs that were created since.
         ([(80.0, [40.0]), (80.0, [80.0])], [[40.0], [40.0]]),
-        # The orphan has gone, or Placement has learnt of it: a slice later it counts.
-        ([(80.0, [40.0]), (40.0, [40.0]), (40.0, [40.0])], [[40.0], [0.0], [40.0]]),
-        ([(80.0, [40.0]), (80.0, [80.0]), (80.0, [80.0])], [[40.0], [40.0], [80.0]]),
+        # VMs that are not heard of for several slices.
+        ([(56.0, [16.0]), (56.0, [32.0]), (56.0, [32.0]), (56.0, [48.0])], [[16.0]] * 4),
+        # The orphan has gone.
+        ([(80.0, [40.0]), (40.0, [40.0])], [[40.0], [40.0]]),
+        # A VM that was deleted shortly before, and is replaced by one of the same size.
+        ([(80.0, [76.0]), (76.0, [76.0]), (80.0, [80.0])], [[76.0], [76.0], [80.0]]),
+        # Placement has learnt of the orphan: eight slices later it counts.
+        ([(80.0, [40.0])] + [(80.0, [80.0])] * 8, [[40.0]] * 8 + [[80.0]]),
         # A stopped VM that is no longer heard of keeps its allocation: it may start again.
         ([(36.0, [40.0])], [[36.0]]),
     ],
