@@ -33,6 +33,7 @@ examples:
   scroogevm.py --status --watch                     show what is published
   scroogevm.py --export=week.json --since=2026-01-05 --url=http://worker1:9100/metrics
   scroogevm.py --load=week.json --output=results --report
+  scroogevm.py --scan --output=results-scan         show what each node of the fleet may offer
 
 Settings are read from the environment and from .env in the working directory; see the file dotenv. Options override
 them. A replay reads no settings.
@@ -68,12 +69,41 @@ def _add_modes(parser: Parser) -> None:
     add("--once", action="store_true", help="compute the slices that have ended, publish, and exit")
     add("--check-config", action="store_true", help="validate the settings; no network, no file is created")
     add("--check", action="store_true", help="validate the settings, query the store for every node and Placement")
-    add("--status", action="store_true", help="show what is published; exit code 1 when a node is stale or outdated")
-    add("--watch", action="store_true", help="the same, updated until Ctrl-C")
+    for option, text in (
+        ("--status", "show what is published; exit code 1 when a node is stale or outdated"),
+        ("--watch", "the same, updated until Ctrl-C"),
+    ):
+        add(
+            option,
+            nargs="*",
+            metavar="URL|FILE",
+            help=f"{text}; of all masters whose status pages or files are named (default: the file of the settings)",
+        )
     add("--json", action="store_true", help="with --load, --check or --status: print JSON instead of a table")
     add("--export", metavar="TRACE.json", help="write the stored samples of one node as a trace")
-    add("--since", type=timestamp, metavar="TIME", help="with --export: start; Unix seconds or 2026-01-31T12:00Z")
-    add("--until", type=timestamp, metavar="TIME", help="with --export: end (default: now)")
+    add(
+        "--since",
+        type=timestamp,
+        metavar="TIME",
+        help="with --export or --scan: start; Unix seconds or 2026-01-31T12:00Z",
+    )
+    add("--until", type=timestamp, metavar="TIME", help="with --export or --scan: end (default: now)")
+    _add_scan(parser)
+
+
+def _add_scan(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--scan",
+        action="store_true",
+        help="show what each node of the fleet may offer, after its whole history: from the store of the settings, "
+        "or from --load, a trace or a folder of traces; changes nothing",
+    )
+    add("--days", type=number(0.01, 3660), metavar="N", help="with --scan: length of the history (default: 30)")
+    add("--node", metavar="NAME", help="with --scan: explain the figures of this node")
+    add("--csv", action="store_true", help="with --scan: print CSV instead of a table")
+    add("-j", "--jobs", type=whole_number(1), metavar="N", help="with --scan: worker processes (default: one per core)")
+    add("--dask", metavar="ADDRESS", help="with --scan: compute on this Dask cluster, e.g. tcp://scheduler:8786")
 
 
 def _add_model_options(parser: Parser) -> None:
@@ -122,26 +152,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.status = args.status or args.watch
+    args.status, args.watch = args.status if args.watch is None else args.watch, args.watch is not None
     _check_combination(parser, args)
     job, setup = (_serve, "live") if args.load is None else (_replay, "offline")
+    if args.scan:
+        job = _scan
     return run_interruptible(lambda: run_cli(parser, lambda: job(args), setup), lambda: _interrupted(args))
 
 
-_MODES = ("load", "export", "status", "once", "check", "check_config")
+_MODES = ("scan", "load", "export", "status", "once", "check", "check_config")
 
 
 def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse options that exclude or need each other."""
-    given = {name for name, value in vars(args).items() if value not in {None, False}}
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
     modes = [name for name in _MODES if name in given]
+    if args.scan and modes == ["scan", "load"]:
+        modes = ["scan"]
     if len(modes) > 1:
         parser.error(" and ".join(f"--{name.replace('_', '-')}" for name in modes) + " exclude each other")
     for option, possible in (
         ("report", ("load",)),
-        ("since", ("export",)),
-        ("until", ("export",)),
-        ("json", ("load", "check", "status")),
+        ("since", ("export", "scan")),
+        ("until", ("export", "scan")),
+        ("json", ("load", "check", "status", "scan")),
+        *((option, ("scan",)) for option in ("days", "node", "csv", "jobs", "dask")),
     ):
         if option in given and not {*possible} & {*modes}:
             parser.error(f"--{option} needs {' or '.join(f'--{name}' for name in possible)}")
@@ -151,7 +186,12 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--report needs --output=FOLDER")
     if args.export is not None and args.since is None:
         parser.error("--export needs --since=TIME")
-    if args.output is not None and args.load is None and not (args.debug and modes in ([], ["once"])):
+    for one, other in (("json", "csv"), ("days", "since"), ("jobs", "dask")):
+        if args.scan and {one, other} <= given:
+            parser.error(f"--{one} and --{other} exclude each other")
+    if args.scan and args.load is not None and {"since", "until", "days"} & given:
+        parser.error("--since, --until and --days need a store; a trace is scanned as a whole")
+    if args.output is not None and args.load is None and not args.scan and not (args.debug and modes in ([], ["once"])):
         parser.error("--output needs --load, or --debug=1 for the dumps of a daemon")
 
 
@@ -161,10 +201,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     if args.check_config:
         return _check_config(args)
-    if args.status:
+    if args.status is not None:
         from ..estimator.status_command import run_status
 
-        return run_status(options.StatusOptions(watch=args.watch, json=args.json))
+        return run_status(options.StatusOptions(args.watch, args.json, tuple(args.status)))
     from ..cli.model_options import given_model_options
     from ..estimator.settings import nodes_of_option
 
@@ -181,6 +221,32 @@ def _serve(args: argparse.Namespace) -> int:
 
     output = None if args.output is None else Path(args.output)
     return run(options.EstimatorOptions(nodes, output, args.debug, args.once, given_model_options(args)))
+
+
+def _scan(args: argparse.Namespace) -> int:
+    from ..cli.model_options import given_model_options
+    from ..estimator.settings import nodes_of_option
+    from ..scan.command import run_scan
+    from ..scan.options import ScanOptions
+    from . import configuration  # noqa: F401  # declares all settings: a key of another program is not misspelt
+
+    return run_scan(
+        ScanOptions(
+            traces=args.load,
+            nodes=nodes_of_option(args.url),
+            node=args.node,
+            since_s=args.since,
+            until_s=args.until,
+            days=30.0 if args.days is None else args.days,
+            output=None if args.output is None else Path(args.output),
+            json=args.json,
+            csv=args.csv,
+            jobs=args.jobs,
+            dask=args.dask,
+            debug=args.debug,
+            model=given_model_options(args),
+        )
+    )
 
 
 def _check_config(args: argparse.Namespace) -> int:
@@ -215,7 +281,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _interrupted(args: argparse.Namespace) -> int:
-    if args.load is None and args.export is None and not args.once:
+    if args.load is None and args.export is None and not args.once and not args.scan:
         return 0
     what = "" if args.once else ", nothing was written"
     print(f"scroogevm.py: interrupted{what}", file=sys.stderr)

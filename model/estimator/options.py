@@ -68,7 +68,15 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class StatusOptions:
-    """Options of ``--status`` and ``--watch``."""
+    """Options of ``--status`` and ``--watch``.
+
+    Attributes
+    ----------
+    watch, json : bool
+    sources : tuple of str
+        Status files, and URLs of status pages; empty for the file of the settings.
+    """
 
     watch: bool
     json: bool
+    sources: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from ..slices import RESOURCES
 from ..stability import STABILITY_DETECTORS
 from ..store.settings import STATE_ENDPOINT, STORE_PATH, StoreSettings, store_settings
 from .contention_settings import CHECK_S, contention_settings
+from .shards import Shard, parse_shard
 from .slicing import Calendar, SliceRules
 
 LOG = logging.getLogger("scroogevm")
@@ -87,6 +88,14 @@ NODES: Setting[tuple[str, ...]] = _SECTION.json(
     parse_nodes,
     "The nodes whose free resources are computed, a JSON list of URLs. The default is the nodes of AGGREG_STUB_LIST. "
     "--url overrides it.",
+)
+SHARD: Setting[Shard] = _SECTION.value(
+    "SCHED_SHARD",
+    Shard(),
+    parse_shard,
+    "The part of the nodes that this master computes, such as 2/3: the second of three masters with the same nodes in "
+    "their settings. Which part a node is in depends on its name alone.",
+    shown="1/1",
 )
 SCOPE_S = _SECTION.whole(
     "SCHED_SCOPE_S", 86400, 1, 10**9, 'Length of a scope ("virtual day"), seconds. A multiple of SCHED_SCOPE_SLICE_S.'
@@ -233,6 +242,7 @@ class EstimatorSettings:
     Attributes
     ----------
     nodes : tuple of str
+        Those of the part that this master computes.
     calendar : Calendar
         Slices and scopes.
     historical : int
@@ -257,6 +267,8 @@ class EstimatorSettings:
     master : str
         Name of this master; without it, nothing is exchanged with other masters.
     contention : ContentionSettings
+    fleet : tuple of str
+        The nodes of all parts.
     contention_check_s : float
         Seconds between two looks for contention within a slice; 0 for none.
     """
@@ -278,6 +290,7 @@ class EstimatorSettings:
     master: str = ""
     contention: ContentionSettings = field(default_factory=ContentionSettings)
     contention_check_s: float = 30.0
+    fleet: tuple[str, ...] = ()
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -307,8 +320,10 @@ def estimator_settings(
     """
     calendar = _calendar(env)
     status = status_file_settings(env)
+    fleet, shard = nodes or _nodes(env), env.read(SHARD)
     settings = EstimatorSettings(
-        nodes=nodes or _nodes(env),
+        nodes=shard.select(fleet),
+        fleet=fleet,
         calendar=calendar,
         historical=env.read(HISTORICAL),
         previous_scopes=env.read(PREVIOUS_SCOPES),
@@ -327,6 +342,8 @@ def estimator_settings(
         contention_check_s=env.read(CHECK_S),
     )
     _check_files(env, settings)
+    if fleet and not settings.nodes:
+        env.fault(SHARD, f"none of the {len(fleet)} nodes is in part {shard}")
     if settings.previous_scopes * calendar.positions > _MOST_SLICES_AT_START:
         env.fault(PREVIOUS_SCOPES, f"asks for more than {_MOST_SLICES_AT_START} slices at the start")
     delay_s = env.read(FETCH_DELAY)

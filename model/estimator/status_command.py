@@ -16,8 +16,17 @@ def run_status(options: StatusOptions) -> int:
     UsageError
         When there is none.
     """
+    from ..publishers.status_sources import StatusSources
     from ..publishers.status_table import show_status, watch_status
 
+    sources = StatusSources(options.sources or (_own_file(),))
+    if options.watch:
+        watch_status(sources)
+        return 0
+    return show_status(sources, json=options.json)
+
+
+def _own_file() -> str:
     try:
         env = environment()
         path = status_path(env)
@@ -25,7 +34,4 @@ def run_status(options: StatusOptions) -> int:
             raise SettingsError(env.faults)
     except SettingsError as error:
         raise UsageError(str(error)) from None
-    if options.watch:
-        watch_status(path)
-        return 0
-    return show_status(path, json=options.json)
+    return str(path)

@@ -205,11 +205,24 @@ def read_status(path: Path) -> Mapping[str, PublishedNode]:
         When the file cannot be read or is not a status file.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, PublishedNode])
+        data = path.read_bytes()
     except OSError as error:
         raise StatusFileError(f"{path}: {error.strerror}") from None
+    return decode(data, str(path))
+
+
+def decode(data: bytes, source: str) -> Mapping[str, PublishedNode]:
+    """Decode the status of all nodes.
+
+    Raises
+    ------
+    StatusFileError
+        Which names the source.
+    """
+    try:
+        return msgspec.json.decode(data, type=dict[str, PublishedNode])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StatusFileError(f"{path}: not a status file: {error}") from None
+        raise StatusFileError(f"{source}: not a status file: {error}") from None
 
 
 assert RESOURCES == (CPU, MEMORY)  # noqa: S101  # named in PublishedNode

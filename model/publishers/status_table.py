@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +19,8 @@ from ..cli.tables import first_that_fits, print_json, print_whole
 from ..common.errors import UsageError
 from ..slices import CPU, MEMORY, RESOURCES, Resource
 from ..status import guard_reasons
-from .status_file import PublishedNode, PublishedResource, StatusFileError, read_status
+from .status_file import PublishedNode, PublishedResource
+from .status_sources import StatusSources
 
 _FILE_WIDTH = 160
 
@@ -186,13 +186,12 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def show_status(path: Path, *, json: bool = False) -> int:
-    """Print the status; 1 when a node is stale, unknown or outdated, else 0.
+def show_status(sources: StatusSources, *, json: bool = False) -> int:
+    """Print the status; 1 when a node is stale, unknown or outdated, or a source cannot be read, else 0.
 
     Parameters
     ----------
-    path : Path
-        The status file.
+    sources : StatusSources
     json : bool
         Print the list of :func:`status_objects` instead of a table.
 
@@ -201,30 +200,31 @@ def show_status(path: Path, *, json: bool = False) -> int:
     UsageError
         When there is no status.
     """
-    try:
-        nodes, now_s = read_status(path), time.time()
-    except StatusFileError as error:
-        raise UsageError(str(error)) from None
+    (nodes, problems), now_s = sources.read(), time.time()
+    if len(problems) == len(sources):
+        raise UsageError(problems[0])
+    for problem in problems:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(problem))
     if json:
         print_json(status_objects(nodes, now_s))
     else:
         console = _console()
         print_whole(console, _tables(nodes, now_s))
         console.print(_definitions(nodes))
-    return int(any(row.state != "ok" for row in _rows(nodes, now_s)))
+    return int(bool(problems) or any(row.state != "ok" for row in _rows(nodes, now_s)))
 
 
-def watch_status(path: Path, sleep: Callable[[float], object] = time.sleep) -> None:
+def watch_status(sources: StatusSources, sleep: Callable[[float], object] = time.sleep) -> None:
     """Keep the table on the screen until Ctrl-C; without a terminal, print it each time the status changes."""
     console = _console()
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(_current(path, console)[0], refresh=True)
+                live.update(_current(sources, console)[0], refresh=True)
                 sleep(_WATCH_PERIOD_S)
     printed: object = None
     while True:
-        content, status = _current(path, console)
+        content, status = _current(sources, console)
         if status != printed:
             console.print(content)
             console.file.flush()
@@ -367,11 +367,11 @@ def _tables(nodes: Mapping[str, PublishedNode], now_s: float) -> Iterator[Table]
             yield status_table(nodes, now_s, brief=True, guards=False, contention=contention, name_width=folded)
 
 
-def _current(path: Path, console: Console) -> tuple[RenderableType, object]:
+def _current(sources: StatusSources, console: Console) -> tuple[RenderableType, object]:
     """What is shown now, and a value that differs when it changes for another reason than age."""
-    try:
-        nodes, now_s = read_status(path), time.time()
-    except StatusFileError as error:
-        return Text(str(error), style="red"), str(error)
-    status = nodes, [row.state for row in _rows(nodes, now_s)]
-    return Group(first_that_fits(console, _tables(nodes, now_s)), _definitions(nodes)), status
+    (nodes, problems), now_s = sources.read(), time.time()
+    missing = [Text(problem, style="red") for problem in problems]
+    if len(problems) == len(sources):
+        return Group(*missing), problems
+    status = nodes, problems, [row.state for row in _rows(nodes, now_s)]
+    return Group(*missing, first_that_fits(console, _tables(nodes, now_s)), _definitions(nodes)), status

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from model.publishers.placement.check import check_placement
 from model.publishers.placement.ratio import NodeCapacity, ResourceCapacity
 from model.publishers.settings import Keystone, PlacementSettings, Token
 from model.publishers.status_file import PublishedNode
@@ -95,8 +96,6 @@ def check(
     published: Mapping[str, PublishedNode] = MappingProxyType({}),
 ) -> list[tuple[str, bool, str]]:
     """The rows of ``--check``; by default the nodes of the estimator are those of the settings."""
-    from model.publishers.placement.check import check_placement
-
     return list(check_placement(config, list(config.providers) if nodes is None else nodes, published))
 
 

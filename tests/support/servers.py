@@ -205,7 +205,7 @@ class PlacementServer:
             text = response.read()
         return json.loads(text) if text else None
 
-    def provider(self, name: str, parent: str | None = None, **inventories: dict[str, Any]) -> str:
+    def provider(self, name: str, parent: str | None = None, /, **inventories: dict[str, Any]) -> str:
         """Create a provider, a part of another one if there is a parent, and return its UUID."""
         about = {"name": name} if parent is None else {"name": name, "parent_provider_uuid": parent}
         provider = str(self.call("POST", "/resource_providers", about)["uuid"])

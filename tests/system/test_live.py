@@ -767,12 +767,20 @@ def test_placement_receives_the_published_ratios(env: Environment, store: Sqlite
             # (8 booked + 8.7 free - 2 reserved, whole cores) / (16 - 2)
             wait_for(lambda: ratio() == 1.0)
             assert server.inventories(provider)["VCPU"]["reserved"] == 2
+
             # What was written is noted at the end of the round.
-            wait_for(Path(env["STATE_ENDPOINT"]).with_name("placement.json").exists)
-            rows = run(env, "--check").stdout
-            assert re.search(r"placement \S+ +ok +host-1: VCPU 16 of 16 cores, reserved 2, ratio 1 by ScroogeVM", rows)
-            assert re.search(r"used 8, booked 8; MEMORY_MB 32768 of 32768 MB", rows)
-            assert re.search(r"placement \S+ +FAILED +no resource provider is named nobody", rows)
+            def rows() -> dict[str, Any]:
+                return {row["target"]: row for row in json.loads(run(env, "--check", "--json").stdout)}
+
+            wait_for(lambda: "by ScroogeVM" in rows()[f"placement {NODES[0]}"]["message"])
+            found = rows()[f"placement {NODES[0]}"]
+            assert found["ok"]
+            for part in (
+                "host-1: VCPU 16 of 16 cores, reserved 2, ratio ",
+                "used 8, booked 8; MEMORY_MB 32768 of 32768 MB",
+            ):
+                assert part in found["message"]
+            assert rows()[f"placement {NODES[1]}"]["message"] == "no resource provider is named nobody"
             silent.add(NODES[0])
             # The published free of a silent node is 0.
             wait_for(lambda: abs(ratio() - 8 / 14) < 1e-3)

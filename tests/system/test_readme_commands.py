@@ -72,6 +72,7 @@ SHOWN = ".venv/bin/python scroogevm.py --load=decreasing-workload.json"
 #: Files that the commands of a page leave, relative to the copy.
 LEFT = {
     "docs/replay.md": ("results/report.html", "results/summary.csv", "results/dump-greedy.json", "trace.json"),
+    "docs/scan.md": ("results-scan/scan.html", "results-scan/scan.json", "results-scan/scan.csv"),
     "docs/simulation.md": ("results-simulation/simulation.csv", "results-simulation/report.html"),
     "docs/evaluation.md": ("results-evaluation/pareto.png", "results-evaluation/pooled.csv"),
     "docs/estimator.md": ("week.json", "results-week/report.html"),

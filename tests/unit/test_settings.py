@@ -84,6 +84,7 @@ def test_example_file_gives_the_defaults(folder: Path) -> None:
 #: Any text is a value of these.
 FREE_TEXT = {
     *("METRICS_ADDRESS", "STATE_ENDPOINT", "STORE_PATH", "SCHED_CHECKPOINT_PATH", "BALLOONING_JOURNAL_PATH"),
+    "PLACEMENT_STATE_PATH",
     *("AGGREG_SPOOL_PATH", "SCHED_MASTER"),
     *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "PLACEMENT_TOKEN"),
     *(key for key in SETTINGS if key.startswith("OS_") and key not in {"OS_AUTH_TYPE", "OS_AUTH_URL", "OS_CACERT"}),

@@ -11,12 +11,12 @@ MODEL = ROOT / "model"
 MODULES = sorted(MODEL.rglob("*.py"))
 PACKAGES = {
     *("aggregator", "ballooning", "cli", "commands", "common", "estimator", "evaluation", "parallel", "publishers"),
-    *("publishers/placement", "publishers/status_page", "replay", "simulation", "store"),
+    *("publishers/placement", "publishers/status_page", "replay", "scan", "simulation", "store"),
 }
 #: The modules whose job is to print.
 PRINTING = {
     *("cli/main.py", "cli/parser.py", "cli/tables.py", "commands/configuration.py", "commands/scroogevm.py"),
-    *("evaluation/command.py", "replay/command.py", "simulation/command.py"),
+    *("evaluation/command.py", "replay/command.py", "scan/command.py", "simulation/command.py"),
 }
 
 

@@ -63,6 +63,38 @@ def check_placement(
     yield "placement", True, f"OpenStack Placement, resource providers: {len(listed)}"
 
 
+def present_ratios(settings: PlacementSettings, nodes: Sequence[str]) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The ratios of the providers of nodes now, by node and resource name, and why some are missing.
+
+    Parameters
+    ----------
+    settings : PlacementSettings
+    nodes : sequence of str
+    """
+    ratios: dict[str, dict[str, float]] = {}
+    problems: list[str] = []
+    try:
+        client = PlacementClient(settings)
+        providers = ProviderMap(settings.providers, client)
+        client.check_access()
+        mapped = [node for node in nodes if node in providers]
+        providers.refresh(mapped)
+    except PlacementError as error:
+        return {}, [str(error)]
+    for node in mapped:
+        try:
+            inventories = client.inventories(providers.uuid_of(node))["inventories"]
+        except PlacementError as error:
+            problems.append(f"{node}: {error}")
+            continue
+        ratios[node] = {
+            resource.name: float(inventories[resource_class]["allocation_ratio"])
+            for resource_class, resource in _RESOURCES
+            if resource_class in inventories
+        }
+    return ratios, problems
+
+
 def _check_node(
     node: str,
     published: PublishedNode | None,

@@ -59,6 +59,11 @@ class NodeProblems:
             self._open.pop(subject, None)
             self._ended.add(subject)
 
+    def drop(self, node: str) -> None:
+        """Forget the problems of a node that is no longer kept."""
+        for subject in [one for one in self._open if one == node or one.startswith(f"{node} ")]:
+            del self._open[subject]
+
     def log(self, total: int) -> None:
         """Log what has changed.
 

@@ -12,8 +12,11 @@ from .client import PlacementClient, PlacementError, ProviderMissing, as_uuid
 
 
 def host_of(node: str) -> str:
-    """The host in the URL of a node, in lower case; the node itself when it is no URL."""
-    return (urlsplit(node).hostname if "://" in node else "") or node.lower()
+    """The host in the URL of a node, or of ``host:port``, in lower case; else the node itself."""
+    if "://" in node:
+        return urlsplit(node).hostname or node.lower()
+    host, _, port = node.lower().rpartition(":")
+    return host if host and ":" not in host and port.isdecimal() else node.lower()
 
 
 def matching_names(host: str, names: Collection[str]) -> list[str]:

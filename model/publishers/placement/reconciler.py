@@ -144,7 +144,7 @@ class _Node:
     done_s, due_s : float
         When that was, and when the provider is looked at again, monotonic seconds.
     state : str
-        ``kept``, ``skipped`` or ``failed``; empty before the first update.
+        ``kept``, ``skipped`` or ``failed``, of the last update; empty before the first one.
     """
 
     capacity: NodeCapacity
@@ -152,6 +152,11 @@ class _Node:
     done_s: float = -math.inf
     due_s: float = -math.inf
     state: str = ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was published since the provider was brought up to date."""
+        return self.state != "failed" and self.capacity == self.done
 
     def priority(self) -> tuple[bool, float]:
         """Nodes of which less is free go first, then those that waited longest."""
@@ -212,8 +217,10 @@ class PlacementReconciler:
             if capacity.node in self._providers:
                 nodes[capacity.node] = self._nodes.get(capacity.node) or _Node(capacity)
                 nodes[capacity.node].capacity = capacity
+        for name in self._nodes.keys() - nodes.keys():
+            self._problems.drop(name)
         self._nodes = nodes
-        return self._run_round([name for name, node in nodes.items() if node.capacity != node.done], stop)
+        return self._run_round([name for name, node in nodes.items() if not node.is_current], stop)
 
     def poll(self, stop: threading.Event | None = None) -> ReconcileResult:
         """Look at the providers that are due, and at those that a round left.
@@ -412,14 +419,16 @@ class PlacementReconciler:
     def _schedule(self, outcomes: Mapping[str, _Outcome], late: PlacementError) -> None:
         """Note what was done, and when the nodes are due again: those of a round that was too short at once."""
         now = self._clock()
+        with self._lock:
+            hung = frozenset(self._in_progress)
         for name, outcome in outcomes.items():
             node = self._nodes[name]
             if isinstance(outcome, _Success):
                 node.done, node.done_s = node.capacity, now
                 node.state = "skipped" if outcome.skipped else "kept"
             elif outcome is not None:
-                node.done, node.state = None, "failed"
-            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late)
+                node.state = "failed"
+            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late) and name not in hung
             # Not all at the same moment.
             node.due_s = now if is_late else now + self._settings.poll_s * random.uniform(0.5, 1.5)  # noqa: S311
 

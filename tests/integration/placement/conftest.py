@@ -20,9 +20,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer
 
 
 @pytest.fixture
-def name() -> str:
-    """A host name without a domain."""
-    return f"host-{uuid.uuid4().hex[:8]}"
+def host() -> str:
+    """A host name without a domain, which no other test has."""
+    return f"c{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

@@ -26,11 +26,11 @@ from tests.support.servers import PlacementServer, wait_for
 
 
 def test_missing_provider_is_logged_once_and_the_others_are_updated(
-    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
+    server: PlacementServer, host: str, event_log: pytest.LogCaptureFixture
 ) -> None:
-    providers = [server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(12)]
+    providers = [server.provider(f"{host}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(12)]
     nodes = {f"node{k}": provider for k, provider in enumerate(providers)}
-    nodes |= {"by-name": f"{name}-nowhere", "by-uuid": str(uuid.uuid4())}
+    nodes |= {"by-name": f"{host}-nowhere", "by-uuid": str(uuid.uuid4())}
     placement = PlacementReconciler(settings(server.url, nodes))
     for cores in (12.0, 16.0):
         done = placement.publish([capacity_of(node, cores, None) for node in [*nodes, "unmapped"]])
@@ -38,7 +38,7 @@ def test_missing_provider_is_logged_once_and_the_others_are_updated(
         assert [ratios(server, provider)[0] for provider in providers] == [cores / 8] * 12
     assert placement.counts().failures == {"missing": 4}
     assert len(event_log.records) == 2
-    server.provider(f"{name}-nowhere", VCPU=CPU)
+    server.provider(f"{host}-nowhere", VCPU=CPU)
     assert set(placement.publish([capacity_of("by-name", 12.0, None)]).updated) == {"by-name"}
     assert event_log.records[-1].getMessage() == "by-name: recovered"
 
@@ -57,9 +57,9 @@ def test_missing_provider_is_logged_once_and_the_others_are_updated(
     ],
 )
 def test_invalid_response_affects_only_its_provider(
-    server: PlacementServer, name: str, answer: tuple[int, str], reason: str
+    server: PlacementServer, host: str, answer: tuple[int, str], reason: str
 ) -> None:
-    good, bad = (server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in "gb")
+    good, bad = (server.provider(f"{host}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in "gb")
 
     def hook(method: str, path: str, token: str) -> tuple[int, str] | None:
         return answer if bad in path else None
@@ -72,8 +72,8 @@ def test_invalid_response_affects_only_its_provider(
     assert ratios(server, bad) == (3.0, 1.25)
 
 
-def test_hung_request_delays_no_other_provider_and_is_not_repeated(server: PlacementServer, name: str) -> None:
-    good, bad = (server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in "gb")
+def test_hung_request_delays_no_other_provider_and_is_not_repeated(server: PlacementServer, host: str) -> None:
+    good, bad = (server.provider(f"{host}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in "gb")
     release, requests = threading.Event(), []
 
     def hook(method: str, path: str, token: str) -> None:
@@ -100,8 +100,8 @@ def test_hung_request_delays_no_other_provider_and_is_not_repeated(server: Place
         release.set()
 
 
-def test_stop_ends_a_hung_reconciliation(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU)
+def test_stop_ends_a_hung_reconciliation(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU)
     stop, release = threading.Event(), threading.Event()
 
     def hook(method: str, path: str, token: str) -> None:
@@ -121,9 +121,9 @@ def test_stop_ends_a_hung_reconciliation(server: PlacementServer, name: str) -> 
 
 
 def test_unreachable_server_is_logged_once_and_recovers(
-    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
+    server: PlacementServer, host: str, event_log: pytest.LogCaptureFixture
 ) -> None:
-    nodes = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(3)}
+    nodes = {f"node{k}": server.provider(f"{host}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(3)}
     placement = PlacementReconciler(settings(server.url, nodes))
     capacities = [capacity_of(node, 12.0, 12000.0) for node in nodes]
     server.kill()
@@ -140,8 +140,8 @@ def test_unreachable_server_is_logged_once_and_recovers(
     assert placement.counts().failures == {"connection": 6}
 
 
-def test_frozen_server_is_waited_for_once(server: PlacementServer, name: str) -> None:
-    nodes = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(10)}
+def test_frozen_server_is_waited_for_once(server: PlacementServer, host: str) -> None:
+    nodes = {f"node{k}": server.provider(f"{host}-{k}", VCPU=CPU, MEMORY_MB=MEM) for k in range(10)}
     placement = PlacementReconciler(settings(server.url, nodes, timeout_s=0.5))
     capacities = [capacity_of(node, 12.0, 12000.0) for node in nodes]
     server.freeze()
@@ -156,8 +156,8 @@ def test_frozen_server_is_waited_for_once(server: PlacementServer, name: str) ->
     assert set(placement.publish(capacities).updated) == set(nodes)
 
 
-def test_server_that_freezes_during_an_update_is_a_timeout(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+def test_server_that_freezes_during_an_update_is_a_timeout(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
 
     clock = Clock()
 
@@ -175,9 +175,9 @@ def test_server_that_freezes_during_an_update_is_a_timeout(server: PlacementServ
 
 
 def test_refused_token_is_logged_once_and_never_shown(
-    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
+    server: PlacementServer, host: str, event_log: pytest.LogCaptureFixture
 ) -> None:
-    nodes = {f"node{k}": server.provider(f"{name}-{k}", VCPU=CPU) for k in range(3)}
+    nodes = {f"node{k}": server.provider(f"{host}-{k}", VCPU=CPU) for k in range(3)}
     event_log.set_level(logging.DEBUG)
     config = settings(server.url, nodes, login=Token(server.url, "s3cr3t"))
     placement = PlacementReconciler(config)

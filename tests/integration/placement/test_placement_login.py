@@ -29,13 +29,13 @@ def from_environment(**values: str) -> PlacementSettings:
 
 
 def test_login_with_keystone_finds_placement_in_the_catalog(
-    server: PlacementServer, keystone: FakeKeystone, name: str
+    server: PlacementServer, keystone: FakeKeystone, host: str
 ) -> None:
-    provider = server.provider(name, VCPU=CPU)
+    provider = server.provider(host, VCPU=CPU)
     keystone.catalog = server.url
     placement = PlacementReconciler(
         from_environment(
-            PLACEMENT_PROVIDERS=json.dumps({NODE: name}),
+            PLACEMENT_PROVIDERS=json.dumps({NODE: host}),
             OS_AUTH_URL=keystone.url,
             OS_USERNAME="scroogevm",
             OS_PASSWORD="s3cr3t",
@@ -53,8 +53,8 @@ def test_login_with_keystone_finds_placement_in_the_catalog(
     assert login["auth"]["scope"]["project"]["name"] == "service"
 
 
-def test_expired_token_is_renewed(server: PlacementServer, keystone: FakeKeystone, name: str) -> None:
-    server.provider(name, VCPU=CPU)
+def test_expired_token_is_renewed(server: PlacementServer, keystone: FakeKeystone, host: str) -> None:
+    server.provider(host, VCPU=CPU)
     keystone.tokens = ["old", "admin"]
 
     def hook(method: str, path: str, token: str) -> tuple[int, str] | None:
@@ -64,7 +64,7 @@ def test_expired_token_is_renewed(server: PlacementServer, keystone: FakeKeyston
         keystone.catalog = url
         placement = PlacementReconciler(
             from_environment(
-                PLACEMENT_PROVIDERS=json.dumps({NODE: name}),
+                PLACEMENT_PROVIDERS=json.dumps({NODE: host}),
                 OS_AUTH_TYPE="v3applicationcredential",
                 OS_AUTH_URL=keystone.url,
                 OS_APPLICATION_CREDENTIAL_ID="id",

@@ -27,9 +27,9 @@ from tests.support.placement import (
 from tests.support.servers import PlacementServer
 
 
-def test_ratios_are_set_and_every_other_field_is_kept(server: PlacementServer, name: str) -> None:
+def test_ratios_are_set_and_every_other_field_is_kept(server: PlacementServer, host: str) -> None:
     licence = {"total": 5, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 0.5}
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM, CUSTOM_LICENCE=licence, **OTHERS)
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM, CUSTOM_LICENCE=licence, **OTHERS)
     done = PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, 16.0, 12000.0)])
     assert (done.updated, done.unchanged, done.failed) == ((NODE,), (), {})
     # (16 - 4 dedicated) / (10 - 2) and 12000 / (9000 - 1000)
@@ -39,8 +39,8 @@ def test_ratios_are_set_and_every_other_field_is_kept(server: PlacementServer, n
     }
 
 
-def test_resource_without_capacity_is_left_unchanged(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+def test_resource_without_capacity_is_left_unchanged(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     placement.publish([capacity_of(NODE, 16.0, None)])
     assert ratios(server, provider) == (2.0, 1.25)
@@ -49,8 +49,8 @@ def test_resource_without_capacity_is_left_unchanged(server: PlacementServer, na
     assert placement.publish([capacity_of(NODE, None, None)]).unchanged == (NODE,)
 
 
-def test_unchanged_ratio_is_not_written(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+def test_unchanged_ratio_is_not_written(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     placement.publish([capacity_of(NODE, 13.9, 9001.0)])
     before = generation(server, provider)
@@ -62,9 +62,9 @@ def test_unchanged_ratio_is_not_written(server: PlacementServer, name: str) -> N
 
 @pytest.mark.parametrize(("allowed", "expected"), [(False, (1.0, 1.0)), (True, (0.5, 0.0001))])
 def test_ratio_below_one_needs_the_setting(
-    server: PlacementServer, name: str, allowed: bool, expected: tuple[float, float]
+    server: PlacementServer, host: str, allowed: bool, expected: tuple[float, float]
 ) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     environment = Environment(
         {
             **{"PLACEMENT_PROVIDERS": json.dumps({NODE: provider}), "PLACEMENT_TOKEN": "admin"},
@@ -78,9 +78,9 @@ def test_ratio_below_one_needs_the_setting(
 
 
 def test_ratio_above_the_maximum_is_limited_and_logged_once(
-    server: PlacementServer, name: str, event_log: pytest.LogCaptureFixture
+    server: PlacementServer, host: str, event_log: pytest.LogCaptureFixture
 ) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}, most_ratio=4.0))
     for _ in range(3):
         placement.publish([capacity_of(NODE, 80.0, 16000.0)])
@@ -90,8 +90,8 @@ def test_ratio_above_the_maximum_is_limited_and_logged_once(
     assert "VCPU: recovered" in event_log.records[-1].getMessage()
 
 
-def test_changed_total_changes_the_ratio(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+def test_changed_total_changes_the_ratio(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     clock = Clock()
     placement = PlacementReconciler(settings(server.url, {NODE: provider}), clock)
     placement.publish([capacity_of(NODE, 12.0, 12000.0)])
@@ -112,9 +112,9 @@ def test_changed_total_changes_the_ratio(server: PlacementServer, name: str) -> 
     ],
 )
 def test_resource_without_ratio_is_logged_once_and_the_other_is_set(
-    server: PlacementServer, name: str, inventories: Any, message: str, event_log: pytest.LogCaptureFixture
+    server: PlacementServer, host: str, inventories: Any, message: str, event_log: pytest.LogCaptureFixture
 ) -> None:
-    provider = server.provider(name, **inventories)
+    provider = server.provider(host, **inventories)
     placement = PlacementReconciler(settings(server.url, {NODE: provider}))
     for _ in range(2):
         assert not placement.publish([capacity_of(NODE, 12.0, 12000.0)]).failed
@@ -124,15 +124,15 @@ def test_resource_without_ratio_is_logged_once_and_the_other_is_set(
 
 
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0])
-def test_invalid_capacity_is_not_written(server: PlacementServer, name: str, amount: float) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+def test_invalid_capacity_is_not_written(server: PlacementServer, host: str, amount: float) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
     PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, amount, 12000.0)])
     assert ratios(server, provider) == (3.0, 1.5)
 
 
-def test_placement_accepts_exactly_the_vcpus_of_the_capacity(server: PlacementServer, name: str) -> None:
+def test_placement_accepts_exactly_the_vcpus_of_the_capacity(server: PlacementServer, host: str) -> None:
     """Capacity 8 of 3 cores: the truncated ratio 2.6666 would accept 7."""
-    provider = server.provider(name, VCPU={"total": 3})
+    provider = server.provider(host, VCPU={"total": 3})
     PlacementReconciler(settings(server.url, {NODE: provider})).publish([capacity_of(NODE, 8.9, None)])
 
     def take(vcpus: int) -> bool:

@@ -26,8 +26,8 @@ from tests.support.placement import (
 from tests.support.servers import PlacementServer
 
 
-def test_conflict_between_read_and_write_is_retried(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM, **OTHERS)
+def test_conflict_between_read_and_write_is_retried(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM, **OTHERS)
     conflicts = []
 
     def hook(method: str, path: str, token: str) -> None:
@@ -48,8 +48,8 @@ def test_conflict_between_read_and_write_is_retried(server: PlacementServer, nam
     assert {kind: written[kind] for kind in OTHERS} == OTHERS
 
 
-def test_ratio_is_correct_while_vms_come_and_go(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU={**CPU, "total": 1000}, MEMORY_MB=MEM, **OTHERS)
+def test_ratio_is_correct_while_vms_come_and_go(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU={**CPU, "total": 1000}, MEMORY_MB=MEM, **OTHERS)
     enough = threading.Event()
     allocations: list[int] = []
     writes = itertools.count()
@@ -88,10 +88,10 @@ def test_ratio_is_correct_while_vms_come_and_go(server: PlacementServer, name: s
 
 
 def test_conflicts_are_retried_a_limited_number_of_times(
-    server: PlacementServer, name: str, monkeypatch: pytest.MonkeyPatch
+    server: PlacementServer, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.publishers.placement.reconciler._LONGEST_PAUSE_S", 0.02)
-    provider = server.provider(name, VCPU=CPU, MEMORY_MB=MEM)
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
 
     def hook(method: str, path: str, token: str) -> None:
         if method == "PUT":
@@ -104,8 +104,8 @@ def test_conflicts_are_retried_a_limited_number_of_times(
     assert ratios(server, provider) == (3.0, 1.25)
 
 
-def test_conflict_of_another_kind_is_not_retried(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU)
+def test_conflict_of_another_kind_is_not_retried(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU)
     body = {"errors": [{"status": 409, "detail": "x\n\n Inventory in use", "code": "placement.inventory.inuse"}]}
     writes = []
 
@@ -122,8 +122,8 @@ def test_conflict_of_another_kind_is_not_retried(server: PlacementServer, name: 
     assert placement.counts().last_error == f"{NODE}: HTTP status 409: Inventory in use"
 
 
-def test_server_error_is_retried(server: PlacementServer, name: str) -> None:
-    provider = server.provider(name, VCPU=CPU)
+def test_server_error_is_retried(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU)
     requests = []
 
     def hook(method: str, path: str, token: str) -> tuple[int, str] | None:
@@ -131,7 +131,7 @@ def test_server_error_is_retried(server: PlacementServer, name: str) -> None:
         return (500, "deadlock") if requests.count((method, path)) == 1 else None
 
     with between(server, hook) as url:
-        assert PlacementReconciler(settings(url, {NODE: name})).publish([capacity_of(NODE, 12.0, None)]).updated == (
+        assert PlacementReconciler(settings(url, {NODE: host})).publish([capacity_of(NODE, 12.0, None)]).updated == (
             NODE,
         )
     assert server.inventories(provider)["VCPU"]["allocation_ratio"] == 1.5

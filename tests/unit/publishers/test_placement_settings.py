@@ -8,7 +8,7 @@ import re
 import pytest
 
 from model.common.environment import Environment
-from model.publishers.settings import Keystone, PlacementSettings, placement_settings
+from model.publishers.settings import Keystone, PlacementSettings, Skip, placement_settings
 from tests.conftest import ROOT
 
 
@@ -96,3 +96,64 @@ def test_dotenv_shows_the_defaults_of_placement() -> None:
     }
     defaults = {key: value or "" for key, value in written.items() if key.startswith(("OS_", "PLACEMENT_"))}
     assert from_environment(**{**defaults, **given}) == from_environment(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "providers"),
+    [
+        ("auto", {"*": "auto"}),
+        ('{"*": "auto", "http://h": "x"}', {"*": "auto", "http://h": "x"}),
+        ('{"a": "auto", "b": "auto"}', {"a": "auto", "b": "auto"}),
+    ],
+)
+def test_providers_may_be_found_by_host_name(text: str, providers: dict[str, str]) -> None:
+    given = {"PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"}
+    assert from_environment(PLACEMENT_PROVIDERS=text, **given).providers == providers
+
+
+@pytest.mark.parametrize("text", ['{"*": "x"}', "automatic", "{", '"auto"'])
+def test_only_auto_stands_for_all_other_nodes(text: str) -> None:
+    environment = Environment({"PLACEMENT_PROVIDERS": text, "PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"})
+    placement_settings(environment, 1800.0)
+    (fault,) = environment.faults
+    assert fault.startswith("PLACEMENT_PROVIDERS: ")
+
+
+def test_skips_are_traits_aggregates_and_metadata() -> None:
+    aggregate = "0c1d9fcd-1e63-4a3c-9a5c-3a0a53d5c2f4"
+    keystone = {"OS_AUTH_URL": "http://h", "OS_USERNAME": "u", "OS_PASSWORD": "p", "OS_PROJECT_NAME": "p"}
+    read = from_environment(
+        PLACEMENT_PROVIDERS="auto", PLACEMENT_SKIP=f"CUSTOM_A, {aggregate.upper()},pinned = true", **keystone
+    )
+    assert read.skips == (Skip(trait="CUSTOM_A"), Skip(aggregate=aggregate), Skip(key="pinned", value="true"))
+    assert [str(skip) for skip in read.skips] == ["CUSTOM_A", aggregate, "pinned=true"]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"PLACEMENT_SKIP": "custom-a"}, "PLACEMENT_SKIP: 'custom-a' is neither a trait"),
+        ({"PLACEMENT_SKIP": "CUSTOM_A,,B"}, "PLACEMENT_SKIP: '' is neither a trait"),
+        ({"PLACEMENT_SKIP": "pinned="}, "PLACEMENT_SKIP: 'pinned=' is neither a trait"),
+        ({"PLACEMENT_SKIP": "pinned=true"}, "PLACEMENT_SKIP: metadata of host aggregates is in nova"),
+        ({"PLACEMENT_POLL_S": "0"}, "PLACEMENT_POLL_S: "),
+        ({"PLACEMENT_STATE_PATH": "/"}, "PLACEMENT_STATE_PATH: / is a folder, not a file"),
+    ],
+)
+def test_faults_of_the_newer_settings_name_their_key(values: dict[str, str], fault: str) -> None:
+    login = {"PLACEMENT_PROVIDERS": "auto", "PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"}
+    environment = Environment({**login, **values})
+    placement_settings(environment, 1800.0)
+    (found,) = environment.faults
+    assert found.startswith(fault)
+
+
+@pytest.mark.parametrize(("slice_s", "round_s"), [(1800.0, 450.0), (60.0, 30.0), (86400.0, 21600.0)])
+def test_limit_of_a_round_follows_the_slice(slice_s: float, round_s: float) -> None:
+    login = {"PLACEMENT_PROVIDERS": "auto", "PLACEMENT_TOKEN": "t", "PLACEMENT_ENDPOINT": "http://h"}
+    read = placement_settings(Environment(login), slice_s)
+    assert read is not None
+    assert read.round_timeout_s == round_s
+    own = placement_settings(Environment({**login, "PLACEMENT_ROUND_TIMEOUT_S": "7"}), slice_s)
+    assert own is not None
+    assert own.round_timeout_s == 7.0

@@ -17,6 +17,7 @@ from model.publishers import status_table as module
 from model.publishers.placement.ratio import capacities_of
 from model.publishers.prometheus import EstimatorCounts, EstimatorMetrics
 from model.publishers.status_file import StatusFileError, encode, read_status
+from model.publishers.status_sources import StatusSources
 from model.publishers.status_table import NodeRow, show_status, status_objects, status_table
 from model.status import Figures, NodeStatus, ResourceStatus
 from tests.conftest import strict_json
@@ -178,7 +179,7 @@ def test_names_of_vms_stay_on_one_line_and_move_no_cursor(
     write(path, node(Contention(Level.HIGH, {name: 0.5}, 1)))
     text = strict_json(path.read_bytes())["n1"]["cpu"]["contention"]["text"]
     assert text.isprintable()
-    show_status(path)
+    show_status(StatusSources([str(path)]))
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines())
     assert not [line for line in out.splitlines() if line.startswith("forged")]
@@ -281,7 +282,7 @@ def test_contention_is_no_failure_of_the_estimator(
 ) -> None:
     monkeypatch.setattr(module.time, "time", lambda: END_S)
     write(path, node())
-    assert show_status(path) == 0
+    assert show_status(StatusSources([str(path)])) == 0
 
 
 # --- status page --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from model.cli.tables import first_that_fits, print_checks
 from model.common.errors import UsageError
 from model.publishers import status_table as module
 from model.publishers.status_file import encode, read_status
+from model.publishers.status_sources import StatusSources
 from model.publishers.status_table import COLUMNS, show_status, status_objects, status_table, watch_status
 from model.slices import CPU
 from model.status import Figures, NodeStatus, ResourceStatus
@@ -144,9 +145,9 @@ def test_exit_code_is_1_unless_every_node_is_ok(
 ) -> None:
     now[0] = now_s
     write(path, node("other") if code == 0 else status, status)
-    assert show_status(path) == code
+    assert show_status(StatusSources([str(path)])) == code
     assert f" {state} " in capsys.readouterr().out
-    assert show_status(path, json=True) == code
+    assert show_status(StatusSources([str(path)]), json=True) == code
     assert state in [entry["state"] for entry in json.loads(capsys.readouterr().out)]
 
 
@@ -157,7 +158,7 @@ def test_json_has_the_figures_of_the_status_file(
     path: Path, now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(path, node(risk=0.05), NodeStatus("n2", "borg"))
-    show_status(path, json=True)
+    show_status(StatusSources([str(path)]), json=True)
     entries = json.loads(capsys.readouterr().out)
     assert entries == status_objects(read_status(path), NOW_S)
     assert entries[0] == {
@@ -186,17 +187,17 @@ def test_json_has_the_figures_of_the_status_file(
 
 def test_definitions_follow_the_table(path: Path, now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     write(path, node())
-    show_status(path)
+    show_status(StatusSources([str(path)]))
     assert "ratio: (booked now + free) / of" in capsys.readouterr().out
     assert "risk" not in capsys.readouterr().out
     write(path, node(risk=0.05))
-    show_status(path)
+    show_status(StatusSources([str(path)]))
     assert "risk: target" in capsys.readouterr().out
 
 
 def test_missing_status_is_a_usage_error(path: Path) -> None:
     with pytest.raises(UsageError, match=r"status.json: No such file or directory$"):
-        show_status(path)
+        show_status(StatusSources([str(path)]))
 
 
 def test_watch_prints_each_change_into_a_pipe(path: Path, now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +220,7 @@ def test_watch_prints_each_change_into_a_pipe(path: Path, now: list[float], caps
 
     write(path, node())
     with pytest.raises(KeyboardInterrupt):
-        watch_status(path, sleep)
+        watch_status(StatusSources([str(path)]), sleep)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith((" n", str(path)))]
     rows = [row for row in rows if row[0] != "node"]
     assert rows == [["n1", "ok"], ["n2", "ok"], ["n2", "outdated"], [f"{path}:", "No"]]

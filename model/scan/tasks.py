@@ -1,0 +1,172 @@
+"""The nodes of a scan, each computed by any worker."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..common.text import printable
+from ..estimator.bookings import LastConfigs, last_configs
+from ..estimator.slicing import FIELDS, Calendar, SliceRules, build_slice
+from ..estimator.waiting import NODE_WAIT_FIELDS, WAIT_FIELDS
+from ..nodemodel import ModelSettings
+from ..parallel.work import Work
+from ..replay.trace import TraceError, read_trace
+from ..samples import Period, Samples
+from ..slices import RESOURCES, Slice
+from ..stability import STABILITY_DETECTORS
+from ..store.base import Store, StoreRefused, StoreUnavailable
+from ..store.factory import open_store
+from ..store.settings import StoreSettings
+from .finding import NodeFinding
+from .scanner import NodeScan
+
+#: How much of a history is read at once.
+_READ_S = 6 * 3600.0
+
+_FIELDS = (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """Some nodes of the store, or a trace.
+
+    Attributes
+    ----------
+    nodes : tuple of str
+    trace : str
+        Absolute path; empty for nodes of the store.
+    """
+
+    nodes: tuple[str, ...]
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPlan:
+    """The same for every node.
+
+    Attributes
+    ----------
+    model : ModelSettings
+    stability : str
+        Name of the stability detector.
+    store : StoreSettings or None
+        None for traces.
+    calendar : Calendar
+    rules : SliceRules
+    first, last : int
+        Numbers of the slices.
+    """
+
+    model: ModelSettings
+    stability: str
+    store: StoreSettings | None
+    calendar: Calendar
+    rules: SliceRules
+    first: int
+    last: int
+
+
+def scan_work(plan: ScanPlan) -> Work[ScanTask, ScanPlan, tuple[NodeFinding, ...]]:
+    """What workers do with each task."""
+    return Work(_scan, plan, _failed, verb="scanned", noun="nodes")
+
+
+def _scan(task: ScanTask, plan: ScanPlan) -> tuple[NodeFinding, ...]:
+    """Scan the nodes of a task, in a worker. A fault of one is part of its finding, and harms no other."""
+    if task.trace:
+        return (_scan_trace(task, plan),)
+    assert plan.store is not None  # noqa: S101  # only traces have none
+    try:
+        store = open_store(plan.store)
+    except (StoreUnavailable, StoreRefused) as error:
+        return _failed(task, str(error))
+    with contextlib.closing(store):
+        return tuple(_scan_node(node, store, plan) for node in task.nodes)
+
+
+def _failed(task: ScanTask, cause: str) -> tuple[NodeFinding, ...]:
+    return tuple(NodeFinding(node, error=printable(cause)) for node in task.nodes)
+
+
+def _scan_trace(task: ScanTask, plan: ScanPlan) -> NodeFinding:
+    (name,) = task.nodes
+    try:
+        trace = read_trace(task.trace)
+        model = replace(plan.model, positions=trace.config.positions, historical=trace.config.historical)
+        return _run(name, trace.slices(), plan, model)
+    except TraceError as error:
+        return NodeFinding(name, error=printable(str(error)))
+    except Exception as error:  # one trace must not cost the others
+        return NodeFinding(name, error=f"{type(error).__name__}: {printable(str(error))}")
+
+
+def _scan_node(node: str, store: Store, plan: ScanPlan) -> NodeFinding:
+    model = replace(plan.model, positions=plan.calendar.positions)
+    try:
+        return _run(node, _stored_slices(node, store, plan), plan, model)
+    except (StoreUnavailable, StoreRefused) as error:
+        return NodeFinding(node, error=printable(str(error)))
+    except Exception as error:  # one node must not cost the others
+        return NodeFinding(node, error=f"{type(error).__name__}: {printable(str(error))}")
+
+
+def _run(node: str, slices: Iterator[Slice], plan: ScanPlan, model: ModelSettings) -> NodeFinding:
+    detectors = {resource.name: STABILITY_DETECTORS[plan.stability] for resource in RESOURCES}
+    scan = NodeScan(node, model, detectors)
+    for finished in slices:
+        scan.update(finished)
+    return scan.finding()
+
+
+def _stored_slices(node: str, store: Store, plan: ScanPlan) -> Iterator[Slice]:
+    """The slices of a node, read in pieces that fit into memory."""
+    calendar = plan.calendar
+    begins_ms = store.begins_ms(node, calendar.bounds_ms(plan.first)[0], calendar.bounds_ms(plan.last)[1])
+    if begins_ms is None:
+        return
+    first, known = max(plan.first, calendar.last_ended(begins_ms / 1000) + 1), LastConfigs()
+    at_once = max(1, math.floor(_READ_S / calendar.slice_s))
+    for start in range(first, plan.last + 1, at_once):
+        numbers = range(start, min(start + at_once, plan.last + 1))
+        bounds = calendar.bounds_ms(numbers[0])[0], calendar.bounds_ms(numbers[-1])[1]
+        yield from slices_of(store.read(node, *bounds, _FIELDS), numbers, plan, known)
+
+
+def slices_of(period: Period, numbers: Sequence[int], plan: ScanPlan, known: LastConfigs) -> Iterator[Slice]:
+    """The slices of a period of a node; ``known`` is updated.
+
+    Parameters
+    ----------
+    period : Period
+    numbers : sequence of int
+        Of the slices.
+    plan : ScanPlan
+    known : LastConfigs
+    """
+    calendar = plan.calendar
+    bounds = [*(calendar.bounds_ms(number)[0] for number in numbers), calendar.bounds_ms(numbers[-1])[1]]
+    nodes = _cuts(period.node, bounds)
+    domains = {name: _cuts(samples, bounds) for name, samples in period.domains.items()}
+    for i, number in enumerate(numbers):
+        vms = {
+            name: _cut(period.domains[name], cuts[i], cuts[i + 1])
+            for name, cuts in domains.items()
+            if cuts[i] < cuts[i + 1]
+        }
+        node = _cut(period.node, nodes[i], nodes[i + 1])
+        yield build_slice(number, calendar, plan.rules, known, node, last_configs(vms), vms)
+
+
+def _cuts(samples: Samples, bounds: Sequence[int]) -> Sequence[int]:
+    cuts: list[int] = np.searchsorted(samples.time_ms, bounds).tolist()
+    return cuts
+
+
+def _cut(samples: Samples, start: int, end: int) -> Samples:
+    return Samples(samples.time_ms[start:end], {name: values[start:end] for name, values in samples.fields.items()})
