@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.support.placement import Clock, resource_capacity, settings
 NODE = "node"
 PROVIDER = "00000000-0000-0000-0000-000000000001"
 CORES = 64
+EXAMPLES = 60
 
 
 class PlacementModel:
@@ -68,34 +69,37 @@ class PlacementModel:
 
 @dataclass
 class Figures:
-    """What was published of a slice.
+    """What is published of a slice.
 
     Attributes
     ----------
-    free, booked : int
+    free : int
     end_s : float
+    node : dict of int to int
+        The VMs of the node at its end, and their vCPUs.
     measured : set of int
-        VMs that were both on the node and in Placement at its end.
+        Those of them that Placement had when the figures were published first.
     mixed : int
-        The smaller one of what only the node and what only Placement had.
+        The smaller one of what only the node and what only Placement had then.
     """
 
     free: int
-    booked: int
     end_s: float
-    measured: set[int]
-    mixed: int
+    node: dict[int, int]
+    measured: set[int] = field(default_factory=set)
+    mixed: int = 0
 
 
 class OneNode(RuleBasedStateMachine):
     """VMs are created in Placement and appear on the node some time later; they leave both in either order.
 
-    The provider is looked at after each step. What was published as free is for VMs that were not measured. So the
+    The provider is looked at after each step, so nothing comes and goes between two looks; the figures of a slice may
+    be published some steps after its end. What was published as free is for VMs that were not measured. So the
     invariant: the VMs that Placement has and that were not measured, and those that it would still let in, are no more
     than what was published as free. VMs that are in Placement only when a slice ends (created, but not yet started;
-    stopped) were not measured either. Where there are orphans, which only the node has, at the same time, two sums
-    cannot tell them apart: the smaller one of both may be let in in addition, unless the orphans were seen alone in
-    the slice before.
+    stopped) were not measured either. Where there are VMs that only the node has at the same time (orphans; deleted
+    between the end of the slice and its publication), two sums cannot tell them apart: the smaller one of both may be
+    let in in addition.
     """
 
     def __init__(self) -> None:
@@ -107,7 +111,9 @@ class OneNode(RuleBasedStateMachine):
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("model.publishers.placement.reconciler.PlacementClient", lambda _: self.placement)
-        self.figures: Figures | None = None
+        self.end_s = 0.0
+        self.figures = Figures(0, 0.0, {})
+        self.measuring: Figures | None = None
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -119,7 +125,8 @@ class OneNode(RuleBasedStateMachine):
             self.number += 1
             self.node[self.number] = self.placement.sizes[self.number] = size
         self.restart()
-        self.end_slice(free)
+        self.measuring = Figures(free, 0.0, dict(self.node))
+        self.publish_slice()
 
     # --- ScroogeVM -----------------------------------------------------------------------------------
 
@@ -128,32 +135,38 @@ class OneNode(RuleBasedStateMachine):
         config = settings("http://unused", {NODE: PROVIDER}, least_ratio=0.0001, most_ratio=99.0, state_path=state)
         self.reconciler = PlacementReconciler(config, self.clock)
 
-    def publish(self, free: int) -> None:
-        assert self.figures is not None
-        shown = resource_capacity(float(free), float(self.figures.booked), figures_s=self.figures.end_s)
+    def publish(self) -> None:
+        figures = self.figures
+        shown = resource_capacity(float(figures.free), float(sum(figures.node.values())), figures_s=figures.end_s)
         assert not self.reconciler.publish([NodeCapacity(NODE, shown, None)]).failed
 
+    @precondition(lambda self: self.measuring is None)
     @rule(free=st.integers(0, 32))
     def end_slice(self, free: int) -> None:
-        measured = self.node.keys() & self.placement.sizes.keys()
-        only = (
-            sum(size for vm, size in sizes.items() if vm not in measured) for sizes in (self.node, self.placement.sizes)
+        self.end_s += 60.0
+        self.measuring = Figures(free, self.end_s, dict(self.node))
+
+    @precondition(lambda self: self.measuring is not None)
+    @rule()
+    def publish_slice(self) -> None:
+        assert self.measuring is not None
+        self.figures, self.measuring = self.measuring, None
+        node, placement = self.figures.node, self.placement.sizes
+        self.figures.measured = set(node.keys() & placement.keys())
+        self.figures.mixed = min(
+            sum(size for vm, size in sizes.items() if vm not in self.figures.measured) for sizes in (node, placement)
         )
-        end_s = 0.0 if self.figures is None else self.figures.end_s + 60.0
-        self.figures = Figures(free, sum(self.node.values()), end_s, set(measured), min(only))
-        self.publish(free)
+        self.publish()
 
     @rule()
     def end_slice_without_samples(self) -> None:
-        assert self.figures is not None
         self.figures.free = 0
-        self.publish(0)
+        self.publish()
 
     @rule()
     def restart_within_the_slice(self) -> None:
-        assert self.figures is not None
         self.restart()
-        self.publish(self.figures.free)
+        self.publish()
 
     def look(self) -> None:
         self.clock.now_s += 100.0
@@ -203,8 +216,7 @@ class OneNode(RuleBasedStateMachine):
 
     @invariant()
     def no_more_than_what_is_free_is_let_in(self) -> None:
-        if (figures := self.figures) is None:
-            return
+        figures = self.figures
         event("orphans and VMs that are only in Placement" if figures.mixed else "not both")
         unmeasured = sum(size for vm, size in self.placement.sizes.items() if vm not in figures.measured)
         assert max(0, self.placement.offered) + unmeasured <= max(figures.free, unmeasured) + figures.mixed
@@ -214,6 +226,6 @@ def test_no_more_than_what_is_free_is_let_in_between_two_publications() -> None:
     run_state_machine_as_test(
         OneNode,
         settings=rules(
-            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )
