@@ -14,7 +14,7 @@ from model.publishers.placement.written import read_written
 from model.store.sqlite import SqliteStore
 from tests.support.placement import between, ratios, set_ratio
 from tests.support.servers import placement_server, wait_for
-from tests.system.test_live import Environment, end, env, run, running, store, wait_for_samples, written
+from tests.system.test_live import NODES, Environment, end, env, run, running, store, wait_for_samples, written
 
 __all__ = ["env", "store"]  # fixtures
 
@@ -90,3 +90,31 @@ def test_killed_daemon_leaves_a_whole_file_and_goes_on_from_it(
         assert rows["placement http://w3:9100/metrics"]["message"] == "w3: left alone, CUSTOM_ALONE"
         assert rows["placement http://w1:9100/metrics"]["message"].startswith("w1.example.org: VCPU 16 of 16 cores")
         assert ratios(server, alone)[0] == 9.0
+
+
+def test_settings_take_effect_together_in_one_run(env: Environment, store: SqliteStore, tmp_path: Path) -> None:
+    """w1 is found by its host name, w2 is listed, w3 has a trait that leaves it alone. Nothing is allocated."""
+    with placement_server(tmp_path) as server:
+        inventories = {"VCPU": {"total": 16}, "MEMORY_MB": {"total": 32768}}
+        names = ("w1.example.org", "second", "w3")
+        first, second, third = (server.provider(name, **inventories) for name in names)
+        server.call("PUT", "/traits/CUSTOM_ALONE")
+        traits = {"resource_provider_generation": 1, "traits": ["CUSTOM_ALONE"]}
+        server.call("PUT", f"/resource_providers/{third}/traits", traits)
+        state = tmp_path / "elsewhere" / "written.json"
+        env |= {
+            **{"PLACEMENT_TOKEN": "admin", "PLACEMENT_ENDPOINT": server.url, "PLACEMENT_SKIP": "CUSTOM_ALONE"},
+            **{"PLACEMENT_PROVIDERS": json.dumps({"*": "auto", NODES[1]: "second"})},
+            **{"PLACEMENT_ALLOW_BELOW_ONE": "1", "PLACEMENT_STATE_PATH": str(state)},
+        }
+        with written(store):
+            wait_for_samples(store)
+            assert run(env, "--once").returncode == 0
+        found = read_written(state)
+        assert {provider: record.node for provider, record in found.items()} == {first: NODES[0], second: NODES[1]}
+        for provider in (first, second):
+            assert ratios(server, provider)[0] == found[provider].ratios["VCPU"] < 1
+        assert ratios(server, third)[0] == 1.0
+        rows = run(env, "--check", "--json").stdout
+        assert "w1.example.org: VCPU 16 of 16 cores" in rows
+        assert "w3: left alone, CUSTOM_ALONE" in rows

@@ -229,3 +229,20 @@ def test_no_more_than_what_is_free_is_let_in_between_two_publications() -> None:
             max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )
+
+
+def test_orphans_that_stood_out_are_remembered_beside_vms_that_have_not_appeared_yet() -> None:
+    """The sums alone would let in 8 more than what is free: 8 of the orphan's 16 look like the new VM's."""
+    node = OneNode()
+    try:
+        node.start([16, 16], 8)
+        node.start_orphan(16)
+        node.end_slice(8)
+        node.publish_slice()
+        node.create(8, heard=False)
+        node.end_slice(8)
+        node.publish_slice()
+        assert node.figures.mixed == 8
+        assert node.placement.offered == 0
+    finally:
+        node.teardown()
