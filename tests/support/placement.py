@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from model.common.environment import Environment
 from model.publishers.placement.check import check_placement
 from model.publishers.placement.ratio import NodeCapacity, ResourceCapacity
-from model.publishers.settings import Keystone, PlacementSettings, Token
+from model.publishers.settings import Keystone, PlacementSettings, Token, placement_settings
 from model.publishers.status_file import PublishedNode
 from tests.support.servers import PlacementServer
 
@@ -71,6 +72,15 @@ def at(capacity: NodeCapacity, figures_s: float) -> NodeCapacity:
     """The same figures, at the end of another slice."""
     cpu, mem = (one and replace(one, figures_s=figures_s) for one in (capacity.cpu, capacity.mem))
     return NodeCapacity(capacity.node, cpu, mem)
+
+
+def from_environment(**values: str) -> PlacementSettings:
+    """The settings of Placement that an environment gives, without faults."""
+    environment = Environment(values)
+    read = placement_settings(environment, 1800.0)
+    assert not environment.faults
+    assert read is not None
+    return read
 
 
 def settings(url: str, providers: dict[str, str], **others: Any) -> PlacementSettings:

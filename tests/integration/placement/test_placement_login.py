@@ -7,25 +7,16 @@ import logging
 
 import pytest
 
-from model.common.environment import Environment
 from model.publishers.placement.reconciler import PlacementReconciler
-from model.publishers.settings import PlacementSettings, placement_settings
 from tests.support.placement import (
     CPU,
     NODE,
     FakeKeystone,
     between,
     capacity_of,
+    from_environment,
 )
 from tests.support.servers import PlacementServer, free_port
-
-
-def from_environment(**values: str) -> PlacementSettings:
-    environment = Environment(values)
-    read = placement_settings(environment, 1800.0)
-    assert not environment.faults
-    assert read is not None
-    return read
 
 
 def test_login_with_keystone_finds_placement_in_the_catalog(
