@@ -338,6 +338,14 @@ class ContentionTracker:
 _NODE_FIELDS = frozenset(("psi_cpu", "psi_memory", "swap_in", "oom_kills"))
 
 
+def present_text(contention: Contention, used: float) -> str:
+    """What VMs suffer from now, see :func:`describe`; empty when they do not.
+
+    The level on which a node acts outlasts its causes.
+    """
+    return "" if contention.level is Level.NONE else describe(contention, used) or "it has not ended yet"
+
+
 def describe(contention: Contention, used: float) -> str:
     """What happens, in a few words; empty without contention.
 

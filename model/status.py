@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from .contention import Contention, Level, describe
+from .contention import Contention, present_text
 from .estimates import Estimate, NodeEstimate
 from .guards import CONTENTION, offered_capacity
 from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
@@ -122,10 +122,8 @@ class ResourceStatus:
     @property
     def contention_text(self) -> str:
         """What VMs suffer from, in a few words; empty when they do not."""
-        if self.contention.level is Level.NONE:
-            return ""
         used = math.nan if self.last is None or self.last.used is None else self.last.used
-        return describe(self.contention, used) or "it has not ended yet"
+        return present_text(self.contention, used)
 
     @property
     def capacity(self) -> float:

@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 #: Modules that take longest, most of it waiting: they start first, so that none is left alone at the end.
 _LONGEST = (
     *("test_vmballooning", "test_demo", "test_whole_system", "test_live", "test_guests", "test_notebook"),
-    *("test_evaluate_cluster", "test_vmaggreg", "test_real_traces", "test_placement", "test_readme_commands"),
+    *("test_evaluate_cluster", "test_vmaggreg", "test_real_traces", "test_placement_failures", "test_readme_commands"),
 )
 
 

@@ -143,6 +143,7 @@ down() {
         step "$name" stop "$name"
     done
     for ((i = ${#SERVICES[@]} - 1; i >= 0; i--)); do step "${SERVICES[i]}" stop "${SERVICES[i]}"; done
+    step left-behind end_left_behind
     step mounts unmount_chroot
     ! ip netns list | grep -q "^$NAMESPACE\b" || step namespace ip netns delete "$NAMESPACE"
     info "ended; $LAB stays"

@@ -49,6 +49,14 @@ stop() {
     rm -f "$LAB/pid/$1"
 }
 
+# What services have left behind in the chroot: RabbitMQ's epmd leaves the group of the service.
+end_left_behind() {
+    local process
+    for process in /proc/[0-9]*; do
+        [ "$(readlink "$process/root")" != "$CHROOT" ] || kill "${process#/proc/}"
+    done
+}
+
 # wait_port NAME PORT: until the service listens.
 wait_port() {
     local waited=0

@@ -170,11 +170,23 @@ class LatestValue(Generic[T]):
     work : callable
         Called with a value; must not raise.
     name : str
+    idle : callable, optional
+        Called when no value has arrived for a pause; must not raise.
+    pause_s : callable, optional
+        The length of the next pause, in seconds; None waits for a value.
     """
 
-    def __init__(self, work: Callable[[T], object], name: str) -> None:
+    def __init__(
+        self,
+        work: Callable[[T], object],
+        name: str,
+        idle: Callable[[], object] = lambda: None,
+        pause_s: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._work = work
         self._name = name
+        self._idle = idle
+        self._pause_s = pause_s
         self._latest: T | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -200,8 +212,12 @@ class LatestValue(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._latest is not None or self._closing)
+                self._changed.wait_for(lambda: self._latest is not None or self._closing, timeout=self._pause_s())
                 latest, self._latest = self._latest, None
-            if latest is None:
+                closing = self._closing
+            if latest is not None:
+                self._work(latest)
+            elif closing:
                 return
-            self._work(latest)
+            else:
+                self._idle()

@@ -18,8 +18,8 @@ from ..samples import Period, Samples
 from ..slices import MEMORY, RESOURCES, Slice, usage_of
 from ..store.base import Store, StoreRefused, StoreUnavailable
 from .bookings import last_configs
-from .slicing import FIELDS
-from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS, waits_of
+from .slicing import SLICE_FIELDS
+from .waiting import waits_of
 
 LOG = logging.getLogger("scroogevm.estimator")
 
@@ -80,7 +80,7 @@ class ContentionWatch:
         end_s = self._clock()
         start_ms, end_ms = int((end_s - _WINDOW_S) * 1000), int(end_s * 1000) + 1
         try:
-            period = self._store.read(node, start_ms, end_ms, (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS))
+            period = self._store.read(node, start_ms, end_ms, SLICE_FIELDS)
         except (StoreUnavailable, StoreRefused):
             return
         found = contention_now(period, int((end_s - _NEWEST_S) * 1000), self._settings)

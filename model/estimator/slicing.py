@@ -27,6 +27,9 @@ DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage")
 #: Of the node alone: the time that a rate covers, ms, and the allocations of all VMs / capacity.
 FIELDS = (*DOMAIN_FIELDS, "elapsed_time", "oc_cpu", "oc_mem")
 
+#: All of them, with how long was waited.
+SLICE_FIELDS = (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS)
+
 #: Nodes that are not read yet keep the figures of the slice before for at most this long after the slice's end.
 _LONGEST_GRACE_S = 120.0
 
@@ -163,7 +166,7 @@ class SliceReader:
         """
         start_ms, end_ms = self._calendar.bounds_ms(number)
         if self._with_vm_samples:
-            period = self._store.read(node, start_ms, end_ms, (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS))
+            period = self._store.read(node, start_ms, end_ms, SLICE_FIELDS)
             configs, vm_samples = last_configs(period.domains), period.domains
             return build_slice(number, self._calendar, self._rules, known, period.node, configs, vm_samples)
         period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.errors import UsageError
+from ..cli.files import json_files_of
 from ..common.text import printable
 from ..numerics import FloatArray
 from ..parallel.work import Work
@@ -76,25 +75,9 @@ def tasks_of(arguments: Iterable[str]) -> list[Task]:
     UsageError
         When a file or folder is missing or unreadable, or when a folder has no trace.
     """
-    paths = dict.fromkeys(Path(os.path.realpath(path)) for argument in arguments for path in _trace_files(argument))
+    paths = dict.fromkeys(Path(os.path.realpath(path)) for argument in arguments for path in json_files_of(argument))
     stems = Counter(path.stem for path in paths)
     return [_task(path, unique=stems[path.stem] == 1) for path in paths]
-
-
-def _trace_files(argument: str) -> list[Path]:
-    path = Path(argument)
-    try:
-        if not stat.S_ISDIR(path.stat().st_mode):
-            return [path]
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{printable(argument)}: no such file or folder") from None
-    except OSError as error:
-        raise UsageError(f"{printable(argument)}: {error.strerror}") from None
-    if not names:
-        raise UsageError(f"{printable(argument)}: no *.json in it")
-    return [path / name for name in names]
 
 
 def _task(path: Path, unique: bool) -> Task:

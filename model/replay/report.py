@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
-
-import jinja2
 
 from ..slices import CPU, RESOURCES, Resource
 from . import charts
+from .page import render_page
 from .presentation import TITLES, columns_of, definitions_of, exclusion_note
 from .results import Results
 
@@ -24,9 +22,8 @@ def render_report(results: Results, risks: Mapping[str, float]) -> str:
     risks : mapping of resource name to float
         The target risks: they decide the verdict and the order of the tables.
     """
-    text = (files(__package__) / _TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(text).render(
+    return render_page(
+        *(str(__package__), _TEMPLATE),
         results=results,
         definitions=definitions_of(results.evidence[CPU.name]),
         tables=[_table(results, resource, risks[resource.name]) for resource in RESOURCES],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..slices import CPU, MEMORY, Resource
-from .finding import NodeFinding, ResourceFinding
+from .finding import NodeFinding
 
 _NONE = "-"
 
@@ -130,9 +130,3 @@ def note_of(finding: NodeFinding) -> str:
         if one.reason:
             return f"{resource.title}: {one.reason}"
     return ""
-
-
-def limits_text(resource: Resource, one: ResourceFinding) -> str:
-    """What the guards left, in their order."""
-    parts = [f"{guard} {amount(resource, max(left, 0.0))}" for guard, left in one.limits.items()]
-    return ", ".join([*parts, "closed"] if one.closed else parts)

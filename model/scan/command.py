@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..cli.files import json_files
 from ..cli.model_options import ModelOptions, chosen_detectors, model_settings, strategies_of
 from ..cli.progress import ProgressBar
 from ..cli.tables import print_json
@@ -80,6 +81,8 @@ def with_ratios(finding: NodeFinding, ratios: Mapping[str, float]) -> NodeFindin
 
 def _show(options: ScanOptions, findings: Sequence[NodeFinding], risk: float) -> None:
     totals = totals_of(findings)
+    # Not-a-number becomes null.
+    encoded = msgspec.json.encode(as_json(findings, totals, risk)) if options.output or options.json else b""
     if options.output is not None:
         from .report import render_report
 
@@ -87,7 +90,7 @@ def _show(options: ScanOptions, findings: Sequence[NodeFinding], risk: float) ->
             options.output.mkdir(parents=True, exist_ok=True)
             with staged() as files:
                 files.write(options.output / "scan.html", render_report(findings, totals, risk).encode())
-                files.write(options.output / "scan.json", _json_bytes(as_json(findings, totals, risk)))
+                files.write(options.output / "scan.json", encoded)
                 files.write(options.output / "scan.csv", as_csv(findings).encode())
         except OSError as error:
             raise UsageError(f"--output: {error.filename or options.output}: {error.strerror}") from None
@@ -95,16 +98,11 @@ def _show(options: ScanOptions, findings: Sequence[NodeFinding], risk: float) ->
         (finding,) = findings
         print_explanation(finding)
     elif options.json:
-        print_json(msgspec.to_builtins(msgspec.json.decode(_json_bytes(as_json(findings, totals, risk)))))
+        print_json(msgspec.json.decode(encoded))
     elif options.csv:
         sys.stdout.write(as_csv(findings))
     else:
         print_findings(findings, totals, risk)
-
-
-def _json_bytes(value: object) -> bytes:
-    # Not-a-number becomes null.
-    return msgspec.json.encode(value)
 
 
 def _model(options: ScanOptions) -> ModelOptions:
@@ -125,10 +123,7 @@ def _plan_traces(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], None]:
 
 def _trace_paths(path: Path) -> list[Path]:
     try:
-        if not path.is_dir():
-            path.stat()
-            return [path]
-        paths = sorted(entry for entry in path.iterdir() if entry.name.endswith(".json"))
+        paths = json_files(path)
     except OSError as error:
         raise UsageError(f"--load: {printable(str(path))}: {error.strerror}") from None
     if not paths:

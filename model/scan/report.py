@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 
-import jinja2
-
+from ..replay.page import render_page
 from ..slices import RESOURCES, Resource
 from .columns import note_of, shown_columns
 from .finding import SEVERITIES, NodeFinding, ResourceFinding
@@ -31,8 +29,6 @@ def render_report(findings: Sequence[NodeFinding], totals: Totals, risk: float) 
     risk : float
         The target risk for CPU.
     """
-    text = (files(__package__) / _TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     columns = shown_columns(findings)
     rows = [
         {
@@ -49,7 +45,8 @@ def render_report(findings: Sequence[NodeFinding], totals: Totals, risk: float) 
         }
         for one in findings
     ]
-    return environment.from_string(text).render(
+    return render_page(
+        *(str(__package__), _TEMPLATE),
         sentence=sentence_of(totals, risk),
         totals=totals,
         severities=SEVERITIES,
@@ -74,9 +71,9 @@ def drawing(resource: Resource, one: ResourceFinding) -> dict[str, str]:
     _, peaks, booked, capacity = one.series
     top = max(*peaks, *booked, *capacity, one.config) or 1.0
     return {
-        "used": f"M0,{_HEIGHT} {_points(peaks, top, 'L')} L{_WIDTH},{_HEIGHT} Z",
-        "booked": f"M{_points(booked, top, ' L')}",
-        "capacity": f"M{_points(capacity, top, ' L')}",
+        "used": f"M0,{_HEIGHT} L{_line(peaks, top)} L{_WIDTH},{_HEIGHT} Z",
+        "booked": f"M{_line(booked, top)}",
+        "capacity": f"M{_line(capacity, top)}",
         "config": f"M0,{_y(one.config, top)} L{_WIDTH},{_y(one.config, top)}",
         "alt": (
             f"{resource.title}: at most {max(peaks) / resource.display_scale:.1f} of "
@@ -85,10 +82,9 @@ def drawing(resource: Resource, one: ResourceFinding) -> dict[str, str]:
     }
 
 
-def _points(values: Sequence[float], top: float, separator: str) -> str:
+def _line(values: Sequence[float], top: float) -> str:
     step = _WIDTH / (len(values) - 1)
-    points = [f"{i * step:.1f},{_y(value, top)}" for i, value in enumerate(values)]
-    return f"{separator.strip()}{separator.join(points)}" if separator == "L" else separator.join(points)
+    return " L".join(f"{i * step:.1f},{_y(value, top)}" for i, value in enumerate(values))
 
 
 def _y(value: float, top: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..contention import Contention, Level, describe
+from ..contention import Level, present_text
 from ..estimates import NodeEstimate, ResourceEstimate
 from ..guards import turn_of
 from ..nodemodel import ModelSettings, NodeModel
@@ -113,19 +113,13 @@ class _ResourceScan:
             unguarded=one.unguarded,
             limits=dict(one.limits),
             closed=one.closed,
-            contention=_contention_text(estimate.contention, peak / usage.config) if fresh else "",
+            contention=present_text(estimate.contention, peak / usage.config) if fresh else "",
             others={name: other.published if fresh else 0.0 for name, other in estimate.by_strategy.items()},
             ratio_now=usage.booked_now / usage.config,
             top=self._top,
             series=thinned(self._series),
             reason=self._reason,
         )
-
-
-def _contention_text(contention: Contention, used: float) -> str:
-    if contention.level is Level.NONE:
-        return ""
-    return describe(contention, used) or "it has not ended yet"
 
 
 def top_vms(names: Sequence[str], usage: Usage) -> tuple[TopVm, ...]:

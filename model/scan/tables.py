@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TextIO
 
 import msgspec
@@ -17,7 +18,8 @@ from rich.text import Text
 
 from ..cli.tables import FILE_WIDTH, print_whole
 from ..slices import RESOURCES, Resource
-from .columns import COLUMNS, amount, limits_text, note_of, shown_columns
+from ..status import guard_reasons
+from .columns import COLUMNS, amount, note_of, shown_columns
 from .finding import SEVERITIES, NodeFinding, ResourceFinding, Severity
 from .totals import Totals, sentence_of
 
@@ -89,7 +91,8 @@ def _explain(resource: Resource, one: ResourceFinding) -> Iterator[str]:
     unguarded = f", of {amount(resource, one.unguarded)} that {'the strategy'} finds" if one.limits else ""
     yield f"    free {amount(resource, one.free)} {unit}{unguarded}: ratio {one.ratio_now:.2f} → {one.ratio_safe:.2f}"
     if one.limits:
-        yield f"    left by the guards: {limits_text(resource, one)}"
+        reasons = guard_reasons(one.limits, closed=one.closed, text_of=partial(amount, resource))
+        yield f"    left by the guards: {reasons}"
     rate = f" ({one.violation_rate:.1%})" if one.compared else ""
     violations = f"{one.compared} compared, {one.violated} violated{rate}"
     yield f"    {one.slices} slices, {violations}, {one.waited} with contention"

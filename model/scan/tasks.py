@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..common.text import printable
 from ..estimator.bookings import LastConfigs, last_configs
-from ..estimator.slicing import FIELDS, Calendar, SliceRules, build_slice
-from ..estimator.waiting import NODE_WAIT_FIELDS, WAIT_FIELDS
+from ..estimator.slicing import SLICE_FIELDS, Calendar, SliceRules, build_slice
 from ..nodemodel import ModelSettings
 from ..parallel.work import Work
 from ..replay.trace import TraceError, read_trace
@@ -27,8 +26,6 @@ from .scanner import NodeScan
 
 #: How much of a history is read at once.
 _READ_S = 6 * 3600.0
-
-_FIELDS = (*FIELDS, *WAIT_FIELDS, *NODE_WAIT_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +92,31 @@ def _failed(task: ScanTask, cause: str) -> tuple[NodeFinding, ...]:
 
 
 def _scan_trace(task: ScanTask, plan: ScanPlan) -> NodeFinding:
-    (name,) = task.nodes
-    try:
+    def slices() -> tuple[Iterator[Slice], int, int]:
         trace = read_trace(task.trace)
-        model = replace(plan.model, positions=trace.config.positions, historical=trace.config.historical)
-        return _run(name, trace.slices(), plan, model)
-    except TraceError as error:
-        return NodeFinding(name, error=printable(str(error)))
-    except Exception as error:  # one trace must not cost the others
-        return NodeFinding(name, error=f"{type(error).__name__}: {printable(str(error))}")
+        return trace.slices(), trace.config.positions, trace.config.historical
+
+    (name,) = task.nodes
+    return _run(name, slices, plan)
 
 
 def _scan_node(node: str, store: Store, plan: ScanPlan) -> NodeFinding:
-    model = replace(plan.model, positions=plan.calendar.positions)
+    return _run(node, lambda: (_stored_slices(node, store, plan), plan.calendar.positions, plan.model.historical), plan)
+
+
+def _run(node: str, slices: Callable[[], tuple[Iterator[Slice], int, int]], plan: ScanPlan) -> NodeFinding:
+    """Scan a node; ``slices`` gives its slices, the positions of a scope, and h."""
+    detectors = {resource.name: STABILITY_DETECTORS[plan.stability] for resource in RESOURCES}
     try:
-        return _run(node, _stored_slices(node, store, plan), plan, model)
-    except (StoreUnavailable, StoreRefused) as error:
+        history, positions, historical = slices()
+        scan = NodeScan(node, replace(plan.model, positions=positions, historical=historical), detectors)
+        for finished in history:
+            scan.update(finished)
+        return scan.finding()
+    except (TraceError, StoreUnavailable, StoreRefused) as error:
         return NodeFinding(node, error=printable(str(error)))
     except Exception as error:  # one node must not cost the others
         return NodeFinding(node, error=f"{type(error).__name__}: {printable(str(error))}")
-
-
-def _run(node: str, slices: Iterator[Slice], plan: ScanPlan, model: ModelSettings) -> NodeFinding:
-    detectors = {resource.name: STABILITY_DETECTORS[plan.stability] for resource in RESOURCES}
-    scan = NodeScan(node, model, detectors)
-    for finished in slices:
-        scan.update(finished)
-    return scan.finding()
 
 
 def _stored_slices(node: str, store: Store, plan: ScanPlan) -> Iterator[Slice]:
@@ -135,7 +130,7 @@ def _stored_slices(node: str, store: Store, plan: ScanPlan) -> Iterator[Slice]:
     for start in range(first, plan.last + 1, at_once):
         numbers = range(start, min(start + at_once, plan.last + 1))
         bounds = calendar.bounds_ms(numbers[0])[0], calendar.bounds_ms(numbers[-1])[1]
-        yield from slices_of(store.read(node, *bounds, _FIELDS), numbers, plan, known)
+        yield from slices_of(store.read(node, *bounds, SLICE_FIELDS), numbers, plan, known)
 
 
 def slices_of(period: Period, numbers: Sequence[int], plan: ScanPlan, known: LastConfigs) -> Iterator[Slice]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
+from ..cli.files import json_files_of
 from ..common.errors import UsageError
-from ..common.text import printable
 from ..replay.trace import Trace, TraceError, read_trace
 from .arrivals import ArrivalList, arrivals_between
 from .draw import Arrivals
@@ -62,23 +61,8 @@ def files_of(arguments: Sequence[str]) -> list[Path]:
     UsageError
         When a file or folder is missing or unreadable, or when a folder has no such file.
     """
-    files = [path for argument in arguments for path in _files_of(argument)]
+    files = [path for argument in arguments for path in json_files_of(argument)]
     return list({os.path.realpath(path): path for path in files}.values())
-
-
-def _files_of(argument: str) -> list[Path]:
-    path = Path(argument)
-    try:
-        if not stat.S_ISDIR(path.stat().st_mode):
-            return [path]
-        files = sorted(entry for entry in path.iterdir() if entry.name.endswith(".json"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{printable(argument)}: no such file or folder") from None
-    except OSError as error:
-        raise UsageError(f"{printable(argument)}: {error.strerror}") from None
-    if not files:
-        raise UsageError(f"{printable(argument)}: no *.json in it")
-    return files
 
 
 def read_inputs(files: Sequence[Path], advance: Callable[[], None]) -> Inputs:

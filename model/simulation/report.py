@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-
-import jinja2
 
 from ..replay.figures import png
+from ..replay.page import render_page
 from .figures import fleet_figure, front_figure, reported_figure
 from .results import SourceResult
 from .tables import columns_of
@@ -37,8 +35,6 @@ def render_report(results: Sequence[SourceResult], pictures: Sequence[Mapping[st
     pictures : sequence of mappings of name to PNG
         One per result.
     """
-    text = (files(__package__) / _TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     sections = [
         {
             "name": result.comparison.name,
@@ -51,4 +47,4 @@ def render_report(results: Sequence[SourceResult], pictures: Sequence[Mapping[st
         }
         for result, own in zip(results, pictures, strict=True)
     ]
-    return environment.from_string(text).render(sections=sections)
+    return render_page(str(__package__), _TEMPLATE, sections=sections)

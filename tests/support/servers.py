@@ -205,12 +205,27 @@ class PlacementServer:
             text = response.read()
         return json.loads(text) if text else None
 
-    def provider(self, name: str, **inventories: dict[str, Any]) -> str:
-        """Create a provider and return its UUID."""
-        provider = str(self.call("POST", "/resource_providers", {"name": name})["uuid"])
+    def provider(self, name: str, parent: str | None = None, /, **inventories: dict[str, Any]) -> str:
+        """Create a provider, a part of another one if there is a parent, and return its UUID."""
+        about = {"name": name} if parent is None else {"name": name, "parent_provider_uuid": parent}
+        provider = str(self.call("POST", "/resource_providers", about)["uuid"])
         body = {"resource_provider_generation": 0, "inventories": inventories}
         self.call("PUT", f"/resource_providers/{provider}/inventories", body)
         return provider
+
+    def set_traits(self, provider: str, *traits: str) -> None:
+        """Replace the traits of a provider; custom ones are created."""
+        for trait in traits:
+            self.call("PUT", f"/traits/{trait}")
+        generation = self.call("GET", f"/resource_providers/{provider}")["generation"]
+        body = {"resource_provider_generation": generation, "traits": list(traits)}
+        self.call("PUT", f"/resource_providers/{provider}/traits", body)
+
+    def set_aggregates(self, provider: str, *aggregates: str) -> None:
+        """Replace the aggregates of a provider."""
+        generation = self.call("GET", f"/resource_providers/{provider}")["generation"]
+        body = {"resource_provider_generation": generation, "aggregates": list(aggregates)}
+        self.call("PUT", f"/resource_providers/{provider}/aggregates", body)
 
     def inventories(self, provider: str) -> dict[str, dict[str, Any]]:
         return dict(self.call("GET", f"/resource_providers/{provider}/inventories")["inventories"])

@@ -179,6 +179,25 @@ def on_terminal(columns: int, *arguments: str, **settings: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "")
 
 
+def test_status_of_several_masters_is_one_table(tmp_path: Path) -> None:
+    from model.publishers.status_file import encode
+    from model.status import Figures, NodeStatus, ResourceStatus
+
+    resource = ResourceStatus("ok", Figures(8.0, 4.0, 4.0, 2.0, 0.0, 6.0, 6.0, time.time()), {})
+    files = [tmp_path / f"{name}.json" for name in ("first", "second")]
+    for path in files:
+        path.write_bytes(encode([NodeStatus(path.stem, "clt", time.time(), resource, resource)], 600))
+    command = [sys.executable, ROOT / "scroogevm.py"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "env": bare_environment()}
+    done = subprocess.run([*command, "--status", *files, "--json"], check=False, **options)
+    assert done.returncode == 0
+    assert [node["node"] for node in json.loads(done.stdout)] == ["first", "second"]
+    missing = subprocess.run([*command, "--status", *files, tmp_path / "none.json"], check=False, **options)
+    assert missing.returncode == 1
+    assert missing.stderr == f"{tmp_path}/none.json: No such file or directory\n"
+    assert "second" in missing.stdout
+
+
 @pytest.mark.parametrize(("columns", "name_width"), [(80, 12), (100, 24), (160, 41)])
 def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
     columns: int, name_width: int, tmp_path: Path

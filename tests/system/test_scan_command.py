@@ -16,6 +16,7 @@ import pytest
 
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment, strict_json
+from tests.support.clusters import Cluster
 from tests.support.replays import TINY
 from tests.unit.estimator.support import FIRST, NODES, SLICE_S, fill
 
@@ -128,3 +129,26 @@ def test_options_of_the_scan_need_it(option: str) -> None:
     )
     assert done.returncode == 2
     assert f"{option.partition('=')[0]} needs --scan" in done.stderr
+
+
+def test_cluster_gives_the_same_figures(traces: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    cluster = Cluster(folder)
+    try:
+        cluster.start_workers(1)
+        done = run(f"--load={traces}", "--csv", f"--dask={cluster.address}")
+    finally:
+        cluster.stop()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run(f"--load={traces}", "--csv").stdout
+
+
+def test_nodes_of_the_command_line_are_scanned_in_place_of_the_settings(stored: dict[str, str]) -> None:
+    done = run("--days=0.5", f"--url={NODES[1]}", "--csv", env=stored)
+    assert [row["node"] for row in csv.DictReader(io.StringIO(done.stdout))] == [NODES[1]]
+
+
+def test_scan_covers_the_nodes_of_all_masters(stored: dict[str, str]) -> None:
+    done = run("--days=0.5", "--csv", env={**stored, "SCHED_SHARD": "1/2"})
+    assert {row["node"] for row in csv.DictReader(io.StringIO(done.stdout))} >= set(NODES)

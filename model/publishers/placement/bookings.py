@@ -8,8 +8,8 @@ from typing import Any
 
 from .ratio import MEMORY_MB, PCPU, RESOURCE_CLASSES, VCPU, NodeCapacity
 
-#: Slices for which VMs that Placement does not have stay out of the count after they were seen last.
-_SLICES = 2
+#: Slices for which what only the node has stays out of the count. A VM that was created is heard of before.
+_SLICES = 8
 
 
 class CountedBookings:
@@ -18,10 +18,11 @@ class CountedBookings:
     Placement lets VMs in up to the capacity less what it has allocated. So a VM that only the node has must not count:
     what is booked for it would be offered to others. Nor must one that only Placement has: it was created since the
     figures were measured, and what it will use is not in them yet. The smaller one of both sums does that while not
-    both kinds are there at once. For that case what the node had more than Placement is held for a slice more.
+    both kinds are there at once. For that case what the node had more than Placement is held for some slices more, less
+    what has left the node since.
 
-    After the figures were measured, allocations that are deleted lower the count, and later ones do not raise it
-    again: what a VM leaves is not free before its absence was measured.
+    After the figures were measured, every fall of what is allocated lowers the count, and nothing raises it again: what
+    a VM leaves is not free before its absence was measured, also when others were created before it was deleted.
     """
 
     def __init__(self) -> None:
@@ -65,23 +66,32 @@ class _ClassBookings:
 
     def __init__(self) -> None:
         self.figures_s = -math.inf
-        self.least = math.inf
+        self.counted = 0.0
+        self.allocated = 0.0
+        self.booked = 0.0
         self.only_node: tuple[float, ...] = ()
 
     def count(self, figures_s: float, booked: float, allocated: float) -> float:
         if figures_s != self.figures_s:
-            self.figures_s, self.least = figures_s, math.inf
-            self.only_node = (*self.only_node, max(0.0, booked - allocated))[-_SLICES:]
-        self.least = min(self.least, allocated)
-        return min(max(0.0, booked - max(self.only_node)), self.least)
+            self.figures_s, self.counted, self.allocated = figures_s, allocated, allocated
+            left = max(0.0, self.booked - booked)
+            held = (max(0.0, amount - left) for amount in self.only_node)
+            self.only_node = (*held, max(0.0, booked - allocated))[-_SLICES:]
+            self.booked = booked
+        fallen = max(0.0, self.allocated - allocated)
+        self.counted = max(0.0, min(self.counted - fallen, booked - max(self.only_node), allocated))
+        self.allocated = allocated
+        return self.counted
 
     def state(self) -> list[Any]:
-        return [self.figures_s, self.least, list(self.only_node)] if self.only_node else []
+        return (
+            [self.figures_s, self.counted, self.allocated, self.booked, list(self.only_node)] if self.only_node else []
+        )
 
     def restore(self, state: list[Any]) -> None:
         if state:
-            figures_s, least, only_node = state
-            self.figures_s, self.least = float(figures_s), float(least)
+            *numbers, only_node = state
+            self.figures_s, self.counted, self.allocated, self.booked = (float(number) for number in numbers)
             self.only_node = tuple(float(amount) for amount in only_node)
 
 

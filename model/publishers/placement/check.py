@@ -11,7 +11,7 @@ from ..settings import ALL_NODES, PlacementSettings
 from ..status_file import PublishedNode
 from .client import PlacementClient, PlacementError
 from .providers import ProviderMap, SkippedProviders
-from .ratio import MEMORY_MB, PCPU, VCPU, PartUnknown, ResourceCapacity, part_of, same_ratio
+from .ratio import MEMORY_MB, VCPU, PartUnknown, ResourceCapacity, dedicated_of, free_of_part, same_ratio
 from .written import WrittenRecord, read_written
 
 _RESOURCES: tuple[tuple[str, Resource], ...] = ((VCPU, CPU), (MEMORY_MB, MEMORY))
@@ -39,10 +39,8 @@ def check_placement(
     if ALL_NODES in settings.providers:
         listed += [node for node in nodes if node not in settings.providers]
     try:
-        client = PlacementClient(settings)
-        providers, skipped = ProviderMap(settings.providers, client), SkippedProviders(settings.skips, client)
-        client.check_access()
-        providers.refresh(listed)
+        client, providers = _open(settings, listed)
+        skipped = SkippedProviders(settings.skips, client)
         skipped.refresh()
     except PlacementError as error:
         yield "placement", False, str(error)
@@ -74,14 +72,12 @@ def present_ratios(settings: PlacementSettings, nodes: Sequence[str]) -> tuple[d
     ratios: dict[str, dict[str, float]] = {}
     problems: list[str] = []
     try:
-        client = PlacementClient(settings)
-        providers = ProviderMap(settings.providers, client)
-        client.check_access()
-        mapped = [node for node in nodes if node in providers]
-        providers.refresh(mapped)
+        client, providers = _open(settings, nodes)
     except PlacementError as error:
         return {}, [str(error)]
-    for node in mapped:
+    for node in nodes:
+        if node not in providers:
+            continue
         try:
             inventories = client.inventories(providers.uuid_of(node))["inventories"]
         except PlacementError as error:
@@ -93,6 +89,15 @@ def present_ratios(settings: PlacementSettings, nodes: Sequence[str]) -> tuple[d
             if resource_class in inventories
         }
     return ratios, problems
+
+
+def _open(settings: PlacementSettings, nodes: Sequence[str]) -> tuple[PlacementClient, ProviderMap]:
+    """Log in, and read the list of providers if any of the nodes is found in it."""
+    client = PlacementClient(settings)
+    providers = ProviderMap(settings.providers, client)
+    client.check_access()
+    providers.refresh([node for node in nodes if node in providers])
+    return client, providers
 
 
 def _check_node(
@@ -140,7 +145,7 @@ def _describe(
         if config
         else f"{resource_class} {inventory['total']:g}"
     )
-    dedicated = inventories.get(PCPU) if resource is CPU else None
+    dedicated = dedicated_of(resource_class, inventories)
     if dedicated:
         text += f", PCPU {dedicated['total']:g}"
     if inventory["reserved"]:
@@ -149,7 +154,7 @@ def _describe(
         return text, "reserved entirely"
     try:
         if config:
-            part_of(ResourceCapacity(0.0, 0.0, config), inventory, dedicated)
+            free_of_part(ResourceCapacity(0.0, 0.0, config), inventory, dedicated)
     except PartUnknown as unknown:
         return text, str(unknown)
     return text, ""

@@ -60,10 +60,9 @@ class NodeProblems:
             self._ended.add(subject)
 
     def drop(self, node: str) -> None:
-        """Note that a node is no longer kept: its problems are over."""
+        """Forget the problems of a node that is no longer kept."""
         for subject in [one for one in self._open if one == node or one.startswith(f"{node} ")]:
             del self._open[subject]
-            self._ended.add(subject)
 
     def log(self, total: int) -> None:
         """Log what has changed.

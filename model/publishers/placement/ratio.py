@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -133,10 +133,8 @@ def _capacity(status: ResourceStatus) -> ResourceCapacity | None:
     )
 
 
-def part_of(
-    capacity: ResourceCapacity, record: Mapping[str, Any], dedicated: Mapping[str, Any] | None
-) -> ResourceCapacity:
-    """The part of a node that an inventory describes: what is outside of it, or reserved, is not free.
+def free_of_part(capacity: ResourceCapacity, record: Mapping[str, Any], dedicated: Mapping[str, Any] | None) -> float:
+    """What is free of the part of a node that an inventory describes: not what is outside of it, or reserved.
 
     Usage is measured for the node as a whole. All of it may fall on the part that VMs share, so what is free there is
     what is free on the node less the dedicated CPUs. CPUs and memory that belong to neither, and what is reserved, are
@@ -149,12 +147,12 @@ def part_of(
     record : mapping
         The inventory, with ``total`` and ``reserved``.
     dedicated : mapping or None
-        The inventory of dedicated CPUs of the same provider, if it has one.
+        The inventory of dedicated CPUs of the same provider, see :func:`dedicated_of`.
 
     Returns
     -------
-    ResourceCapacity
-        With ``free`` below 0 where usage may exceed the part.
+    float
+        Below 0 where usage may exceed the part.
 
     Raises
     ------
@@ -166,8 +164,7 @@ def part_of(
         has = f"{shared:g} and {dedicated_total:g} dedicated" if dedicated_total else f"{shared:g}"
         raise PartUnknown(f"the inventory has {has}, the node {capacity.config:.6g}; the ratio is not kept")
     outside = max(0.0, capacity.config - shared - dedicated_total)
-    kept_back = dedicated_total + max(0.0, outside + record["reserved"] - capacity.own)
-    return replace(capacity, free=capacity.free - kept_back)
+    return capacity.free - dedicated_total - max(0.0, outside + record["reserved"] - capacity.own)
 
 
 def allocation_ratio(amount: float, usable: int) -> float:
@@ -254,16 +251,16 @@ def update_inventories(
         if node is None:
             continue
         record = inventories.get(resource)
+        if record is None:
+            notes[resource] = "the provider has no such inventory"
+            continue
+        dedicated = dedicated_of(resource, inventories)
         try:
-            if record is None:
-                raise ValueError("the provider has no such inventory")
-            ratios[resource], notes[resource] = _ratio(
-                node, record, _dedicated(resource, inventories), booked.get(resource, 0.0), limits
-            )
+            ratios[resource], notes[resource] = _ratio(node, record, dedicated, booked.get(resource, 0.0), limits)
         except PartUnknown as unknown:
             notes[resource] = str(unknown)
             # A ratio that is not ours is the operator's. Ours may be from a time when it was known.
-            if record is None or not same_ratio(record["allocation_ratio"], written.get(resource)):
+            if not same_ratio(record["allocation_ratio"], written.get(resource)):
                 continue
             least, _ = limited_ratio(booked.get(resource, 0.0), record, limits)
             ratios[resource] = min(record["allocation_ratio"], least)
@@ -280,7 +277,8 @@ def same_ratio(one: float, other: float | None) -> bool:
     return other is not None and math.isclose(one, other, rel_tol=_SINGLE_PRECISION)
 
 
-def _dedicated(resource: str, inventories: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def dedicated_of(resource: str, inventories: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The inventory of dedicated CPUs beside one of a resource class; None where there is none."""
     return inventories.get(PCPU) if resource == VCPU else None
 
 
@@ -293,7 +291,7 @@ def _ratio(
 ) -> tuple[float, str]:
     if not 0 <= node.free < math.inf:
         raise ValueError(f"{node.free:g} is not a capacity")
-    free = part_of(node, record, dedicated).free
+    free = free_of_part(node, record, dedicated)
     if free < 0:
         # As on a closed node: what VMs leave is not offered again.
         return limited_ratio(min(booked, float(record["total"] - record["reserved"])), record, limits)

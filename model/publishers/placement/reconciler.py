@@ -113,6 +113,10 @@ class _Success:
 _Outcome = _Success | PlacementError | None
 
 
+class _Late(PlacementError):
+    """The round was too short for a provider."""
+
+
 class _Deadline:
     """The end of a round, by time or by a stop."""
 
@@ -126,9 +130,9 @@ class _Deadline:
         """Seconds that are left; 0 when it has passed."""
         return 0.0 if self.stop.is_set() else max(0.0, self._end_s - self._clock())
 
-    def error(self) -> PlacementError:
+    def error(self) -> _Late:
         """The error of a provider that is late."""
-        return PlacementError("timeout", f"not updated within {self.timeout_s:g} s")
+        return _Late("timeout", f"not updated within {self.timeout_s:g} s")
 
 
 @dataclass(slots=True)
@@ -267,7 +271,7 @@ class PlacementReconciler:
             if access is not None:
                 self._service_problems.report(_SERVICE, str(access))
         self._count(outcomes, subject=None if isinstance(access, _Success) else _SERVICE)
-        self._schedule(outcomes, late=deadline.error())
+        self._schedule(outcomes)
         self._save()
         return _result(outcomes)
 
@@ -363,11 +367,7 @@ class PlacementReconciler:
         body, foreign = self._read.pop(provider, None), dict[str, tuple[float, float]]()
         if body is None or body["resource_provider_generation"] != usages["resource_provider_generation"]:
             body = self._client.inventories(provider)
-            ours = written.ratios(provider)
-            foreign = {
-                resource: (ratio, ours[resource])
-                for resource, ratio in written.foreign(provider, body["inventories"]).items()
-            }
+            foreign = written.foreign(provider, body["inventories"])
         if usages["resource_provider_generation"] != body["resource_provider_generation"]:
             raise ProviderConflict("conflict", "the provider changed between two reads")
         booked = written.bookings(provider).count(capacity, usages["usages"])
@@ -394,7 +394,6 @@ class PlacementReconciler:
                         self._problems.set(f"{node} {resource}", f"{resource} limited", note)
                     else:
                         self._problems.clear(f"{node} {resource}")
-                for resource in outcome.notes:
                     subject = f"{node} {resource} ratio"
                     if resource in outcome.foreign:
                         self._problems.set(
@@ -416,7 +415,7 @@ class PlacementReconciler:
                 elif outcome is not None:
                     self._foreign_writes += len(outcome.foreign)
 
-    def _schedule(self, outcomes: Mapping[str, _Outcome], late: PlacementError) -> None:
+    def _schedule(self, outcomes: Mapping[str, _Outcome]) -> None:
         """Note what was done, and when the nodes are due again: those of a round that was too short at once."""
         now = self._clock()
         with self._lock:
@@ -428,7 +427,7 @@ class PlacementReconciler:
                 node.state = "skipped" if outcome.skipped else "kept"
             elif outcome is not None:
                 node.state = "failed"
-            is_late = isinstance(outcome, PlacementError) and str(outcome) == str(late) and name not in hung
+            is_late = isinstance(outcome, _Late) and name not in hung
             # Not all at the same moment.
             node.due_s = now if is_late else now + self._settings.poll_s * random.uniform(0.5, 1.5)  # noqa: S311
 

@@ -120,8 +120,8 @@ class WrittenRatios:
         with self._lock:
             return self._bookings.setdefault(provider, CountedBookings())
 
-    def foreign(self, provider: str, inventories: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """The ratios that another process has written since, by resource class.
+    def foreign(self, provider: str, inventories: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+        """The ratios that another process has written since, and ours before them, by resource class.
 
         A ratio whose write was not answered is ours.
         """
@@ -131,7 +131,7 @@ class WrittenRatios:
             attempted = self._attempted.get(provider, {})
         found = {resource: inventories[resource]["allocation_ratio"] for resource in ours if resource in inventories}
         return {
-            resource: ratio
+            resource: (ratio, ours[resource])
             for resource, ratio in found.items()
             if not same_ratio(ratio, ours[resource]) and not same_ratio(ratio, attempted.get(resource))
         }

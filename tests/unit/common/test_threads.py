@@ -113,6 +113,24 @@ def test_latest_value_that_was_never_put_starts_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_thread_of_the_latest_value_has_work_between_two_values() -> None:
+    done: list[str] = []
+    idle = threading.Event()
+
+    def look() -> None:
+        done.append("idle")
+        idle.set()
+
+    latest = LatestValue(done.append, "test", idle=look, pause_s=lambda: 0.01)
+    for value in ("first", "second"):
+        idle.clear()
+        latest.put(value)
+        assert idle.wait(30)
+    latest.close(30)
+    assert [one for one in done if one != "idle"] == ["first", "second"]
+    assert "idle" in done[1 : done.index("second")]
+
+
 def test_pool_says_whether_its_threads_ended() -> None:
     done, hanging = threading.Event(), threading.Event()
     pool = DaemonThreads(2, "test")

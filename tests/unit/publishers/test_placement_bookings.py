@@ -37,9 +37,14 @@ def counted(*slices: Slice, dedicated: float = 0.0) -> list[list[float]]:
         ([(40.0, [48.0])], [[40.0]]),
         # An orphan beside VMs that were created since.
         ([(80.0, [40.0]), (80.0, [80.0])], [[40.0], [40.0]]),
-        # The orphan has gone, or Placement has learnt of it: a slice later it counts.
-        ([(80.0, [40.0]), (40.0, [40.0]), (40.0, [40.0])], [[40.0], [0.0], [40.0]]),
-        ([(80.0, [40.0]), (80.0, [80.0]), (80.0, [80.0])], [[40.0], [40.0], [80.0]]),
+        # VMs that are not heard of for several slices.
+        ([(56.0, [16.0]), (56.0, [32.0]), (56.0, [32.0]), (56.0, [48.0])], [[16.0]] * 4),
+        # The orphan has gone.
+        ([(80.0, [40.0]), (40.0, [40.0])], [[40.0], [40.0]]),
+        # A VM that was deleted shortly before, and is replaced by one of the same size.
+        ([(80.0, [76.0]), (76.0, [76.0]), (80.0, [80.0])], [[76.0], [76.0], [80.0]]),
+        # Placement has learnt of the orphan: eight slices later it counts.
+        ([(80.0, [40.0])] + [(80.0, [80.0])] * 8, [[40.0]] * 8 + [[80.0]]),
         # A stopped VM that is no longer heard of keeps its allocation: it may start again.
         ([(36.0, [40.0])], [[36.0]]),
     ],
@@ -51,6 +56,11 @@ def test_vms_that_only_one_of_both_sees_are_not_sold_twice(slices: list[Slice], 
 def test_what_a_deleted_vm_leaves_is_not_sold_before_its_absence_was_measured() -> None:
     """A VM of 8 is deleted within the slice; another one that takes its place does not raise the count again."""
     assert counted((40.0, [40.0, 32.0, 36.0, 40.0]), (36.0, [36.0])) == [[40.0, 32.0, 32.0, 32.0], [36.0]]
+
+
+def test_vm_that_is_deleted_after_another_was_created_is_not_sold_either() -> None:
+    """What is allocated returns to what it was, and one of these VMs is not in the figures."""
+    assert counted((40.0, [40.0, 48.0, 40.0, 48.0, 40.0])) == [[40.0, 40.0, 32.0, 32.0, 24.0]]
 
 
 def test_stale_node_keeps_the_least_until_it_has_figures_again() -> None:

@@ -67,12 +67,14 @@ def test_problem_with_a_quiet_time_ends_when_it_was_not_noted_for_so_long(event_
         assert texts(event_log) == (["a: written", *expected] if now_s == 50 else expected)
 
 
-def test_problems_of_a_node_that_is_no_longer_kept_are_over(event_log: pytest.LogCaptureFixture) -> None:
+def test_nodes_that_are_no_longer_kept_do_not_count(event_log: pytest.LogCaptureFixture) -> None:
     problems = NodeProblems(LOG, Clock())
-    for subject in ("a", "a VCPU", "ab"):
+    for subject in ("a", "a VCPU", "b", "c", "d"):
         problems.set(subject, "topic", "bad", quiet_s=1e9)
-    problems.log(2)
+    problems.log(4)
     texts(event_log)
     problems.drop("a")
-    problems.log(1)
-    assert sorted(texts(event_log)) == ["a VCPU: recovered", "a: recovered"]
+    problems.set("e", "topic", "bad")
+    problems.set("ab", "topic", "bad")
+    problems.log(5)
+    assert texts(event_log) == ["e: bad", "ab: bad"]

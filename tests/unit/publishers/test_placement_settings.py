@@ -8,16 +8,9 @@ import re
 import pytest
 
 from model.common.environment import Environment
-from model.publishers.settings import Keystone, PlacementSettings, Skip, placement_settings
+from model.publishers.settings import Keystone, Skip, placement_settings
 from tests.conftest import ROOT
-
-
-def from_environment(**values: str) -> PlacementSettings:
-    environment = Environment(values)
-    read = placement_settings(environment, 1800.0)
-    assert not environment.faults
-    assert read is not None
-    return read
+from tests.support.placement import from_environment
 
 
 def test_placement_is_off_by_default() -> None:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import pytest
 
 from model.publishers.placement.check import check_placement, present_ratios
 from model.publishers.placement.reconciler import PlacementReconciler
 from model.publishers.settings import PlacementSettings, Skip, StatusFileSettings
 from model.publishers.status_file import PublishedNode, StatusFile, read_status
 from model.status import Figures, NodeStatus, ResourceStatus
-from tests.support.placement import capacity_of, place, settings
-from tests.support.servers import PlacementServer, free_port, placement_server
+from tests.support.placement import CPU, NODE, capacity_of, check, generation, place, set_ratio, settings
+from tests.support.servers import PlacementServer, free_port
 
 AUTO = {"*": "auto"}
 #: In the order in which rows are printed.
 Row = tuple[bool, str]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
-    with placement_server(tmp_path_factory.mktemp("placement")) as ours:
-        yield ours
-
-
-@pytest.fixture
-def host() -> str:
-    return f"c{uuid.uuid4().hex[:8]}"
 
 
 def published(folder: Path, *nodes: str) -> Mapping[str, PublishedNode]:
@@ -60,9 +47,7 @@ def test_every_node_has_a_row_and_bad_ones_do_not_end_it(server: PlacementServer
     server.provider(names["full"], VCPU={"total": 32, "reserved": 32}, MEMORY_MB=mem)
     skipped = server.provider(names["skipped"], VCPU={"total": 32}, MEMORY_MB=mem)
     aggregate = str(uuid.uuid4())
-    path = f"/resource_providers/{skipped}/aggregates"
-    generation = server.call("GET", path)["resource_provider_generation"]
-    server.call("PUT", path, {"aggregates": [aggregate], "resource_provider_generation": generation})
+    server.set_aggregates(skipped, aggregate)
     nodes = list(names.values())
     config = settings(server.url, AUTO, skips=(Skip(aggregate=aggregate),))
     found = rows(config, nodes, published(tmp_path, *nodes))
@@ -97,9 +82,7 @@ def test_writer_of_a_ratio_is_named(server: PlacementServer, host: str, tmp_path
     PlacementReconciler(config).publish([capacity_of(host, 16.0, None)])
     _, text = rows(config, [host], {})[host]
     assert "VCPU 8, ratio 2 by ScroogeVM, 20" in text
-    body = server.call("GET", f"/resource_providers/{provider}/inventories")
-    body["inventories"]["VCPU"]["allocation_ratio"] = 4.0
-    server.call("PUT", f"/resource_providers/{provider}/inventories", body)
+    set_ratio(server, provider, 4.0)
     assert "ratio 4 by another process (ScroogeVM: 2)" in rows(config, [host], {})[host][1]
 
 
@@ -132,3 +115,19 @@ def test_present_ratios_are_those_of_the_providers(server: PlacementServer, host
     ratios, problems = present_ratios(settings(server.url, AUTO), [host, f"{host}-none"])
     assert ratios == {host: {"cpu": 2.5, "mem": 1.5}}
     assert problems == [f"{host}-none: no resource provider has the host name {host}-none"]
+
+
+def test_check_does_not_write(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU)
+    before = generation(server, provider)
+    first, last = check(settings(server.url, {NODE: host}))
+    assert first == (
+        f"placement {NODE}",
+        False,
+        f"{host}: VCPU 10, reserved 2, ratio 3 not by ScroogeVM, used 0; no MEMORY_MB",
+    )
+    assert last == ("placement", True, "OpenStack Placement, resource providers: 1")
+    assert generation(server, provider) == before
+    rows = check(settings(server.url, {"other": f"{host}-nowhere", NODE: host}))
+    assert rows[0] == ("placement other", False, f"no resource provider is named {host}-nowhere")
+    assert rows[1] == first

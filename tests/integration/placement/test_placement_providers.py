@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
-import json
 import logging
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from model.common.environment import Environment
 from model.publishers.placement.providers import host_of, matching_names
 from model.publishers.placement.reconciler import PlacementReconciler
-from model.publishers.settings import Skip
-from tests.support.placement import Clock, between, capacity_of, settings
-from tests.support.servers import PlacementServer, placement_server
+from model.publishers.settings import Skip, placement_settings
+from tests.support.placement import MEM, NODE, Clock, FakeKeystone, between, capacity_of, ratios, settings
+from tests.support.servers import PlacementServer
 
 AUTO = {"*": "auto"}
 CPU = {"total": 8, "allocation_ratio": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
-    with placement_server(tmp_path_factory.mktemp("placement")) as ours:
-        yield ours
-
-
-@pytest.fixture
-def host() -> str:
-    """A name that no other test has."""
-    return f"c{uuid.uuid4().hex[:8]}"
 
 
 def ratio(server: PlacementServer, provider: str) -> float:
@@ -110,9 +93,7 @@ def test_unclear_nodes_are_left_alone_and_named(
 
 def test_provider_inside_of_another_is_never_taken(server: PlacementServer, host: str) -> None:
     root = server.provider(f"{host}-root", VCPU=CPU)
-    child = str(server.call("POST", "/resource_providers", {"name": host, "parent_provider_uuid": root})["uuid"])
-    body = {"resource_provider_generation": 0, "inventories": {"VCPU": CPU}}
-    server.call("PUT", f"/resource_providers/{child}/inventories", body)
+    child = server.provider(host, root, VCPU=CPU)
     done = PlacementReconciler(settings(server.url, AUTO)).publish([capacity_of(host, 16.0, None)])
     assert done.failed == {host: "missing"}
     assert ratio(server, child) == 1.0
@@ -147,27 +128,60 @@ def test_exceptions_are_listed_and_the_list_of_providers_is_read_once(server: Pl
     assert listed.publish([capacity_of(node, 16.0, None) for node in providers]).updated == (f"{host}-0",)
 
 
+# --- names and UUIDs that are configured --------------------------------------------------------------------------------
+
+
+def test_provider_is_looked_up_by_name_once(server: PlacementServer, host: str) -> None:
+    odd = f"{host} & ü/#?"
+    provider = server.provider(odd, VCPU=CPU, MEMORY_MB=MEM)
+    requests = []
+
+    def hook(method: str, path: str, token: str) -> None:
+        requests.append(path)
+
+    with between(server, hook) as url:
+        placement = PlacementReconciler(settings(url, {NODE: odd}))
+        placement.publish([capacity_of(NODE, 12.0, 12000.0)])
+        placement.publish([capacity_of(NODE, 16.0, 16000.0)])
+    assert ratios(server, provider) == (2.0, 2.0)
+    assert sum("?name=" in path for path in requests) == 1
+
+
+def test_renamed_provider_is_found_by_its_uuid(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
+    placement = PlacementReconciler(settings(server.url, {NODE: host}))
+    placement.publish([capacity_of(NODE, 12.0, 12000.0)])
+    server.call("PUT", f"/resource_providers/{provider}", {"name": f"{host}-new"})
+    placement.publish([capacity_of(NODE, 16.0, 16000.0)])
+    assert ratios(server, provider) == (2.0, 2.0)
+
+
+def test_recreated_provider_is_found_by_its_name(server: PlacementServer, host: str) -> None:
+    placement = PlacementReconciler(settings(server.url, {NODE: host}))
+    for cores in (12.0, 16.0):
+        provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
+        assert placement.publish([capacity_of(NODE, cores, None)]).updated == (NODE,)
+        assert ratios(server, provider)[0] == cores / 8
+        server.call("DELETE", f"/resource_providers/{provider}")
+    assert placement.publish([capacity_of(NODE, 12.0, None)]).failed == {NODE: "missing"}
+
+
+def test_two_nodes_with_one_provider_are_an_error(server: PlacementServer, host: str) -> None:
+    provider = server.provider(host, VCPU=CPU, MEMORY_MB=MEM)
+    placement = PlacementReconciler(settings(server.url, {"a": provider, "b": host}))
+    done = placement.publish([capacity_of("a", 12.0, None), capacity_of("b", 16.0, None)])
+    assert list(done.failed.values()) == ["duplicate"]
+    assert len(done.updated) == 1
+
+
 # --- what is left alone -----------------------------------------------------------------------------------
-
-
-def with_trait(server: PlacementServer, provider: str, trait: str) -> None:
-    server.call("PUT", f"/traits/{trait}")
-    path = f"/resource_providers/{provider}/traits"
-    generation = server.call("GET", path)["resource_provider_generation"]
-    server.call("PUT", path, {"traits": [trait], "resource_provider_generation": generation})
-
-
-def in_aggregate(server: PlacementServer, provider: str, aggregate: str) -> None:
-    path = f"/resource_providers/{provider}/aggregates"
-    generation = server.call("GET", path)["resource_provider_generation"]
-    server.call("PUT", path, {"aggregates": [aggregate], "resource_provider_generation": generation})
 
 
 def test_providers_with_a_trait_or_in_an_aggregate_are_left_alone(server: PlacementServer, host: str) -> None:
     trait, aggregate = f"CUSTOM_{host.upper()}", str(uuid.uuid4())
     providers = [server.provider(f"{host}-{i}", VCPU=CPU) for i in range(3)]
-    with_trait(server, providers[0], trait)
-    in_aggregate(server, providers[1], aggregate)
+    server.set_traits(providers[0], trait)
+    server.set_aggregates(providers[1], aggregate)
     skips = (Skip(trait=trait), Skip(aggregate=aggregate), Skip(trait="CUSTOM_NOBODY_HAS_IT"))
     reconciler = PlacementReconciler(settings(server.url, AUTO, skips=skips))
     done = reconciler.publish([capacity_of(f"{host}-{i}", 16.0, None) for i in range(3)])
@@ -181,7 +195,7 @@ def test_trait_that_is_added_counts_after_five_minutes(server: PlacementServer, 
     provider = server.provider(host, VCPU=CPU)
     reconciler = PlacementReconciler(settings(server.url, AUTO, skips=(Skip(trait=trait),)), clock)
     assert reconciler.publish([capacity_of(host, 16.0, None)]).updated == (host,)
-    with_trait(server, provider, trait)
+    server.set_traits(provider, trait)
     clock.now_s += 299
     assert reconciler.publish([capacity_of(host, 24.0, None)]).updated == (host,)
     clock.now_s += 2
@@ -211,97 +225,37 @@ def test_nothing_is_written_before_it_is_known_what_is_left_alone(
         assert reconciler.publish([capacity_of(host, 24.0, None)]).updated == (host,)
 
 
-class OpenStack:
-    """Keystone's tokens and catalogue, and nova's host aggregates."""
-
-    def __init__(self, placement: str) -> None:
-        self.aggregates: list[Any] = []
-        ours = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path.endswith("/os-aggregates"):
-                    ours.versions.append(self.headers.get("OpenStack-API-Version"))
-                    self.send({"aggregates": ours.aggregates})
-                else:
-                    links = [{"rel": "self", "href": f"{ours.url}/v3"}]
-                    self.send({"version": {"id": "v3.14", "status": "stable", "links": links}})
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                endpoints = {"placement": placement, "compute": f"{ours.url}/v2.1"}
-                catalog = [
-                    {
-                        **{"type": kind, "name": kind, "id": kind},
-                        "endpoints": [{"interface": "public", "region": "one", "region_id": "one", "url": url}],
-                    }
-                    for kind, url in endpoints.items()
-                ]
-                user = {"id": "u", "name": "u", "domain": {"id": "d", "name": "D"}}
-                times = {"expires_at": "2999-01-01T00:00:00.000000Z", "issued_at": "2020-01-01T00:00:00.000000Z"}
-                self.send({"token": {"methods": ["password"], "user": user, **times, "catalog": catalog}}, 201)
-
-            def send(self, body: Any, status: int = 200) -> None:
-                text = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.send_header("X-Subject-Token", "admin")
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.versions: list[str | None] = []
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def test_metadata_of_host_aggregates_leaves_their_providers_alone(server: PlacementServer, host: str) -> None:
-    from model.common.environment import Environment
-    from model.publishers.settings import placement_settings
-
+def test_metadata_of_host_aggregates_leaves_their_providers_alone(
+    server: PlacementServer, keystone: FakeKeystone, host: str
+) -> None:
     aggregate = str(uuid.uuid4())
     pinned, shared = server.provider(f"{host}-0", VCPU=CPU), server.provider(f"{host}-1", VCPU=CPU)
-    in_aggregate(server, pinned, aggregate)
-    with contextlib.closing(OpenStack(server.url)) as cloud:
-        cloud.aggregates = [
-            {"uuid": aggregate, "metadata": {"pinned": "true"}},
-            {"uuid": str(uuid.uuid4()), "metadata": {"pinned": "false"}},
-        ]
-        environment = Environment(
-            {
-                **{"PLACEMENT_PROVIDERS": "auto", "PLACEMENT_SKIP": "pinned=true", "OS_AUTH_URL": f"{cloud.url}/v3"},
-                **{"OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},
-                "PLACEMENT_STATE_PATH": "/nowhere/at/all.json",
-            }
-        )
-        read = placement_settings(environment, 1800.0)
-        assert read is not None
-        assert not environment.faults
-        done = PlacementReconciler(read).publish([capacity_of(f"{host}-{i}", 16.0, None) for i in range(2)])
-        assert (done.skipped, done.updated) == ((f"{host}-0",), (f"{host}-1",))
-        assert cloud.versions == ["compute 2.41"]
+    server.set_aggregates(pinned, aggregate)
+    keystone.catalog = server.url
+    keystone.aggregates = [
+        {"uuid": aggregate, "metadata": {"pinned": "true"}},
+        {"uuid": str(uuid.uuid4()), "metadata": {"pinned": "false"}},
+    ]
+    environment = Environment(
+        {
+            **{"PLACEMENT_PROVIDERS": "auto", "PLACEMENT_SKIP": "pinned=true", "OS_AUTH_URL": keystone.url},
+            **{"OS_USERNAME": "u", "OS_PASSWORD": "s3cr3t", "OS_PROJECT_NAME": "p"},
+            "PLACEMENT_STATE_PATH": "/nowhere/at/all.json",
+        }
+    )
+    read = placement_settings(environment, 1800.0)
+    assert read is not None
+    assert not environment.faults
+    done = PlacementReconciler(read).publish([capacity_of(f"{host}-{i}", 16.0, None) for i in range(2)])
+    assert (done.skipped, done.updated) == ((f"{host}-0",), (f"{host}-1",))
+    assert keystone.asked == 1
     assert (ratio(server, pinned), ratio(server, shared)) == (1.0, 2.0)
 
 
 def test_other_classes_and_providers_inside_are_untouched(server: PlacementServer, host: str) -> None:
     vgpu = {"total": 4, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 1.0}
     root = server.provider(host, VCPU=CPU, PCPU={**vgpu, "total": 2}, VGPU=vgpu)
-    child = str(
-        server.call("POST", "/resource_providers", {"name": f"{host}_gpu", "parent_provider_uuid": root})["uuid"]
-    )
-    server.call(
-        "PUT",
-        f"/resource_providers/{child}/inventories",
-        {"resource_provider_generation": 0, "inventories": {"VGPU": vgpu}},
-    )
+    child = server.provider(f"{host}_gpu", root, VGPU=vgpu)
     before = server.inventories(root), server.call("GET", f"/resource_providers/{child}")
     assert PlacementReconciler(settings(server.url, AUTO)).publish([capacity_of(host, 18.0, None)]).updated == (host,)
     after = server.inventories(root)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +13,10 @@ from model.publishers.placement.publisher import PlacementPublisher
 from model.publishers.placement.reconciler import PlacementReconciler
 from model.publishers.placement.written import read_written
 from model.status import Figures, NodeStatus, ResourceStatus
-from tests.support.placement import Clock, at, between, capacity_of, place, settings
-from tests.support.servers import PlacementServer, placement_server, wait_for
+from tests.support.placement import Clock, at, between, capacity_of, place, set_ratio, settings
+from tests.support.servers import PlacementServer, wait_for
 
 CPU = {"total": 64, "max_unit": 64, "allocation_ratio": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
-    with placement_server(tmp_path_factory.mktemp("placement")) as ours:
-        yield ours
-
-
-@pytest.fixture
-def host() -> str:
-    return f"c{uuid.uuid4().hex[:8]}"
 
 
 def made(server: PlacementServer, host: str, vms: int, size: int = 8) -> tuple[str, list[str]]:
@@ -49,12 +35,6 @@ def fill(server: PlacementServer, provider: str, size: int = 8) -> int:
 
 def ratio(server: PlacementServer, provider: str) -> float:
     return float(server.inventories(provider)["VCPU"]["allocation_ratio"])
-
-
-def set_ratio(server: PlacementServer, provider: str, value: float) -> None:
-    body = server.call("GET", f"/resource_providers/{provider}/inventories")
-    body["inventories"]["VCPU"]["allocation_ratio"] = value
-    server.call("PUT", f"/resource_providers/{provider}/inventories", body)
 
 
 # --- VMs that are deleted -------------------------------------------------------------------------------------
@@ -148,7 +128,7 @@ def test_nodes_that_a_round_left_go_first_and_falling_ones_before_them(server: P
     nodes = {f"{host}-{i:02}": server.provider(f"{host}-{i:02}", VCPU=CPU) for i in range(30)}
     clock, order = Clock(), list[str]()
     names = {provider: node for node, provider in nodes.items()}
-    too_long = threading.Event()
+    too_long, before = threading.Event(), set(threading.enumerate())
 
     def hook(method: str, path: str, token: str) -> None:
         provider = path.split("/")[2] if path.count("/") > 2 else ""
@@ -166,7 +146,8 @@ def test_nodes_that_a_round_left_go_first_and_falling_ones_before_them(server: P
         late = {node for node, reason in done.failed.items() if reason == "timeout"}
         assert len(late) > 9
         too_long.clear()
-        time.sleep(0.5)  # requests that were on their way
+        # Requests that were on their way.
+        wait_for(lambda: not any("placement-" in one.name for one in set(threading.enumerate()) - before))
         order.clear()
         fell = done.updated[-1]
         reconciler.publish([capacity_of(node, 72.0 if node == fell else 88.0, None) for node in nodes])

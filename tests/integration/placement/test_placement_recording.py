@@ -6,7 +6,6 @@ import json
 import urllib.error
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from model.publishers.placement.ratio import NodeCapacity, ResourceCapacity
 from model.publishers.placement.reconciler import PlacementReconciler
 from tests.conftest import DATA
 from tests.support.placement import Clock, settings
-from tests.support.servers import PlacementServer, placement_server
+from tests.support.servers import PlacementServer
 
 #: The slices that are played: a silent host whose VMs are deleted, an orphan, stopped VMs, VMs that appear late.
 FIRST, LAST = 48, 70
@@ -25,12 +24,6 @@ DEDICATED = "compute4"
 @pytest.fixture(scope="module")
 def recording() -> dict[str, Any]:
     return dict(json.loads((DATA / "openstack-lab.json").read_text()))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
-    with placement_server(tmp_path_factory.mktemp("placement")) as ours:
-        yield ours
 
 
 class Played:
