@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -28,6 +29,11 @@ def calls(path: Path, name: str) -> list[ast.Call]:
 def test_packages_are_those_of_the_map() -> None:
     found = {str(path.parent.relative_to(MODEL)) for path in MODULES} - {"."}
     assert found == PACKAGES
+
+
+def test_each_package_is_installed() -> None:
+    listed = re.findall(r'^    "scroogevm\.?([\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert {name.replace(".", "/") for name in listed} == {"", *PACKAGES}
 
 
 def test_each_package_says_what_it_does() -> None:
