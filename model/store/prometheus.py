@@ -16,7 +16,7 @@ from .prometheus_groups import DOMAINS_PER_NODE, GroupReader, Wanted
 from .prometheus_history import read_history
 from .prometheus_nodes import Node, NodeFinder
 from .prometheus_queries import NODE_QUERIES, NODE_TIME
-from .prometheus_samples import add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
+from .prometheus_samples import Agreed, add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
 from .prometheus_server import Grid, PrometheusServer
 from .settings import PrometheusSettings
 
@@ -24,6 +24,10 @@ from .settings import PrometheusSettings
 _MOST_BYTES = 256 * 2**20
 #: Groups that are kept, whatever their size: of the present period, and of the one before.
 _LEAST_GROUPS = 2
+#: Domains are compared with those of the reads before, of the same length, that ended at most so long ago.
+_AGREED_S = 3600
+#: How many of these reads of a node are kept; the last one may be repeated.
+_AGREED_LENGTHS, _AGREED_READS = 3, 2
 #: The newest sample is looked for in so many steps, then at points of this distance over this time.
 _NEWEST_STEPS = 20
 _FAR_STEP_S, _FAR_S = 300, 30 * 86400
@@ -71,6 +75,7 @@ class PrometheusStore:
         self._reader = GroupReader(self._server, self._finder.label, settings.match, settings.max_samples)
         self._lock = threading.Lock()
         self._groups: OrderedDict[_Key, _Group] = OrderedDict()
+        self._agreed: dict[str, OrderedDict[tuple[int, Wanted], list[tuple[Grid, Agreed]]]] = {}
 
     def encode(self, sample: ScrapeSample) -> Encoded:  # noqa: ARG002
         """Refused."""
@@ -276,10 +281,28 @@ class PrometheusStore:
         for node, (series, of_domains) in zip(nodes, self._reader.read(nodes, whole, wanted), strict=True):
             rows = node_rows(whole, series)
             domains = domain_rows(whole, of_domains, rows.fields["cpu"], rows.fields["mem"])
-            compare(rows, domains)
+            agreed = compare(rows, domains, self._agreed_before(node.name, grid, wanted))
+            self._keep_agreed(node.name, grid, wanted, agreed)
             add_bookings(rows, domains)
             # The first point shows scrapes of the step before it.
             yield node.name, build_period(rows, domains, (grid.first_s - grid.step_s) * 1000, grid.last_s * 1000 + 1)
+
+    def _agreed_before(self, name: str, grid: Grid, wanted: Wanted) -> Agreed | None:
+        """What the node and its domains used at the end of the read before; None when that is too long ago."""
+        with self._lock:
+            reads = self._agreed[name].get((grid.points, wanted), []) if name in self._agreed else []
+            ended = [read for read in reads if 0 <= grid.first_s - read[0].last_s <= _AGREED_S]
+        return max(ended, key=lambda read: read[0].last_s)[1] if ended else None
+
+    def _keep_agreed(self, name: str, grid: Grid, wanted: Wanted, agreed: Agreed) -> None:
+        """Keep it for the next read of the same length: looks at the last minutes overlap those of slices."""
+        with self._lock:
+            lengths = self._agreed.setdefault(name, OrderedDict())
+            reads = lengths.setdefault((grid.points, wanted), [])
+            reads[:] = [*(read for read in reads if read[0] != grid), (grid, agreed)][-_AGREED_READS:]
+            lengths.move_to_end((grid.points, wanted))
+            while len(lengths) > _AGREED_LENGTHS:
+                lengths.popitem(last=False)
 
 
 def _grid(start_ms: int, end_ms: int, step_s: int) -> Grid:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -341,7 +341,24 @@ def _memory_usage(memory: FloatArray, unused: FloatArray, reserve: FloatArray, p
     return usage
 
 
-def compare(rows: NodeRows, domains: DomainRows) -> None:
+class Agreed(NamedTuple):
+    """What a node and its domains used when they agreed last, before the last point of a grid.
+
+    That point is the first one of the grid that follows.
+
+    Attributes
+    ----------
+    cpu, memory : Attribution
+    time_s : float
+        The last scrape that was compared, Unix seconds.
+    """
+
+    cpu: Attribution
+    memory: Attribution
+    time_s: float
+
+
+def compare(rows: NodeRows, domains: DomainRows, before: Agreed | None = None) -> Agreed:
     """Remove what a node and its domains contradict each other in: a usage that is too low, domains that are missing.
 
     Parameters
@@ -349,6 +366,8 @@ def compare(rows: NodeRows, domains: DomainRows) -> None:
     rows : NodeRows
     domains : DomainRows
         On the same grid.
+    before : Agreed, optional
+        The result for an earlier period, with which later scrapes are compared.
     """
     usage = rows.fields["cpu_usage"]
     # Both exporters are not scraped at the same time: the sum must fit to the node before, now, or after.
@@ -359,20 +378,26 @@ def compare(rows: NodeRows, domains: DomainRows) -> None:
         contradicted = np.nansum(domains.fields["cpu_usage"], axis=0) > (1 + _VMS_TOLERANCE) * near + margin
     for name in ("cpu_usage", "elapsed_time"):
         rows.fields[name] = np.where(contradicted, np.nan, rows.fields[name])
-    _attribute(rows, domains)
+    return _attribute(rows, domains, before or Agreed(Attribution(*CPU_LOSS), Attribution(*MEMORY_LOSS), -math.inf))
 
 
-def _attribute(rows: NodeRows, domains: DomainRows) -> None:
+def _attribute(rows: NodeRows, domains: DomainRows, before: Agreed) -> Agreed:
     """Remove domains that vanished, or their usage that fell, while the node goes on as before."""
-    cpu, memory = Attribution(*CPU_LOSS), Attribution(*MEMORY_LOSS)
+    cpu, memory, last_s = replace(before.cpu), replace(before.memory), before.time_s
+    agreed: Agreed | None = None
     resident = domains.fields.get("mem_rss", np.full(domains.present.shape, np.nan))
     node = [rows.fields[name].tolist() for name in ("cpu_usage", "cpu", "mem_usage", "mem")]
-    for i in np.flatnonzero(rows.scraped & domains.known).tolist():
+    with np.errstate(invalid="ignore"):
+        later = rows.scraped & domains.known & (rows.time_s > before.time_s)
+    for i in np.flatnonzero(later).tolist():
         there = np.flatnonzero(domains.present[:, i])
+        names = [domains.names[place] for place in there.tolist()]
         used, held = (
-            dict(zip(there.tolist(), _known(of[there, i]), strict=True))
-            for of in (domains.fields["cpu_usage"], resident)
+            dict(zip(names, _known(of[there, i]), strict=True)) for of in (domains.fields["cpu_usage"], resident)
         )
+        if i == rows.scraped.size - 1:
+            agreed = Agreed(replace(cpu), replace(memory), last_s)
+        last_s = float(rows.time_s[i])
         node_usage, cores, node_memory, size = (None if math.isnan(of[i]) else of[i] for of in node)
         agrees = cpu.agrees(node_usage, used, cores or 0.0)
         # A domain that used CPU time is missed by that. The memory of an idle one is missed, too.
@@ -388,6 +413,7 @@ def _attribute(rows: NodeRows, domains: DomainRows) -> None:
                 if name in domains.fields:
                     domains.fields[name][:, i] = np.nan
         memory.accept(node_memory, held)
+    return agreed or Agreed(cpu, memory, last_s)
 
 
 def _known(values: FloatArray) -> list[float | None]:
