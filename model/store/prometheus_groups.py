@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from .prometheus_queries import (
     LIBVIRT_QUERIES,
     LIBVIRT_TIME,
     LIBVIRT_UP,
+    MEMORY_LEAST,
     MEMORY_QUERIES,
     NODE_QUERIES,
     NODE_TIME,
@@ -25,8 +27,9 @@ from .prometheus_queries import (
     Matcher,
     Query,
     Scope,
+    memory_least,
 )
-from .prometheus_samples import DomainSeries, NodeSeries
+from .prometheus_samples import GROWS_S, DomainSeries, NodeSeries
 from .prometheus_server import Grid, PrometheusServer, QueryTooLarge, Series
 
 #: Series of a figure that a node is expected to have: of each domain, of each CPU and mode, of each vCPU.
@@ -78,10 +81,20 @@ class GroupReader:
         ------
         StoreUnavailable
         """
-        figures = self.figures(nodes, grid, {**NODE_QUERIES, **(NODE_WAIT_QUERIES if wanted.waits else {})})
+        figures = self.node_figures(nodes, grid, {**NODE_QUERIES, **(NODE_WAIT_QUERIES if wanted.waits else {})})
         of_libvirt = self.figures(nodes, grid, _domain_queries(wanted))
         of_textfile = self.figures(nodes, grid, TEXTFILE_WAIT_QUERIES) if wanted.waits else {}
         return self.split(nodes, grid, grid, figures, of_libvirt, of_textfile)
+
+    def node_figures(self, nodes: Sequence[Node], grid: Grid, queries: Mapping[str, Query]) -> Figures:
+        """The series of figures of all nodes, and the least memory that they had before the grid.
+
+        Raises
+        ------
+        StoreUnavailable
+        """
+        before = self.figures(nodes, grid.part(0, 1), {MEMORY_LEAST: memory_least(GROWS_S)})
+        return before | self.figures(nodes, grid, queries)
 
     def split(
         self,
@@ -178,6 +191,7 @@ def _node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSer
         cores=one("cores"),
         memory_total=one("memory_total"),
         memory_available=one("memory_available"),
+        memory_least=min((float(series.values[0]) for series in figures.get(MEMORY_LEAST, ())), default=math.nan),
         waits={name: one(name) for name in NODE_WAIT_QUERIES if name in figures},
     )
 

@@ -206,6 +206,10 @@ def _vcpu_times(metric: str, aggregation: str, *, on_node: bool) -> Query:
     return query
 
 
+#: Metrics whose samples are the scrapes of an exporter; the first one that it has counts.
+NODE_SCRAPES = (_MEMORY_TOTAL,)
+LIBVIRT_SCRAPES = ("libvirt_up", "up", _VCPUS)
+
 #: Figures of nodes. Times come first: a sample that arrives meanwhile is then newer than its time, and a rate too high.
 NODE_TIME = "node_time"
 NODE_QUERIES: Mapping[str, Query] = {
@@ -215,6 +219,15 @@ NODE_QUERIES: Mapping[str, Query] = {
     "memory_total": _of_node(_MEMORY_TOTAL, "min"),
     "memory_available": _of_node("node_memory_MemAvailable_bytes", "min"),
 }
+
+#: The least memory of the hour before a time.
+MEMORY_LEAST = "memory_least"
+
+
+def memory_least(window_s: float) -> Query:
+    """The query of :data:`MEMORY_LEAST`."""
+    return lambda scope: scope.by("min", f"min_over_time({scope.node(_MEMORY_TOTAL)}[{window_s:.0f}s])")
+
 
 #: Figures of the libvirt exporters.
 LIBVIRT_TIME, LIBVIRT_UP = "libvirt_time", "libvirt_up"
@@ -291,17 +304,10 @@ class DiscoveryQueries:
         """Exporters of libvirt that were seen within the last hour."""
         return self._seen("libvirt_up", _VCPUS)
 
-    def _scrapes(self, *metrics: str, window_s: int) -> str:
-        counts = (f"count_over_time({select(metric, *self.extra)}[{window_s}s])" for metric in metrics)
-        return " or ".join(f"max by ({self.label}) ({count})" for count in counts)
-
-    def node_scrapes(self, window_s: int) -> str:
-        """Samples of each node in a window."""
-        return self._scrapes(_MEMORY_TOTAL, window_s=window_s)
-
-    def libvirt_scrapes(self, window_s: int) -> str:
-        """Samples of each libvirt exporter in a window."""
-        return self._scrapes("libvirt_up", _VCPUS, window_s=window_s)
+    def scrapes(self, metric: str, window_s: int, targets: Sequence[str]) -> str:
+        """The samples of a metric of some exporters in a window; of all exporters when none is named."""
+        matchers = (any_of(self.label, targets), *self.extra) if targets else self.extra
+        return f"{select(metric, *matchers)}[{window_s}s]"
 
     def display_names(self, metric: str) -> str:
         """Series whose labels have the display names of domains."""
