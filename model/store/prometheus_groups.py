@@ -84,7 +84,7 @@ class GroupReader:
         figures = self.node_figures(nodes, grid, {**NODE_QUERIES, **(NODE_WAIT_QUERIES if wanted.waits else {})})
         of_libvirt = self.figures(nodes, grid, _domain_queries(wanted))
         of_textfile = self.figures(nodes, grid, TEXTFILE_WAIT_QUERIES) if wanted.waits else {}
-        return self.split(nodes, grid, grid, figures, of_libvirt, of_textfile)
+        return self._split(nodes, grid, figures, of_libvirt, of_textfile)
 
     def node_figures(self, nodes: Sequence[Node], grid: Grid, queries: Mapping[str, Query]) -> Figures:
         """The series of figures of all nodes, and the least memory that they had before the grid.
@@ -96,24 +96,19 @@ class GroupReader:
         before = self.figures(nodes, grid.part(0, 1), {MEMORY_LEAST: memory_least(GROWS_S)})
         return before | self.figures(nodes, grid, queries)
 
-    def split(
-        self,
-        nodes: Sequence[Node],
-        grid: Grid,
-        domain_grid: Grid,
-        figures: Figures,
-        of_libvirt: Figures,
-        of_textfile: Figures,
+    def divided(self, figures: Figures) -> dict[str, Mapping[str, list[Series]]]:
+        """The series of each figure by exporter."""
+        return {name: self._by_target(series) for name, series in figures.items()}
+
+    def _split(
+        self, nodes: Sequence[Node], grid: Grid, figures: Figures, of_libvirt: Figures, of_textfile: Figures
     ) -> Iterator[tuple[NodeSeries, DomainSeries]]:
-        """Divide the series of a group among its nodes."""
-        by_node = {name: self._by_target(series) for name, series in figures.items()}
-        by_libvirt = {name: self._by_target(series) for name, series in of_libvirt.items()}
-        by_textfile = {name: self._by_target(series) for name, series in of_textfile.items()}
+        by_node, by_libvirt, by_textfile = (self.divided(of) for of in (figures, of_libvirt, of_textfile))
         for node in nodes:
             own = {name: targets.get(node.node, []) for name, targets in by_node.items()}
             domains = {name: targets.get(node.libvirt, []) for name, targets in by_libvirt.items()}
             textfile = {name: targets.get(node.node, []) for name, targets in by_textfile.items()}
-            yield _node_series(own, grid), _domain_series(domains, textfile, domain_grid)
+            yield node_series(own, grid), _domain_series(domains, textfile, grid)
 
     def figures(self, nodes: Sequence[Node], grid: Grid, queries: Mapping[str, Query]) -> Figures:
         """The series of each figure, of all nodes.
@@ -181,7 +176,9 @@ def _domain_queries(wanted: Wanted) -> dict[str, Query]:
     }
 
 
-def _node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSeries:
+def node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSeries:
+    """The series of a node by figure."""
+
     def one(name: str) -> FloatArray:
         return next((series.values for series in figures.get(name, ())), np.full(grid.points, np.nan))
 

@@ -133,8 +133,10 @@ class NodeFinder:
 
     def _find(self) -> dict[str, Node]:
         if self._settings.nodes:
-            found = {name: Node(name, pair.node, pair.libvirt) for name, pair in self._settings.nodes.items()}
-            self.left_out = ()
+            pairs = self._settings.nodes
+            if all(pair.step_s for pair in pairs.values()):
+                return {name: Node(name, pair.node, pair.libvirt, pair.step_s) for name, pair in pairs.items()}
+            found = {name: Node(name, pair.node, pair.libvirt) for name, pair in pairs.items()}
         else:
             found = self._match()
         intervals = [
