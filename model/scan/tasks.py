@@ -117,7 +117,7 @@ def _scan_history(nodes: Sequence[str], store: PrometheusStore, plan: ScanPlan) 
     calendar, found = plan.calendar, set()
     bounds = calendar.bounds_ms(plan.first)[0], calendar.bounds_ms(plan.last)[1]
     try:
-        for node, period in store.history(nodes, *bounds, SLICE_FIELDS, calendar.slice_s):
+        for node, period in store.history(nodes, *bounds, calendar.slice_s):
             found.add(node)
             slices = _read_slices(period, plan)
             yield _run(node, partial(_with_settings, slices, plan), plan)

@@ -159,7 +159,7 @@ class PrometheusStore:
         return sample
 
     def history(
-        self, nodes: Collection[str], start_ms: int, end_ms: int, fields: Collection[str], slice_s: float
+        self, nodes: Collection[str], start_ms: int, end_ms: int, slice_s: float
     ) -> Iterator[tuple[str, Period]]:
         """Read many nodes over a long time, group by group, in steps that suffice for slices of a length.
 
@@ -168,22 +168,20 @@ class PrometheusStore:
         nodes : collection of str
         start_ms, end_ms : int
             Unix milliseconds; the start is included, the end is not.
-        fields : collection of str
-            Waits and ``mem_rss`` are NaN.
         slice_s : float
 
         Yields
         ------
         (str, Period)
-            In any order; without the nodes that are not on the server.
+            In any order; without the nodes that are not on the server, and without the fields of waits and
+            ``mem_rss``.
 
         Raises
         ------
         StoreUnavailable
         """
         chosen = [node for name, node in self._finder.nodes().items() if name in nodes]
-        for node, period in read_history(self._reader, chosen, start_ms, end_ms, slice_s, self._settings.max_samples):
-            yield node, _select(period, fields, domains=True)
+        return read_history(self._reader, chosen, start_ms, end_ms, slice_s, self._settings.max_samples)
 
     def check(self) -> str:
         """Look for nodes, and get the version."""
