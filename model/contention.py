@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .numerics import BoolArray, FloatArray
+from .numerics import BoolArray, FloatArray, percentile_of
 from .slices import CPU, Resource, Slice, Usage, Waits
 
 #: Shares of its runnable time that a VM waits, for which the time of VMs is counted.
@@ -172,7 +172,7 @@ def measure_cpu(vms: Sequence[str], usage: Usage, waits: Waits, settings: Conten
         shares = np.where((waits.vm_wait < least[:, None]) & ~np.isnan(shares), 0.0, shares)
         levels = np.nan_to_num(_exceeded_rows(shares, settings.samples)) * ~capped
     waiting = np.flatnonzero(levels > settings.vm_some)
-    peak = float(np.percentile(usage.node, 99)) if usage.node.size else math.nan
+    peak = percentile_of(usage.node, 99) if usage.node.size else math.nan
     calm = bool(peak < _CALM * usage.config)
     undecided = False
     if calm and waiting.size == 1:

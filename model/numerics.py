@@ -27,6 +27,33 @@ def round_up(amount: float, step: float) -> float:
     return math.ceil(round(amount * steps, 9)) / steps
 
 
+def percentile_of(samples: FloatArray, percent: float) -> float:
+    """A percentile of samples, linear between the two nearest ranks.
+
+    ``numpy.percentile`` of one percentile takes ten times as long for the samples of a slice.
+
+    Parameters
+    ----------
+    samples : (n,) float64
+        At least one, without NaN.
+    percent : float
+        0 to 100.
+
+    Returns
+    -------
+    float
+        Equal to ``numpy.percentile``.
+    """
+    last = samples.size - 1
+    rank = last * (percent / 100.0)
+    below = min(int(rank), last)
+    above = min(below + 1, last)
+    ordered = np.partition(samples, (below, above))
+    low, high, weight = float(ordered[below]), float(ordered[above]), rank - below
+    # From the nearer end, as in numpy: exact at both ends and monotonic in between.
+    return low + (high - low) * weight if weight < 0.5 else high - (high - low) * (1.0 - weight)
+
+
 def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:
     """Percentiles of rows of unequal length, linear between the two nearest ranks.
 
@@ -52,7 +79,6 @@ def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArra
     index = np.arange(rows.shape[0])
     low, high, weight = rows[index, below], rows[index, above], rank - below
     step = high - low
-    # From the nearer end, as in numpy: exact at both ends and monotonic in between.
     return np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight))
 
 

@@ -20,7 +20,7 @@ from .clt import moment_bound
 from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
-from .numerics import aggregate, round_up, row_percentiles
+from .numerics import aggregate, percentile_of, round_up, row_percentiles
 from .slices import PresentUsage, Resource, Window
 from .vmmoments import VmFigures, counted_scope
 
@@ -173,7 +173,7 @@ class Percentile(Strategy):
     parameters = ("percentile",)
 
     def update(self, observation: Observation) -> float:
-        return float(np.percentile(observation.window.pooled, self.settings.percentile))
+        return percentile_of(observation.window.pooled, self.settings.percentile)
 
 
 @register("doa")

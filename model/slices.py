@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .numerics import BoolArray, FloatArray, aggregate, row_percentiles
+from .numerics import BoolArray, FloatArray, aggregate, percentile_of, row_percentiles
 
 #: A node is full when the 99th percentile of its samples reaches this share of its capacity.
 FULL_SHARE = 0.999
@@ -87,12 +87,12 @@ class Usage:
     @property
     def booked(self) -> float:
         """The sum of the allocations of the VMs; unknown ones count as 0."""
-        return float(np.nansum(self.vm_config))
+        return _known_sum(self.vm_config)
 
     @property
     def booked_now(self) -> float:
         """The sum of the allocations of the VMs that are alive at the end of the slice; unknown ones count as 0."""
-        return self.booked if self.vm_alive is None else float(np.nansum(self.vm_config[self.vm_alive]))
+        return self.booked if self.vm_alive is None else _known_sum(self.vm_config[self.vm_alive])
 
     @property
     def measured(self) -> bool:
@@ -127,6 +127,11 @@ class Usage:
             node_demand = np.maximum(node_demand, self.node)
         vm_demand = np.where(rows[:, None], self.vm_usage, self.vm_demand)
         return replace(self, node_demand=node_demand, vm_demand=vm_demand)
+
+
+def _known_sum(values: FloatArray) -> float:
+    """``numpy.nansum`` of few values, in a fifth of the time."""
+    return float(np.where(np.isnan(values), 0.0, values).sum())
 
 
 def is_full(peak: float, config: float) -> bool:
@@ -268,7 +273,7 @@ class PresentUsage:
         key = (percentile, aggregation)
         if key not in self._peaks:
             samples = aggregate(self.usage.node, aggregation)
-            self._peaks[key] = float(np.percentile(samples, percentile)) if samples.size else math.nan
+            self._peaks[key] = percentile_of(samples, percentile) if samples.size else math.nan
         return self._peaks[key]
 
     @property

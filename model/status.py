@@ -12,6 +12,7 @@ import numpy as np
 from .contention import Contention, present_text
 from .estimates import Estimate, NodeEstimate
 from .guards import CONTENTION, offered_capacity
+from .numerics import percentile_of
 from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
 from .vmmoments import mean_samples
 
@@ -235,7 +236,7 @@ def _figures(
         closed=estimate.closed,
         limits=dict(estimate.limits),
         contention=contention,
-        used=float(np.percentile(usage.node, 99)) / usage.config,
+        used=percentile_of(usage.node, 99) / usage.config,
         own=_own_usage(resource, usage),
     )
 

@@ -209,6 +209,8 @@ def _add_up(vms: _Configs, i: int, total: _Total) -> bool:
 
 def _last_known(values: FloatArray) -> int | None:
     """The index of the last value; None when all are missing."""
+    if values.size and not math.isnan(values[-1]):
+        return int(values.size - 1)
     (at,) = np.nonzero(~np.isnan(values))
     return int(at[-1]) if at.size else None
 

@@ -8,6 +8,7 @@ too little is covered has no figures.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +88,10 @@ def valid_levels(values: FloatArray) -> FloatArray:
     return np.where((values >= 0) & (values <= LARGEST), values, np.nan)
 
 
+def _is_unknown(values: FloatArray | None) -> bool:
+    return values is None or ((math.isnan(values[-1]) if values.size else True) and bool(np.isnan(values).all()))
+
+
 class SliceCoverage:
     """The times at which a node was scraped in a slice, and the time that each sample covers.
 
@@ -154,18 +159,69 @@ class SliceCoverage:
     def at_node_times(self, samples: Samples, name: str) -> FloatArray:
         """(n,) float64: a field of a VM at the times of the node; NaN where the VM has no sample."""
         values = samples.fields[name]
-        if np.array_equal(samples.time_ms, self._times):
+        if self._has_times_of_node(samples):
             return values
         result = np.full(self._times.size, np.nan)
         place, at_same_time = self._place(samples)
         result[place[at_same_time]] = values[at_same_time]
         return result
 
+    def _has_times_of_node(self, samples: Samples) -> bool:
+        times = samples.time_ms
+        return times.size == self._times.size and bool((times == self._times).all())
+
     def _place(self, samples: Samples) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The index of each sample among those of the node, and whether it has the same time."""
         place = np.minimum(np.searchsorted(self._times, samples.time_ms), max(self._times.size - 1, 0))
         at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
         return place, at_same_time
+
+    def at_all_scrapes(self, vms: Sequence[Samples | None]) -> list[bool]:
+        """Whether each VM has a sample at every scrape of the node."""
+        return [samples is not None and self._has_times_of_node(samples) for samples in vms]
+
+    def count_vms(self, resource: Resource, vms: Sequence[Samples | None], complete: Sequence[bool]) -> list[Counted]:
+        """The samples of each VM that count; none of None.
+
+        VMs that have a valid sample at every scrape, and do not wait, are counted together: that takes a fifth of the
+        time.
+
+        Parameters
+        ----------
+        resource : Resource
+        vms : sequence of Samples or None
+        complete : sequence of bool
+            Of :meth:`at_all_scrapes`.
+        """
+        name, covers = f"{resource.name}_usage", self._covers[resource]
+        together = [
+            (i, samples)
+            for i, samples in enumerate(vms)
+            if samples is not None
+            and complete[i]
+            and (resource is not CPU or _is_unknown(samples.fields.get("cpu_wait")))
+        ]
+        counted: dict[int, Counted] = {}
+        if together and self._times.size and int(self._times[-1]) >= self._vms_known_ms:
+            values = np.array([samples.fields[name] for _, samples in together])
+            valid = np.all((values >= 0) & (values <= LARGEST), axis=1).tolist()
+            # The same for all of them.
+            first = self._count(values[0], np.ones(values.shape[1], dtype=bool), covers, self._slice_ms)
+            if covers.any_repeated:
+                values = np.repeat(values, covers.repeats, axis=1)
+            counted = {
+                i: first if first.missing else Counted(row)
+                for (i, _), row, is_valid in zip(together, values, valid, strict=True)
+                if is_valid
+            }
+        return [
+            counted[i]
+            if i in counted
+            else Counted(_NO_SAMPLES)
+            if samples is None
+            else self.count_vm(resource, samples)
+            for i, samples in enumerate(vms)
+        ]
 
     def count_vm(self, resource: Resource, samples: Samples) -> Counted:
         """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
@@ -177,7 +233,7 @@ class SliceCoverage:
         values = samples.fields[f"{resource.name}_usage"]
         waits = samples.fields.get("cpu_wait") if resource is CPU else None
         covers = self._covers[resource]
-        if not np.array_equal(samples.time_ms, self._times):
+        if not self._has_times_of_node(samples):
             place, at_same_time = self._place(samples)
             values, covers = values[at_same_time], covers.of(place[at_same_time])
             waits = None if waits is None else waits[at_same_time]

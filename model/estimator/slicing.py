@@ -15,10 +15,10 @@ import numpy as np
 
 from ..numerics import FloatArray
 from ..samples import LastConfig, Samples
-from ..slices import CPU, LARGEST, RESOURCES, Resource, Slice, usage_of
+from ..slices import CPU, LARGEST, RESOURCES, Slice, usage_of
 from ..store.base import Store
 from .bookings import CONFIG_FIELDS, LastConfigs, book_vms, last_configs, merge
-from .coverage import Counted, SliceCoverage
+from .coverage import SliceCoverage
 from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS, waiting_of
 
 #: Fields that are read from the store, of the node and of its domains.
@@ -230,6 +230,8 @@ def build_slice(
     coverage = SliceCoverage(node, *calendar.bounds_ms(number), rules.min_samples, known.interval_s * 1000.0)
     known.interval_s = coverage.interval_ms / 1000.0
     waiting = waiting_of(coverage, node, names, vm_samples)
+    of_vms = [None if vm_samples is None else vm_samples.get(name) for name in names]
+    complete = coverage.at_all_scrapes(of_vms)
     usages = []
     for i, resource in enumerate(RESOURCES):
         samples = valid_samples(node.fields[f"{resource.name}_usage"])
@@ -237,7 +239,7 @@ def build_slice(
         missing = counted.missing or bookings.problems[i]
         if node.time_ms.size and math.isnan(known.node[i]):
             missing = "the capacity of the node is unknown"
-        rows = [_count_vm(coverage, vm_samples, name, resource) for name in names]
+        rows = coverage.count_vms(resource, of_vms, complete)
         demands = [row.values if row.demand is None else row.demand for row in rows]
         usage = usage_of(
             known.node[i],
@@ -261,14 +263,6 @@ def valid_samples(values: FloatArray) -> FloatArray:
 def valid_node_config(values: FloatArray) -> FloatArray:
     """Configurations of a node, with NaN in place of impossible values: every node has cores and memory."""
     return np.where((values > 0) & (values <= LARGEST), values, np.nan)
-
-
-def _count_vm(
-    coverage: SliceCoverage, vm_samples: Mapping[str, Samples] | None, name: str, resource: Resource
-) -> Counted:
-    if vm_samples is None or name not in vm_samples:
-        return Counted(_NO_SAMPLES)
-    return coverage.count_vm(resource, vm_samples[name])
 
 
 def _smallest(values: FloatArray) -> float:

@@ -94,4 +94,5 @@ def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:
 
 
 def _is_known(samples: Samples) -> bool:
-    return not np.isnan(samples.fields.get("cpu_wait_share", _NO_SAMPLES)).all()
+    shares = samples.fields.get("cpu_wait_share")
+    return shares is not None and not np.isnan(shares).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,15 @@ from ..estimator.settings import EstimatorSettings, estimator_settings
 from ..estimator.slicing import Calendar, SliceRules
 from ..parallel.workers import finish
 from ..slices import CPU, RESOURCES
-from ..store.base import StoreRefused
-from ..store.factory import open_store
+from ..store.prometheus import PrometheusStore
 from .finding import NodeFinding
 from .options import ScanOptions
 from .tables import as_csv, as_json, print_explanation, print_findings
 from .tasks import ScanPlan, ScanTask, scan_work
 from .totals import totals_of
+
+#: Nodes on a Prometheus server that a process reads together.
+_MOST_AT_ONCE = 8
 
 #: The first strategy is the one whose figures are shown.
 DEFAULT_STRATEGIES = "clt,conformal"
@@ -50,10 +53,11 @@ def run_scan(options: ScanOptions) -> int:
     ratios = {} if settings is None or settings.placement is None else _placement_ratios(settings)
     work = scan_work(plan)
     findings: list[NodeFinding] = []
-    with ProgressBar().counted("scanning", len(tasks)) as advance:
+    with ProgressBar().counted("scanning", sum(len(task.nodes) for task in tasks)) as advance:
         for _, found in finish(work, tasks, options.jobs, options.dask):
-            findings.extend(with_ratios(one, ratios.get(one.node, {})) for one in found)
-            advance()
+            for one in found:
+                findings.append(with_ratios(one, ratios.get(one.node, {})))
+                advance()
     findings.sort(key=NodeFinding.sort_key)
     _show(options, findings, plan.model.cpu.risk)
     return 1 if any(one.error for one in findings) else 0
@@ -154,9 +158,12 @@ def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], Estimat
         raise UsageError("--since: no slice has ended between it and --until")
     strategies = strategies_of(settings.model, DEFAULT_STRATEGIES)
     model = model_settings(settings.model, strategies, settings.historical)
-    settings = _with_nodes(settings)
+    jobs = options.jobs or os.cpu_count() or 1
+    settings = _with_nodes(settings, 1 if options.dask is not None else jobs)
     plan = ScanPlan(model, settings.model.stability, settings.store, calendar, settings.rules, first, last)
-    return plan, _only([ScanTask((node,)) for node in settings.fleet], options), settings
+    size = 1 if settings.store.prometheus is None else max(1, min(_MOST_AT_ONCE, len(settings.fleet) // (4 * jobs)))
+    groups = [settings.fleet[start : start + size] for start in range(0, len(settings.fleet), size)]
+    return plan, _only([ScanTask(group) for group in groups], options), settings
 
 
 def _environment(options: ScanOptions) -> Environment:
@@ -165,20 +172,22 @@ def _environment(options: ScanOptions) -> Environment:
     return environment({"PROMETHEUS_URL": options.prometheus, "INFLUXDB_URL": ""})
 
 
-def _with_nodes(settings: EstimatorSettings) -> EstimatorSettings:
-    """The settings with the nodes that are found on a Prometheus server, each of which is read by a process.
+def _with_nodes(settings: EstimatorSettings, jobs: int) -> EstimatorSettings:
+    """The settings with the nodes that are found on a Prometheus server, for some processes that read from it.
 
     Raises
     ------
     UsageError
         When the server cannot be asked.
     """
-    if settings.store.prometheus is None:
+    prometheus = settings.store.prometheus
+    if prometheus is None:
         return settings
-    alone = replace(settings.store, prometheus=replace(settings.store.prometheus, most_nodes=1))
-    settings = replace(settings, store=alone)
     try:
-        with contextlib.closing(open_store(settings.store)) as store:
-            return FoundNodes().complete(settings, store)
-    except (PassingFault, StoreRefused) as error:
+        with contextlib.closing(PrometheusStore(prometheus)) as store:
+            settings = FoundNodes().complete(settings, store)
+            pairs = store.pairs()
+    except PassingFault as error:
         raise UsageError(str(error)) from None
+    access = replace(prometheus.access, queries_at_once=max(1, prometheus.access.queries_at_once // jobs))
+    return replace(settings, store=replace(settings.store, prometheus=replace(prometheus, access=access, nodes=pairs)))

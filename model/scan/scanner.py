@@ -11,6 +11,7 @@ from ..contention import Level, present_text
 from ..estimates import NodeEstimate, ResourceEstimate
 from ..guards import turn_of
 from ..nodemodel import ModelSettings, NodeModel
+from ..numerics import percentile_of
 from ..slices import RESOURCES, Resource, Slice, Usage
 from ..stability import StabilityDetector
 from ..vmmoments import mean_samples
@@ -79,7 +80,7 @@ class _ResourceScan:
             return
         self._reason = ""
         one = estimate.by_strategy[self._strategy]
-        peak = float(np.percentile(usage.node, 99))
+        peak = percentile_of(usage.node, 99)
         self._slices += 1
         self._used += float(usage.node.mean())
         self._compared += not math.isnan(one.violated)
@@ -134,9 +135,12 @@ def thinned(series: Sequence[tuple[float, float, float, float]]) -> tuple[tuple[
 
     Of several slices: the last time, the largest peak, the largest booked and the least capacity.
     """
-    step = max(1, math.ceil(len(series) / POINTS))
-    points = []
-    for start in range(0, len(series), step):
-        times, peaks, booked, capacity = zip(*series[start : start + step], strict=True)
-        points.append((times[-1], max(peaks), max(booked), min(capacity)))
-    return tuple(tuple(column) for column in zip(*points, strict=True)) if points else ((), (), (), ())
+    if not series:
+        return (), (), (), ()
+    starts = range(0, len(series), max(1, math.ceil(len(series) / POINTS)))
+    times, peaks, booked, capacity = np.array(series).T
+    return (
+        tuple(times[[*(start - 1 for start in starts[1:]), len(series) - 1]].tolist()),
+        *(tuple(largest.tolist()) for largest in (np.maximum.reduceat(of, starts) for of in (peaks, booked))),
+        tuple(np.minimum.reduceat(capacity, starts).tolist()),
+    )

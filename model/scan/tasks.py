@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ..slices import RESOURCES, Slice
 from ..stability import STABILITY_DETECTORS
 from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import open_store
+from ..store.prometheus import PrometheusStore
 from ..store.settings import StoreSettings
 from .finding import NodeFinding
 from .scanner import NodeScan
@@ -84,6 +86,8 @@ def _scan(task: ScanTask, plan: ScanPlan) -> tuple[NodeFinding, ...]:
     except (StoreUnavailable, StoreRefused) as error:
         return _failed(task, str(error))
     with contextlib.closing(store):
+        if isinstance(store, PrometheusStore):
+            return tuple(_scan_history(task.nodes, store, plan))
         return tuple(_scan_node(node, store, plan) for node in task.nodes)
 
 
@@ -101,7 +105,39 @@ def _scan_trace(task: ScanTask, plan: ScanPlan) -> NodeFinding:
 
 
 def _scan_node(node: str, store: Store, plan: ScanPlan) -> NodeFinding:
-    return _run(node, lambda: (_stored_slices(node, store, plan), plan.calendar.positions, plan.model.historical), plan)
+    return _run(node, partial(_with_settings, _stored_slices(node, store, plan), plan), plan)
+
+
+def _with_settings(slices: Iterator[Slice], plan: ScanPlan) -> tuple[Iterator[Slice], int, int]:
+    return slices, plan.calendar.positions, plan.model.historical
+
+
+def _scan_history(nodes: Sequence[str], store: PrometheusStore, plan: ScanPlan) -> Iterator[NodeFinding]:
+    """Scan nodes that are read together; when they cannot be, each alone."""
+    calendar, found = plan.calendar, set()
+    bounds = calendar.bounds_ms(plan.first)[0], calendar.bounds_ms(plan.last)[1]
+    try:
+        for node, period in store.history(nodes, *bounds, calendar.slice_s):
+            found.add(node)
+            slices = _read_slices(period, plan)
+            yield _run(node, partial(_with_settings, slices, plan), plan)
+    except StoreUnavailable as error:
+        left = [node for node in nodes if node not in found]
+        if len(nodes) == 1:
+            yield NodeFinding(nodes[0], error=printable(str(error)))
+        else:
+            for node in left:
+                yield from _scan_history((node,), store, plan)
+        return
+    yield from (NodeFinding(node, error="not found on the server") for node in nodes if node not in found)
+
+
+def _read_slices(period: Period, plan: ScanPlan) -> Iterator[Slice]:
+    """The slices of a whole history, from the first one with a sample on."""
+    if not period.node.time_ms.size:
+        return
+    first = max(plan.first, plan.calendar.last_ended(int(period.node.time_ms[0]) / 1000) + 1)
+    yield from slices_of(period, range(first, plan.last + 1), plan, LastConfigs())
 
 
 def _run(node: str, slices: Callable[[], tuple[Iterator[Slice], int, int]], plan: ScanPlan) -> NodeFinding:

@@ -18,7 +18,7 @@ from .prometheus_nodes import Node, NodeFinder
 from .prometheus_queries import NODE_QUERIES, NODE_TIME
 from .prometheus_samples import Agreed, add_bookings, build_period, compare, domain_rows, lookback_points, node_rows
 from .prometheus_server import Grid, PrometheusServer
-from .settings import PrometheusSettings
+from .settings import NodePair, PrometheusSettings
 
 #: Size of all groups that are kept for the nodes that have not been read yet, bytes.
 _MOST_BYTES = 256 * 2**20
@@ -97,6 +97,15 @@ class PrometheusStore:
         """Names of the nodes that were found, sorted. They are looked for again every five minutes."""
         return list(self._finder.nodes())
 
+    def pairs(self) -> dict[str, NodePair]:
+        """The exporters of each node, for settings with which it need not be found again.
+
+        Raises
+        ------
+        StoreUnavailable
+        """
+        return {name: NodePair(node.node, node.libvirt, node.step_s) for name, node in self._finder.nodes().items()}
+
     def display_names(self, node: str) -> dict[str, str]:
         """Names of the domains of a node as their users call them, by domain; only where the exporter reports them.
 
@@ -155,32 +164,29 @@ class PrometheusStore:
         return sample
 
     def history(
-        self, nodes: Sequence[str], start_ms: int, end_ms: int, step_s: int, vm_step_s: int
+        self, nodes: Collection[str], start_ms: int, end_ms: int, slice_s: float
     ) -> Iterator[tuple[str, Period]]:
-        """Read many nodes over a long time, group by group.
+        """Read many nodes over a long time, group by group, in steps that suffice for slices of a length.
 
         Parameters
         ----------
-        nodes : sequence of str
+        nodes : collection of str
         start_ms, end_ms : int
             Unix milliseconds; the start is included, the end is not.
-        step_s, vm_step_s : int
-            Steps of the figures of the node and of its domains; the second is a multiple of the first one. A sample of
-            a domain is the mean over its step, or the level at its end, and is repeated at each step of the node.
+        slice_s : float
 
         Yields
         ------
         (str, Period)
-            With all fields but waits and ``mem_rss``, in the order of the nodes.
+            In any order; without the nodes that are not on the server, and without the fields of waits and
+            ``mem_rss``.
 
         Raises
         ------
         StoreUnavailable
         """
-        known = self._finder.nodes()
-        chosen = [known[name] for name in nodes if name in known]
-        grids = _grid(start_ms, end_ms, step_s), _grid(start_ms, end_ms + step_s * 1000, vm_step_s)
-        return read_history(self._reader, chosen, *grids, start_ms, end_ms, self._settings.max_samples)
+        chosen = [node for name, node in self._finder.nodes().items() if name in nodes]
+        return read_history(self._reader, chosen, start_ms, end_ms, slice_s, self._settings.max_samples)
 
     def check(self) -> str:
         """Look for nodes, and get the version."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from .prometheus_queries import (
     LIBVIRT_QUERIES,
     LIBVIRT_TIME,
     LIBVIRT_UP,
+    MEMORY_LEAST,
     MEMORY_QUERIES,
     NODE_QUERIES,
     NODE_TIME,
@@ -25,8 +27,9 @@ from .prometheus_queries import (
     Matcher,
     Query,
     Scope,
+    memory_least,
 )
-from .prometheus_samples import DomainSeries, NodeSeries
+from .prometheus_samples import GROWS_S, DomainSeries, NodeSeries
 from .prometheus_server import Grid, PrometheusServer, QueryTooLarge, Series
 
 #: Series of a figure that a node is expected to have: of each domain, of each CPU and mode, of each vCPU.
@@ -78,29 +81,34 @@ class GroupReader:
         ------
         StoreUnavailable
         """
-        figures = self.figures(nodes, grid, {**NODE_QUERIES, **(NODE_WAIT_QUERIES if wanted.waits else {})})
+        figures = self.node_figures(nodes, grid, {**NODE_QUERIES, **(NODE_WAIT_QUERIES if wanted.waits else {})})
         of_libvirt = self.figures(nodes, grid, _domain_queries(wanted))
         of_textfile = self.figures(nodes, grid, TEXTFILE_WAIT_QUERIES) if wanted.waits else {}
-        return self.split(nodes, grid, grid, figures, of_libvirt, of_textfile)
+        return self._split(nodes, grid, figures, of_libvirt, of_textfile)
 
-    def split(
-        self,
-        nodes: Sequence[Node],
-        grid: Grid,
-        domain_grid: Grid,
-        figures: Figures,
-        of_libvirt: Figures,
-        of_textfile: Figures,
+    def node_figures(self, nodes: Sequence[Node], grid: Grid, queries: Mapping[str, Query]) -> Figures:
+        """The series of figures of all nodes, and the least memory that they had before the grid.
+
+        Raises
+        ------
+        StoreUnavailable
+        """
+        before = self.figures(nodes, grid.part(0, 1), {MEMORY_LEAST: memory_least(GROWS_S)})
+        return before | self.figures(nodes, grid, queries)
+
+    def divided(self, figures: Figures) -> dict[str, Mapping[str, list[Series]]]:
+        """The series of each figure by exporter."""
+        return {name: self._by_target(series) for name, series in figures.items()}
+
+    def _split(
+        self, nodes: Sequence[Node], grid: Grid, figures: Figures, of_libvirt: Figures, of_textfile: Figures
     ) -> Iterator[tuple[NodeSeries, DomainSeries]]:
-        """Divide the series of a group among its nodes."""
-        by_node = {name: self._by_target(series) for name, series in figures.items()}
-        by_libvirt = {name: self._by_target(series) for name, series in of_libvirt.items()}
-        by_textfile = {name: self._by_target(series) for name, series in of_textfile.items()}
+        by_node, by_libvirt, by_textfile = (self.divided(of) for of in (figures, of_libvirt, of_textfile))
         for node in nodes:
             own = {name: targets.get(node.node, []) for name, targets in by_node.items()}
             domains = {name: targets.get(node.libvirt, []) for name, targets in by_libvirt.items()}
             textfile = {name: targets.get(node.node, []) for name, targets in by_textfile.items()}
-            yield _node_series(own, grid), _domain_series(domains, textfile, domain_grid)
+            yield node_series(own, grid), _domain_series(domains, textfile, grid)
 
     def figures(self, nodes: Sequence[Node], grid: Grid, queries: Mapping[str, Query]) -> Figures:
         """The series of each figure, of all nodes.
@@ -168,7 +176,9 @@ def _domain_queries(wanted: Wanted) -> dict[str, Query]:
     }
 
 
-def _node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSeries:
+def node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSeries:
+    """The series of a node by figure."""
+
     def one(name: str) -> FloatArray:
         return next((series.values for series in figures.get(name, ())), np.full(grid.points, np.nan))
 
@@ -178,6 +188,7 @@ def _node_series(figures: Mapping[str, Sequence[Series]], grid: Grid) -> NodeSer
         cores=one("cores"),
         memory_total=one("memory_total"),
         memory_available=one("memory_available"),
+        memory_least=min((float(series.values[0]) for series in figures.get(MEMORY_LEAST, ())), default=math.nan),
         waits={name: one(name) for name in NODE_WAIT_QUERIES if name in figures},
     )
 

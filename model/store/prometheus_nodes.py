@@ -8,13 +8,16 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ..common.logs import ProblemLog
 from ..common.text import printable
+from ..numerics import FloatArray
 from .base import StoreUnavailable
-from .prometheus_queries import DiscoveryQueries
+from .prometheus_queries import LIBVIRT_SCRAPES, NODE_SCRAPES, DiscoveryQueries
 from .prometheus_server import Instant, PrometheusServer
 from .settings import PrometheusSettings
 
@@ -22,10 +25,10 @@ LOG = logging.getLogger("scroogevm.prometheus")
 
 #: How long the nodes that were found count before they are looked for again.
 _FOUND_S = 300.0
-#: The scrape interval is measured over these times, and the shortest counts: a target that is new, or was down, lacks
-#: samples in the longer ones.
-_WINDOWS_S = (120, 600, 3600)
-_LEAST_SCRAPES = 4
+#: The scrape interval is measured over the first of these times, and of an exporter that has too few samples in it over
+#: the second.
+_WINDOWS_S = (600, 3600)
+_LEAST_SCRAPES = 3
 #: Of exporters of which nothing is known: a step that is too short costs more points, one that is too long loses peaks.
 _DEFAULT_STEP_S = 15
 #: Usual intervals; a measured one that is near is taken for it.
@@ -130,21 +133,22 @@ class NodeFinder:
 
     def _find(self) -> dict[str, Node]:
         if self._settings.nodes:
-            found = {name: Node(name, pair.node, pair.libvirt) for name, pair in self._settings.nodes.items()}
-            self.left_out = ()
+            pairs = self._settings.nodes
+            if all(pair.step_s for pair in pairs.values()):
+                return {name: Node(name, pair.node, pair.libvirt, pair.step_s) for name, pair in pairs.items()}
+            found = {name: Node(name, pair.node, pair.libvirt) for name, pair in pairs.items()}
         else:
             found = self._match()
-        queries = (self._queries.node_scrapes, self._queries.libvirt_scrapes)
-        # An exporter that is down lacks samples: of one that was up lately the interval is measured, others follow.
-        lately = [self._intervals(query, _WINDOWS_S[:-1]) for query in queries]
-        steps = {name: self._step_s(node, *lately) for name, node in found.items()}
+        intervals = [
+            self._intervals(metrics, [getattr(node, kind) for node in found.values()])
+            for kind, metrics in (("node", NODE_SCRAPES), ("libvirt", LIBVIRT_SCRAPES))
+        ]
+        steps = {name: self._step_s(node, *intervals) for name, node in found.items()}
         usual = sorted(step for step in steps.values() if step)
-        if len(usual) < len(steps):
-            long_ago = [self._intervals(query, _WINDOWS_S) for query in queries]
-            for name in (name for name, step in steps.items() if not step):
-                before = self._nodes.get(name)
-                measured = self._step_s(found[name], *long_ago) or _DEFAULT_STEP_S
-                steps[name] = before.step_s if before else usual[len(usual) // 2] if usual else measured
+        for name in (name for name, step in steps.items() if not step):
+            # Down for long, or new.
+            before = self._nodes.get(name)
+            steps[name] = before.step_s if before else usual[len(usual) // 2] if usual else _DEFAULT_STEP_S
         return {name: replace(node, step_s=steps[name]) for name, node in found.items()}
 
     def _match(self) -> dict[str, Node]:
@@ -189,15 +193,25 @@ class NodeFinder:
         else:
             self._problems.resolve(subject)
 
-    def _intervals(self, query: Callable[..., str], windows_s: Iterable[int]) -> dict[str, float]:
-        """The scrape interval of each exporter, s; without those of which too few samples are known."""
+    def _intervals(self, metrics: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+        """The median scrape interval of each exporter, s; without those of which too few samples are known."""
         intervals: dict[str, float] = {}
-        for window_s in windows_s:
-            for series in self._server.query(query(window_s=window_s), self._clock()):
-                if series.value >= _LEAST_SCRAPES:
-                    name = series.labels.get(self.label, "")
-                    intervals[name] = min(window_s / series.value, intervals.get(name, math.inf))
+        for window_s in _WINDOWS_S:
+            for metric in metrics:
+                missing = {target for target in targets if target not in intervals}
+                # A list of all would be a long query.
+                chosen = sorted(missing) if len(missing) < len(targets) else []
+                for labels, times_s in self._scrapes(metric, window_s, chosen) if missing else ():
+                    name = labels.get(self.label, "")
+                    if times_s.size >= _LEAST_SCRAPES and name in missing:
+                        median_s = float(np.median(np.diff(times_s)))
+                        intervals[name] = min(median_s, intervals.get(name, math.inf))
         return intervals
+
+    def _scrapes(
+        self, metric: str, window_s: int, targets: Sequence[str]
+    ) -> list[tuple[Mapping[str, str], FloatArray]]:
+        return self._server.query_times(self._queries.scrapes(metric, window_s, targets), self._clock())
 
     def _step_s(self, node: Node, nodes: Mapping[str, float], libvirts: Mapping[str, float]) -> int:
         """The longer interval of both exporters; 0 when none is known."""
@@ -213,6 +227,6 @@ def host_part(instance: str) -> str:
 
 
 def usual_interval(measured_s: float) -> int:
-    """The scrape interval, whole seconds, from a measured one: exporters that were down for a while lack samples."""
+    """The scrape interval, whole seconds, from a measured one: scrapes are late at times."""
     near = [usual for usual in _USUAL_S if abs(measured_s - usual) <= _NEAR * usual]
     return near[0] if near else max(1, round(measured_s))

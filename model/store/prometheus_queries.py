@@ -166,10 +166,12 @@ def _first_of(metrics: Sequence[str], aggregation: str = "max") -> Query:
     return query
 
 
+def _names_of_statistic(name: str) -> tuple[str, str]:
+    return f"libvirt_domain_memory_stats_{name}_bytes", f"libvirt_domain_stat_memory_{name}_bytes"
+
+
 def _statistic(name: str, aggregation: str = "max") -> Query:
-    return _first_of(
-        (f"libvirt_domain_memory_stats_{name}_bytes", f"libvirt_domain_stat_memory_{name}_bytes"), aggregation
-    )
+    return _first_of(_names_of_statistic(name), aggregation)
 
 
 def _cpu(scope: Scope) -> str:
@@ -206,6 +208,10 @@ def _vcpu_times(metric: str, aggregation: str, *, on_node: bool) -> Query:
     return query
 
 
+#: Metrics whose samples are the scrapes of an exporter; the first one that it has counts.
+NODE_SCRAPES = (_MEMORY_TOTAL,)
+LIBVIRT_SCRAPES = ("libvirt_up", "up", _VCPUS)
+
 #: Figures of nodes. Times come first: a sample that arrives meanwhile is then newer than its time, and a rate too high.
 NODE_TIME = "node_time"
 NODE_QUERIES: Mapping[str, Query] = {
@@ -215,6 +221,15 @@ NODE_QUERIES: Mapping[str, Query] = {
     "memory_total": _of_node(_MEMORY_TOTAL, "min"),
     "memory_available": _of_node("node_memory_MemAvailable_bytes", "min"),
 }
+
+#: The least memory of the hour before a time.
+MEMORY_LEAST = "memory_least"
+
+
+def memory_least(window_s: float) -> Query:
+    """The query of :data:`MEMORY_LEAST`."""
+    return lambda scope: scope.by("min", f"min_over_time({scope.node(_MEMORY_TOTAL)}[{window_s:.0f}s])")
+
 
 #: Figures of the libvirt exporters.
 LIBVIRT_TIME, LIBVIRT_UP = "libvirt_time", "libvirt_up"
@@ -262,6 +277,56 @@ TEXTFILE_WAIT_QUERIES: Mapping[str, Query] = {
 }
 
 
+def _count(metric: str, *, on_node: bool) -> Query:
+    """Scrapes of an exporter in the step before each point."""
+
+    def query(scope: Scope) -> str:
+        source = scope.node(metric) if on_node else scope.libvirt(metric)
+        return scope.by("max", f"count_over_time({source}[{1000 * scope.step_s - 1}ms])")
+
+    return query
+
+
+_IDLE_MODES = Matcher("mode", "=~", "idle|iowait")
+
+
+def _idle(scope: Scope) -> str:
+    return scope.by("sum", scope.node("node_cpu_seconds_total", _IDLE_MODES))
+
+
+def _idle_series(scope: Scope) -> str:
+    return scope.by("count", scope.node("node_cpu_seconds_total", Matcher("mode", "=", "idle")))
+
+
+def _idle_of_duplicates(scope: Scope) -> str:
+    return scope.by("sum", scope.by("max", scope.node("node_cpu_seconds_total", _IDLE_MODES), "cpu", "mode"))
+
+
+#: Figures of a long time in short steps: those that servers compute quickly. A sum over series without a sum over CPUs
+#: before it takes a seventh of the time, and is wrong where two jobs scrape a node: then there are more series of idle
+#: time than cores.
+SCRAPED, IDLE, IDLE_SERIES = "scraped", "idle", "idle_series"
+FINE_QUERIES: Mapping[str, Query] = {
+    SCRAPED: _count(_MEMORY_TOTAL, on_node=True),
+    IDLE: _idle,
+    "memory_available_fine": _of_node("node_memory_MemAvailable_bytes", "min"),
+}
+IDLE_OF_DUPLICATES: Query = _idle_of_duplicates
+LIBVIRT_SCRAPED = "libvirt_scraped"
+FINE_DOMAIN_QUERIES: Mapping[str, Query] = {
+    LIBVIRT_SCRAPED: _count("libvirt_up", on_node=False),
+    LIBVIRT_UP: LIBVIRT_QUERIES[LIBVIRT_UP],
+    # Without max by (...): of several series of a domain the reader chooses.
+    "cpu_time": lambda scope: scope.libvirt("libvirt_domain_info_cpu_time_seconds_total"),
+    "unused": lambda scope: scope.libvirt_any(_names_of_statistic("unused")),
+}
+OTHERWISE_LIBVIRT_SCRAPED = _count(_VCPUS, on_node=False)
+
+#: The same in long steps.
+SLOW_QUERIES: Mapping[str, Query] = {**NODE_QUERIES, IDLE_SERIES: _idle_series}
+SLOW_DOMAIN_QUERIES: Mapping[str, Query] = {name: SIZE_QUERIES[name] for name in ("vcpus", "allocation", "off")}
+
+
 @dataclass(frozen=True, slots=True)
 class DiscoveryQueries:
     """Which exporters a server has, and how often it scrapes them.
@@ -291,17 +356,10 @@ class DiscoveryQueries:
         """Exporters of libvirt that were seen within the last hour."""
         return self._seen("libvirt_up", _VCPUS)
 
-    def _scrapes(self, *metrics: str, window_s: int) -> str:
-        counts = (f"count_over_time({select(metric, *self.extra)}[{window_s}s])" for metric in metrics)
-        return " or ".join(f"max by ({self.label}) ({count})" for count in counts)
-
-    def node_scrapes(self, window_s: int) -> str:
-        """Samples of each node in a window."""
-        return self._scrapes(_MEMORY_TOTAL, window_s=window_s)
-
-    def libvirt_scrapes(self, window_s: int) -> str:
-        """Samples of each libvirt exporter in a window."""
-        return self._scrapes("libvirt_up", _VCPUS, window_s=window_s)
+    def scrapes(self, metric: str, window_s: int, targets: Sequence[str]) -> str:
+        """The samples of a metric of some exporters in a window; of all exporters when none is named."""
+        matchers = (any_of(self.label, targets), *self.extra) if targets else self.extra
+        return f"{select(metric, *matchers)}[{window_s}s]"
 
     def display_names(self, metric: str) -> str:
         """Series whose labels have the display names of domains."""

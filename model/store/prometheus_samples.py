@@ -30,12 +30,14 @@ _NO_GROWTH_S = 1e-4
 _TOLERANCE, _READ_S = 0.05, 0.05
 _VMS_TOLERANCE, _VMS_READ_S = 0.1, 0.1
 _BUSY_CORES = 0.05
-_MOST_CORES, _MOST_MEMORY_MB = 8192.0, 2.0**26
+_MOST_CORES, _MOST_MEMORY_MB, _MOST_MEMORY_PER_CORE_MB = 8192.0, 2.0**26, 2.0**19
 _LARGEST_ALLOCATION, _MOST_USAGE = 4.0, 1.5
 _MEMORY_FALLS = 4.0
 _RESERVE_TOLERANCE = 0.01
 #: A smaller size, or statistics of a balloon that moved, count after this time.
 _PERSISTS_S = 60.0
+#: More memory of a node counts after this time.
+GROWS_S = 3600.0
 
 _NOT_BUSY = ("idle", "iowait")
 _NODE_WAITS = ("psi_cpu", "psi_memory", "swap_in", "oom_kills", "queue")
@@ -59,6 +61,8 @@ class NodeSeries:
     cores : (n,) float64
     memory_total, memory_available : (n,) float64
         Bytes.
+    memory_least : float
+        The least ``memory_total`` of the hour before the grid; NaN where there is none.
     waits : mapping of str to (n,) float64
         Counters; none of them where they are not read.
     """
@@ -68,6 +72,7 @@ class NodeSeries:
     cores: FloatArray
     memory_total: FloatArray
     memory_available: FloatArray
+    memory_least: float
     waits: Mapping[str, FloatArray]
 
 
@@ -131,17 +136,22 @@ def node_rows(grid: Grid, series: NodeSeries) -> NodeRows:
     """The samples of a node, without what depends on its domains."""
     # Each point shows the newest scrape; a scrape counts at the first point that is not before it.
     scraped = grid.times_s - series.time_s < grid.step_s
+    # A larger size counts once it has persisted: it raises what is free.
     cores = _within(np.where(scraped, series.cores, np.nan), _MOST_CORES)
-    memory = _within(np.where(scraped, series.memory_total / _MB, np.nan), _MOST_MEMORY_MB)
-    available = series.memory_available / _MB
+    cores = _lowest_of_recent(cores, math.ceil(_PERSISTS_S / grid.step_s), math.nan)
+    total, available = series.memory_total / _MB, series.memory_available / _MB
+    largest = np.minimum(_MOST_MEMORY_MB, _MOST_MEMORY_PER_CORE_MB * np.where(np.isnan(cores), _MOST_CORES, cores))
+    memory = _within(np.where(scraped, total, np.nan), largest)
+    memory = _lowest_of_recent(memory, math.ceil(GROWS_S / grid.step_s), series.memory_least / _MB)
+    used = total - available
     with np.errstate(invalid="ignore"):
-        possible = (available >= 0) & (available <= memory)
+        possible = scraped & (available >= 0) & (available <= total) & (used <= memory)
     usage, elapsed_s, before = _confirmed_usage(series, cores)
     fields = {
         "cpu": cores,
         "mem": memory,
         "cpu_usage": usage,
-        "mem_usage": np.where(possible, memory - available, np.nan),
+        "mem_usage": np.where(possible, used, np.nan),
         "elapsed_time": 1000.0 * elapsed_s,
     }
     if series.waits:
@@ -153,7 +163,20 @@ def node_rows(grid: Grid, series: NodeSeries) -> NodeRows:
     return NodeRows(series.time_s, scraped, fields)
 
 
-def _within(values: FloatArray, most: float) -> FloatArray:
+def _lowest_of_recent(values: FloatArray, points: int, before: float) -> FloatArray:
+    """The lowest of each value and those at some points before it; ``before`` is that of the points before the first.
+
+    NaN where there is no value.
+    """
+    known = values[~np.isnan(values)]
+    if not known.size or (known.min() == known.max() and not before < known[0]):
+        return values
+    padded = np.concatenate([np.full(points, before), values])
+    lowest = np.fmin.reduce(np.lib.stride_tricks.sliding_window_view(padded, points + 1), axis=1)
+    return np.where(np.isnan(values), np.nan, lowest)
+
+
+def _within(values: FloatArray, most: float | FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
         return np.where((values > 0) & (values <= most), values, np.nan)
 

@@ -208,8 +208,25 @@ class PrometheusServer:
                 self._fill(values, bytes(raw.values), part)
         return list(found.values())
 
+    def query_times(self, promql: str, time_s: float) -> list[tuple[Mapping[str, str], FloatArray]]:
+        """Evaluate a range selector such as ``up[10m]``: labels and times, (n,) float64 Unix seconds, of each series.
+
+        Raises
+        ------
+        StoreUnavailable, QueryTooLarge
+        """
+        data = self._call("query", {"query": promql, "time": f"{time_s:.3f}"}, _RangeData)
+        found = []
+        for raw in data.result:
+            try:
+                stamps = [_stamp(piece) for piece in bytes(raw.values).split(b'"')[0:-1:2]]
+            except ValueError:
+                raise self._not_prometheus(bytes(raw.values)) from None
+            found.append((raw.metric, np.array(stamps)))
+        return found
+
     def version(self) -> str:
-        """The version of the server; empty when it does not tell.
+        """The version of the server; empty when it does not report one.
 
         Raises
         ------

@@ -103,10 +103,19 @@ def _is_text(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NodePair:
-    """The labels ``instance`` of the two exporters of a node."""
+    """The two exporters of a node.
+
+    Attributes
+    ----------
+    node, libvirt : str
+        Their labels ``instance``, or those of the label that names nodes.
+    step_s : int
+        The interval at which they are scraped; 0 for one that has to be measured.
+    """
 
     node: str
     libvirt: str
+    step_s: int = 0
 
 
 _PROMETHEUS = Section("Prometheus of the site, instead of a store (scroogevm.py, vmballooning.py)")

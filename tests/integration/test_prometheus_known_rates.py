@@ -37,14 +37,14 @@ def history() -> str:
     small = {"memory_stats_rss_bytes": constant(0.1 * GB)}
     add_domain(page, "w1:9177", "gone", down, rate=0.05, ends=3600, **small)
     add_domain(page, "w1:9177", "shrinks", down, info_virtual_cpus=after(3600, constant(8), constant(2)))
-    add_node(page, "w2:9100")
+    add_node(page, "w2:9100", later_gb=2**12)
     page.add("libvirt_up", {"instance": "w2:9177"}, after(3600, constant(1), constant(0)))
     add_domain(page, "w2:9177", "b")
     add_node(page, "alone:9100")
     add_node(page, "twice:9100")
     add_node(page, "twice:9101")
     page.add("libvirt_up", {"instance": "twice:9177"}, constant(1))
-    add_node(page, f"{ODD_HOST}:9100")
+    add_node(page, f"{ODD_HOST}:9100", later_gb=32)
     page.add("libvirt_up", {"instance": f"{ODD_HOST}:9177"}, constant(1))
     add_domain(page, f"{ODD_HOST}:9177", "c")
     return page.text()
@@ -85,6 +85,23 @@ def test_node_has_the_known_figures(store: PrometheusStore) -> None:
     # a, the odd one and gone have two vCPUs and 3 GB each, one has eight; the one that is off counts nothing.
     assert node.fields["oc_cpu"] == pytest.approx(np.full(120, 14 / 4))
     assert node.fields["oc_mem"] == pytest.approx(np.full(120, 12 / 16))
+
+
+@pytest.mark.parametrize(("start", "larger_from"), [(0, 5400), (3000, 6495), (4000, 7200), (5550, 0)])
+def test_larger_memory_of_a_node_counts_after_an_hour(store: PrometheusStore, start: int, larger_from: int) -> None:
+    node = read(store, ODD_HOST, start, 7200).node
+    at = node.time_ms / 1000 - P0
+    larger = node.fields["mem"] == 32768
+    # What was before the period counts for all of the hour.
+    assert set(at[~larger]) >= set(at[(at < 5400)])
+    assert set(at[larger]) == set(at[at >= larger_from])
+    np.testing.assert_array_equal(node.fields["mem"][~larger], 16384)
+    np.testing.assert_allclose(node.fields["mem_usage"], 4096)
+
+
+def test_memory_that_no_node_has_is_missing(store: PrometheusStore) -> None:
+    node = read(store, "w2", 0, 7200).node
+    np.testing.assert_array_equal(np.isnan(node.fields["mem"]), node.time_ms / 1000 - P0 >= 1800)
 
 
 def test_domains_have_the_known_figures(store: PrometheusStore) -> None:

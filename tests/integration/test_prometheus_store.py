@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from tests.conftest import ROOT, bare_environment, strict_json
 from tests.support.prometheus import OpenMetrics, prometheus_server, settings_of, victoria_metrics_server
 
 SCRAPE_S = 15
-#: The programs run on it: the history ends now.
 END_S = int(time.time()) // SCRAPE_S * SCRAPE_S
 START_S = END_S - 2400
 FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "oc_cpu", "oc_mem")
@@ -34,25 +34,26 @@ HOSTILE = ['odd"name\\{1}', "line\nbreak", ".*|a", "ünï", LONG]
 DOWN = {"libvirt": (600, 780), "node": (1200, 1320)}
 
 
-def history() -> str:
-    text = OpenMetrics([START_S + t for t in range(0, END_S - START_S + 1, SCRAPE_S)])
+def history(end_s: int = END_S) -> str:
+    start_s = end_s - END_S + START_S
+    text = OpenMetrics([start_s + t for t in range(0, end_s - start_s + 1, SCRAPE_S)])
     plan = Plan(workers=3, vms=4, format="labels", dialect="tinkoff", other_metrics=0, cores=16)
     workers = build_workers(plan)
-    for t in range(0, END_S - START_S + 1, SCRAPE_S):
+    for t in range(0, end_s - start_s + 1, SCRAPE_S):
         for name, worker in zip(("w1", "w2"), workers, strict=False):
-            add_pages(text, name, worker, START_S + t, DOWN if name == "w1" else {}, t)
+            add_pages(text, name, worker, start_s + t, DOWN if name == "w1" else {}, t)
         # Two nodes that are left out: without a libvirt exporter, and with two.
-        text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": "lone:9100"}, START_S + t)
+        text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": "lone:9100"}, start_s + t)
         for port in (9100, 9101):
-            text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": f"twice:{port}"}, START_S + t)
-        text.add_page(b"libvirt_up 1\n", {"instance": "twice:9177"}, START_S + t)
+            text.add_page(b"node_memory_MemTotal_bytes 1e9\n", {"instance": f"twice:{port}"}, start_s + t)
+        text.add_page(b"libvirt_up 1\n", {"instance": "twice:9177"}, start_s + t)
         # The same host on another site.
-        add_pages(text, "w2", workers[2], START_S + t, {}, t, site="b") if t % 30 == 0 else None
+        add_pages(text, "w2", workers[2], start_s + t, {}, t, site="b") if t % 30 == 0 else None
     for name in HOSTILE:
         labels = {"instance": "w2:9177", "domain": name}
         text.add("libvirt_domain_info_virtual_cpus", labels, lambda _: 1)
         text.add("libvirt_domain_info_maximum_memory_bytes", labels, lambda _: 2**30)
-        text.add("libvirt_domain_info_cpu_time_seconds_total", labels, lambda at_s: 0.25 * (at_s - START_S))
+        text.add("libvirt_domain_info_cpu_time_seconds_total", labels, lambda at_s: 0.25 * (at_s - start_s))
     return text.text()
 
 
@@ -80,7 +81,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def store(url: str) -> Iterator[PrometheusStore]:
-    store = PrometheusStore(settings_of(url, match=parse_matchers('site=""')))
+    store = PrometheusStore(settings_of(url, match=parse_matchers('site=""')), clock=lambda: END_S)
     yield store
     store.close()
 
@@ -97,7 +98,7 @@ def test_hosts_with_both_exporters_are_the_nodes(store: PrometheusStore, caplog:
 
 def test_nodes_are_named_by_a_map_or_by_a_label(url: str) -> None:
     pairs = {"mine": NodePair("w1:9100", "w1:9177"), "lost": NodePair("w9:9100", "w9:9177")}
-    store = PrometheusStore(settings_of(url, nodes=pairs))
+    store = PrometheusStore(settings_of(url, nodes=pairs), clock=lambda: END_S)
     assert store.nodes() == ["lost", "mine"]
     assert store.read("mine", START_S * 1000, END_S * 1000, FIELDS).node.time_ms.size > 100
     assert store.read("lost", START_S * 1000, END_S * 1000, FIELDS).node.time_ms.size == 0
@@ -267,8 +268,10 @@ def test_check_names_what_is_missing(url: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_estimator_publishes_the_nodes_that_it_finds(url: str, tmp_path: Path) -> None:
-    run = program("scroogevm.py", tmp_path, url, "--once", "--strategy=percentile", SCHED_GUARDS="0")
+@pytest.mark.parametrize("server", [prometheus_server, victoria_metrics_server])
+def test_estimator_publishes_the_nodes_that_it_finds(server: Any, tmp_path: Path) -> None:
+    with server(tmp_path / "server", history(int(time.time()) // SCRAPE_S * SCRAPE_S)) as url:
+        run = program("scroogevm.py", tmp_path, url, "--once", "--strategy=percentile", SCHED_GUARDS="0")
     assert run.returncode == 0, run.stderr
     published = strict_json((tmp_path / "status.json").read_bytes())
     assert sorted(published) == ["w1", "w2"]

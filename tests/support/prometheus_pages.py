@@ -32,8 +32,14 @@ def growing(rate: float, later: float | None = None, reset_at: float | None = No
     return value
 
 
-def add_node(page: OpenMetrics, instance: str, missing: tuple[float, float] = (0, 0), **more: float | None) -> None:
-    """Four CPUs that use 1.5 cores, in the second hour 2.5, of 16 GB with 12 available."""
+def add_node(
+    page: OpenMetrics,
+    instance: str,
+    missing: tuple[float, float] = (0, 0),
+    reset_at: float | None = None,
+    later_gb: float = 16,
+) -> None:
+    """Four CPUs that use 1.5 cores, in the second hour 2.5, of 16 GB with 12 available; another size half an hour later."""
     for job in ("node", "again"):
         labels = {"instance": instance, "job": job}
 
@@ -48,14 +54,14 @@ def add_node(page: OpenMetrics, instance: str, missing: tuple[float, float] = (0
             for mode, (rate, later) in modes.items():
                 add(
                     "node_cpu_seconds_total",
-                    growing(rate, later, more.get("reset_at")),
+                    growing(rate, later, reset_at),
                     (("cpu", str(cpu)), ("mode", mode)),
                     base,
                 )
             add("node_cpu_seconds_total", growing(9.0), (("cpu", str(cpu)), ("mode", "guest")), base)
         add("node_uname_info", constant(1), (("nodename", "x"),), base)
-        add("node_memory_MemTotal_bytes", constant(16 * GB), (), base)
-        add("node_memory_MemAvailable_bytes", constant(12 * GB), (), base)
+        add("node_memory_MemTotal_bytes", after(1800, constant(16 * GB), constant(later_gb * GB)), (), base)
+        add("node_memory_MemAvailable_bytes", after(1800, constant(12 * GB), constant((later_gb - 4) * GB)), (), base)
 
 
 def add_domain(
