@@ -26,6 +26,8 @@ from ..estimator.settings import EstimatorSettings, estimator_settings
 from ..estimator.slicing import Calendar, SliceRules
 from ..parallel.workers import finish
 from ..slices import CPU, RESOURCES
+from ..store.base import StoreUnavailable
+from ..store.factory import store_name
 from ..store.prometheus import PrometheusStore
 from .finding import NodeFinding
 from .options import ScanOptions
@@ -47,6 +49,8 @@ def run_scan(options: ScanOptions) -> int:
     ------
     UsageError
         When nothing can be scanned, or the result not be written.
+    PassingFault
+        When a Prometheus server cannot be asked now.
     """
     set_up_logging(options.debug > 0)
     plan, tasks, settings = _plan_traces(options) if options.traces is not None else _plan_store(options)
@@ -177,17 +181,17 @@ def _with_nodes(settings: EstimatorSettings, jobs: int) -> EstimatorSettings:
 
     Raises
     ------
-    UsageError
-        When the server cannot be asked.
+    PassingFault
+        When the server cannot be asked now, or has no nodes.
     """
     prometheus = settings.store.prometheus
     if prometheus is None:
         return settings
-    try:
-        with contextlib.closing(PrometheusStore(prometheus)) as store:
-            settings = FoundNodes().complete(settings, store)
+    with contextlib.closing(PrometheusStore(prometheus)) as store:
+        settings = FoundNodes().complete(settings, store)
+        try:
             pairs = store.pairs()
-    except PassingFault as error:
-        raise UsageError(str(error)) from None
+        except StoreUnavailable as error:
+            raise PassingFault(f"{store_name(settings.store)}: {error}") from None
     access = replace(prometheus.access, queries_at_once=max(1, prometheus.access.queries_at_once // jobs))
     return replace(settings, store=replace(settings.store, prometheus=replace(prometheus, access=access, nodes=pairs)))
