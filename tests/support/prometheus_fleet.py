@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,29 @@ def history(start_s: int, end_s: int, nodes: Sequence[str] = NODES) -> str:
             page.add("libvirt_domain_info_cpu_time_seconds_total", labels, value)
             page.add("libvirt_domain_memory_stats_unused_bytes", labels, constant(2 * GB))
             page.add("libvirt_domain_memory_stats_rss_bytes", labels, constant(7 * GB))
+    return page.text()
+
+
+def guest_memory(
+    allocated_mb: float, used_mb: float | None, resident_mb: float | None, name: str = "test", until_s: int = 120
+) -> str:
+    """Scrapes of node w1 with one guest, until some seconds from now."""
+    now = int(time.time())
+    page = OpenMetrics(range(now - 300, now + until_s, 5))
+    node, libvirt = {"instance": "w1:9100"}, {"instance": "w1:9177"}
+    labels = {**libvirt, "domain": name}
+    unused_mb = None if used_mb is None else allocated_mb - used_mb
+    page.add("node_memory_MemTotal_bytes", node, constant(64 * GB))
+    page.add("node_memory_MemAvailable_bytes", node, constant(30 * GB))
+    page.add("libvirt_up", libvirt, constant(1))
+    page.add("libvirt_domain_info_virtual_cpus", labels, constant(2))
+    for metric, amount_mb in {
+        "info_maximum_memory": allocated_mb,
+        "memory_stats_unused": unused_mb,
+        "memory_stats_rss": resident_mb,
+    }.items():
+        if amount_mb is not None:
+            page.add(f"libvirt_domain_{metric}_bytes", labels, constant(amount_mb * 2**20))
     return page.text()
 
 

@@ -22,6 +22,8 @@ from model.samples import ScrapeSample
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment
 from tests.support.guests import Guest, Host, Sshd, children, frozen, mute
+from tests.support.prometheus import prometheus_server
+from tests.support.prometheus_fleet import guest_memory
 from tests.support.servers import fetch, free_port, wait_for
 
 PROGRAM = [sys.executable, str(ROOT / "vmballooning.py")]
@@ -215,6 +217,12 @@ def test_memory_that_is_no_longer_used_returns_to_the_host_once_per_grace_period
     assert "vm-a  skip  in its grace period for another " in run(env, "--dry-run", "--once").stdout
     assert run(env, "--once").returncode == 0
     assert hoarder.rss_mb() > 400
+
+
+def test_usage_may_be_that_of_a_prometheus_server(env: Environment, host: Host, hoarder: Guest, tmp_path: Path) -> None:
+    with prometheus_server(tmp_path / "prometheus", guest_memory(FULL_MB, 70, 450, "vm-a")) as url:
+        env |= {"PROMETHEUS_URL": url, "LIBVIRT_NODES": json.dumps({"w1": host.uri})}
+        reclaim(env, hoarder)
 
 
 def test_memory_returns_to_a_host_that_is_reached_by_ssh(
