@@ -117,18 +117,27 @@ def environment(folder: Path, url: str, **more: str) -> dict[str, str]:
     }
 
 
-_END = re.compile(r'scroogevm_node_slice_end_timestamp_seconds\{node="(\w+)"\} (\S+)')
-_FREE = re.compile(r'scroogevm_node_strategy_free_(cpu|memory)_\w+\{node="(\w+)",strategy="(\w+)"\} (\S+)')
+_END = re.compile(r'scroogevm_node_slice_end_timestamp_seconds\{node="([^"]+)"\} (\S+)')
+_OK = re.compile(r'scroogevm_node_state\{node="([^"]+)",state="ok"\} 1\.0')
+_FREE = re.compile(r'scroogevm_node_strategy_free_(cpu|memory)_\w+\{node="([^"]+)",strategy="(\w+)"\} (\S+)')
 
 
 class Figures:
-    """The figures that a daemon has published on its page of metrics, by node, end of the slice, and kind.
+    """The figures that a daemon has published on its page of metrics.
 
-    The highest of each is kept: within a slice figures fall and do not rise.
+    Attributes
+    ----------
+    highest : dict
+        The highest value by node, end of the slice, and kind: within a slice figures fall and do not rise.
+    known : set
+        Node and end of the slices in which the node was not stale.
+    newest : dict
+        End of the present slice by node.
     """
 
     def __init__(self, port: int) -> None:
         self.highest: dict[tuple[str, float, str], float] = {}
+        self.known: set[tuple[str, float]] = set()
         self.newest: dict[str, float] = {}
         self._url = f"http://127.0.0.1:{port}/metrics"
         self._stop = threading.Event()
@@ -153,6 +162,7 @@ class Figures:
             if node in ends:
                 key = (node, ends[node], f"{resource} of {strategy}")
                 self.highest[key] = max(float(value), self.highest.get(key, 0.0))
+        self.known |= {(node, ends[node]) for node in _OK.findall(page) if node in ends}
         self.newest = ends
 
 
@@ -209,17 +219,22 @@ def run(folder: Path, url: str, *arguments: str, **more: str) -> subprocess.Comp
     )
 
 
-#: CPU that clt may offer more, because it learns from fewer slices than the healthy one; of memory there is no change.
+#: Share of CPU that clt may offer more, because it learns from fewer slices than the healthy one.
 LEARNT = 0.05 * CORES
 
 
-def compared(healthy: Daemon, behind: Daemon, since_s: float) -> int:
-    """Compare what both have published of slices that ended since a time; how many figures that are."""
-    expected = dict(healthy.figures.highest)
-    given = {key: value for key, value in behind.figures.highest.items() if key in expected and key[1] >= since_s}
-    margin = {"cpu of clt": LEARNT}
-    wrong = {
-        key: (value, expected[key]) for key, value in given.items() if value > expected[key] + margin.get(key[2], 0.1)
-    }
-    assert wrong == {}
-    return len(given)
+def compared(healthy: Daemon, other: Daemon, since_s: float, margins: Mapping[str, float] | None = None) -> set[str]:
+    """Compare what both have published of slices that ended since a time; the nodes of these slices.
+
+    Parameters
+    ----------
+    margins : mapping of kind to float, optional
+        By how much figures may be higher; by default the rounding of CPU, and what clt has not learnt.
+    """
+    margins = {"cpu of clt": LEARNT} if margins is None else margins
+    known = set(healthy.figures.known)
+    expected = {key: value for key, value in list(healthy.figures.highest.items()) if key[:2] in known}
+    given = {key: value for key, value in list(other.figures.highest.items()) if key in expected and key[1] >= since_s}
+    higher = {key: value for key, value in given.items() if value > expected[key] + margins.get(key[2], 0.1)}
+    assert {key: (value, expected[key]) for key, value in higher.items()} == {}
+    return {node for node, _, _ in given}
