@@ -26,8 +26,8 @@ _MOST_BYTES = 256 * 2**20
 _LEAST_GROUPS = 2
 #: Domains are compared with those of the reads before, of the same length, that ended at most so long ago.
 _AGREED_S = 3600
-#: How many of these reads of a node are kept; the last one may be repeated.
-_AGREED_LENGTHS, _AGREED_READS = 3, 2
+#: How many of these lengths are kept of a node, the longest ones, and reads of each: the last one may be repeated.
+_AGREED_LENGTHS, _AGREED_READS = 4, 2
 #: The newest sample is looked for in so many steps, then at points of this distance over this time.
 _NEWEST_STEPS = 20
 _FAR_STEP_S, _FAR_S = 300, 30 * 86400
@@ -75,7 +75,7 @@ class PrometheusStore:
         self._reader = GroupReader(self._server, self._finder.label, settings.match, settings.max_samples)
         self._lock = threading.Lock()
         self._groups: OrderedDict[_Key, _Group] = OrderedDict()
-        self._agreed: dict[str, OrderedDict[tuple[int, Wanted], list[tuple[Grid, Agreed]]]] = {}
+        self._agreed: dict[str, dict[tuple[int, Wanted], list[tuple[Grid, Agreed]]]] = {}
 
     def encode(self, sample: ScrapeSample) -> Encoded:  # noqa: ARG002
         """Refused."""
@@ -303,12 +303,11 @@ class PrometheusStore:
     def _keep_agreed(self, name: str, grid: Grid, wanted: Wanted, agreed: Agreed) -> None:
         """Keep it for the next read of the same length: looks at the last minutes overlap those of slices."""
         with self._lock:
-            lengths = self._agreed.setdefault(name, OrderedDict())
+            lengths = self._agreed.setdefault(name, {})
             reads = lengths.setdefault((grid.points, wanted), [])
             reads[:] = [*(read for read in reads if read[0] != grid), (grid, agreed)][-_AGREED_READS:]
-            lengths.move_to_end((grid.points, wanted))
-            while len(lengths) > _AGREED_LENGTHS:
-                lengths.popitem(last=False)
+            if len(lengths) > _AGREED_LENGTHS:
+                del lengths[min(lengths)]
 
 
 def _grid(start_ms: int, end_ms: int, step_s: int) -> Grid:

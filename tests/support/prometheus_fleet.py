@@ -118,6 +118,7 @@ def environment(folder: Path, url: str, **more: str) -> dict[str, str]:
 
 
 _END = re.compile(r'scroogevm_node_slice_end_timestamp_seconds\{node="([^"]+)"\} (\S+)')
+_SLICES = re.compile(r"^scroogevm_slices_total (\S+)", re.MULTILINE)
 _OK = re.compile(r'scroogevm_node_state\{node="([^"]+)",state="ok"\} 1\.0')
 _FREE = re.compile(r'scroogevm_node_strategy_free_(cpu|memory)_\w+\{node="([^"]+)",strategy="(\w+)"\} (\S+)')
 
@@ -133,12 +134,15 @@ class Figures:
         Node and end of the slices in which the node was not stale.
     newest : dict
         End of the present slice by node.
+    computed : float
+        Slices, those of all nodes together.
     """
 
     def __init__(self, port: int) -> None:
         self.highest: dict[tuple[str, float, str], float] = {}
         self.known: set[tuple[str, float]] = set()
         self.newest: dict[str, float] = {}
+        self.computed = 0.0
         self._url = f"http://127.0.0.1:{port}/metrics"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll)
@@ -164,6 +168,7 @@ class Figures:
                 self.highest[key] = max(float(value), self.highest.get(key, 0.0))
         self.known |= {(node, ends[node]) for node in _OK.findall(page) if node in ends}
         self.newest = ends
+        self.computed = max(self.computed, *map(float, _SLICES.findall(page)))
 
 
 class Daemon:

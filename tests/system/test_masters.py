@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import threading
@@ -168,3 +169,26 @@ def test_killed_master_is_outdated_and_its_nodes_are_taken_over_with_no_higher_f
         assert min(end_s for node, end_s, _ in third.figures.highest if node in KILLED) >= restarted_s - 2 * SLICE_S
         assert any(value > 0 for (node, _, kind), value in third.figures.highest.items() if node in KILLED[1:])
         assert "Traceback" not in third.log() + second.log()
+
+
+def test_file_of_a_killed_master_lets_another_one_continue(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as started:
+        store = started.enter_context(contextlib.closing(SqliteStore(tmp_path / "shared.sqlite", 86400)))
+        started.enter_context(written([store], time.time() - 3.2 * SLICE_S * SCOPE))
+        first = started.enter_context(master(tmp_path, "shared.sqlite", "m1", "1/2"))
+        began_s = time.time()
+        wait_for(lambda: is_fresh(first, began_s), 90)
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait(30)
+        computed = first.figures.computed
+        (tmp_path / "m3").mkdir()
+        for path in (tmp_path / "m1").glob("estimator.sqlite*"):
+            shutil.copy(path, tmp_path / "m3")
+        last_s = min(node["slice_end"] for node in first.nodes().values())
+        third = started.enter_context(master(tmp_path, "shared.sqlite", "m3", "1/2"))
+        restarted_s = time.time()
+        wait_for(lambda: is_fresh(third, restarted_s), 60)
+        assert sorted(third.nodes()) == sorted(KILLED)
+        # Those since the kill alone, of four nodes.
+        assert third.figures.computed <= len(KILLED) * ((time.time() - last_s) / SLICE_S + 1) < computed / 2
+        assert third.nodes()[FULL]["cpu"]["closed"]
