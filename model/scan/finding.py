@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..simulation.draw import SampledVm
 from ..slices import CPU, RESOURCES, Resource
 
 Severity = Literal["harm", "full", "unsure", "room"]
@@ -125,6 +126,8 @@ class NodeFinding:
         VMs that are alive.
     cpu, mem : ResourceFinding or None
     error : str
+    sampled : tuple of SampledVm
+        What some of its VMs used, for a simulation; not shown.
     """
 
     node: str
@@ -135,6 +138,7 @@ class NodeFinding:
     cpu: ResourceFinding | None = None
     mem: ResourceFinding | None = None
     error: str = ""
+    sampled: tuple[SampledVm, ...] = ()
 
     def of(self, resource: Resource) -> ResourceFinding | None:
         """One resource."""

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TextIO
 
@@ -111,8 +112,9 @@ def _explain(resource: Resource, one: ResourceFinding) -> Iterator[str]:
 
 def as_json(findings: Sequence[NodeFinding], totals: Totals, risk: float) -> dict[str, Any]:
     """The scan as JSON: cores, MB of 2**20 bytes, Unix seconds."""
-    nodes = [{**msgspec.to_builtins(one), "severity": one.severity} for one in findings]
+    nodes = [{**msgspec.to_builtins(replace(one, sampled=())), "severity": one.severity} for one in findings]
     for node in nodes:
+        del node["sampled"]
         for resource in RESOURCES:
             if (one := node[resource.name]) is not None:
                 one["series"] = dict(zip(("end", "peak", "booked", "capacity"), one["series"], strict=True))
