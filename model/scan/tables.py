@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cli.tables import FILE_WIDTH, print_whole
+from ..common.text import printable
 from ..slices import RESOURCES, Resource
 from ..status import guard_reasons
 from .columns import COLUMNS, amount, note_of, shown_columns
@@ -104,7 +105,8 @@ def _explain(resource: Resource, one: ResourceFinding) -> Iterator[str]:
         f"{_utc(one.peak_s)}"
     )
     for vm in one.top:
-        yield f"      {amount(resource, vm.used)} of {amount(resource, vm.config)} {unit}  {vm.name}"
+        name = f"{vm.name} ({vm.display_name})" if vm.display_name else vm.name
+        yield f"      {amount(resource, vm.used)} of {amount(resource, vm.config)} {unit}  {printable(name)}"
     if len(one.others) > 1:
         others = (f"{name} {amount(resource, free)}" for name, free in one.others.items())
         yield f"    each strategy would publish: {', '.join(others)}"

@@ -24,7 +24,7 @@ from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import open_store
 from ..store.prometheus import PrometheusStore
 from ..store.settings import StoreSettings
-from .finding import NodeFinding
+from .finding import NodeFinding, with_display_names
 from .scanner import NodeScan
 from .vm_series import VmSeries, fits_steps
 
@@ -135,7 +135,10 @@ def _scan_history(nodes: Sequence[str], store: PrometheusStore, plan: ScanPlan) 
         for node, period in store.history(nodes, *bounds, calendar.slice_s):
             found.add(node)
             slices = _read_slices(period, plan)
-            yield _run(node, partial(_with_settings, slices, plan), plan)
+            finding = _run(node, partial(_with_settings, slices, plan), plan)
+            with contextlib.suppress(StoreUnavailable):
+                finding = with_display_names(finding, store.display_names(node))
+            yield finding
     except StoreUnavailable as error:
         left = [node for node in nodes if node not in found]
         if len(nodes) == 1:

@@ -362,6 +362,6 @@ class DiscoveryQueries:
         matchers = (any_of(self.label, targets), *self.extra) if targets else self.extra
         return f"{select(metric, *matchers)}[{window_s}s]"
 
-    def display_names(self, metric: str) -> str:
-        """Series whose labels have the display names of domains."""
-        return select(metric, *self.extra)
+    def display_names(self, metric: str, target: str) -> str:
+        """Series of an exporter whose labels have the display names of its domains."""
+        return select(metric, any_of(self.label, [target]), *self.extra)
