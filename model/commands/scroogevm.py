@@ -102,6 +102,11 @@ def _add_scan(parser: Parser) -> None:
     add("--prometheus", metavar="URL", help="with --scan: a Prometheus server, instead of the store of the settings")
     add("--days", type=number(0.01, 3660), metavar="N", help="with --scan: length of the history (default: 30)")
     add("--node", metavar="NAME", help="with --scan: explain the figures of this node")
+    add(
+        "--simulate",
+        action="store_true",
+        help="with --scan: simulate a scheduler that fills what is published, with the VMs of the fleet; takes minutes",
+    )
     add("--csv", action="store_true", help="with --scan: print CSV instead of a table")
     add("-j", "--jobs", type=whole_number(1), metavar="N", help="with --scan: worker processes (default: one per core)")
     add("--dask", metavar="ADDRESS", help="with --scan: compute on this Dask cluster, e.g. tcp://scheduler:8786")
@@ -177,7 +182,7 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         ("since", ("export", "scan")),
         ("until", ("export", "scan")),
         ("json", ("load", "check", "status", "scan")),
-        *((option, ("scan",)) for option in ("prometheus", "days", "node", "csv", "jobs", "dask")),
+        *((option, ("scan",)) for option in ("prometheus", "days", "node", "simulate", "csv", "jobs", "dask")),
     ):
         if option in given and not {*possible} & {*modes}:
             parser.error(f"--{option} needs {' or '.join(f'--{name}' for name in possible)}")
@@ -187,7 +192,14 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--report needs --output=FOLDER")
     if args.export is not None and args.since is None:
         parser.error("--export needs --since=TIME")
-    for one, other in (("json", "csv"), ("prometheus", "load"), ("days", "since"), ("jobs", "dask")):
+    for one, other in (
+        ("json", "csv"),
+        ("node", "simulate"),
+        ("csv", "simulate"),
+        ("prometheus", "load"),
+        ("days", "since"),
+        ("jobs", "dask"),
+    ):
         if args.scan and {one, other} <= given:
             parser.error(f"--{one} and --{other} exclude each other")
     if args.scan and args.load is not None and {"since", "until", "days"} & given:
@@ -241,6 +253,7 @@ def _scan(args: argparse.Namespace) -> int:
             until_s=args.until,
             days=30.0 if args.days is None else args.days,
             output=None if args.output is None else Path(args.output),
+            simulate=args.simulate,
             json=args.json,
             csv=args.csv,
             jobs=args.jobs,

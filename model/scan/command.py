@@ -25,10 +25,14 @@ from ..estimator.found_nodes import FoundNodes
 from ..estimator.settings import EstimatorSettings, estimator_settings
 from ..estimator.slicing import Calendar, SliceRules
 from ..parallel.workers import finish
+from ..simulation.draw import SampledVm
+from ..simulation.summary import Comparison
+from ..simulation.tables import print_comparisons
 from ..slices import CPU, RESOURCES
 from ..store.base import StoreUnavailable
 from ..store.factory import store_name
 from ..store.prometheus import PrometheusStore
+from .closed_loop import MOST_VMS, simulate_fleet
 from .finding import NodeFinding
 from .options import ScanOptions
 from .tables import as_csv, as_json, print_explanation, print_findings
@@ -55,15 +59,24 @@ def run_scan(options: ScanOptions) -> int:
     set_up_logging(options.debug > 0)
     plan, tasks, settings = _plan_traces(options) if options.traces is not None else _plan_store(options)
     ratios = {} if settings is None or settings.placement is None else _placement_ratios(settings)
+    if options.simulate:
+        plan = replace(plan, vms_per_node=max(1, MOST_VMS // sum(len(task.nodes) for task in tasks)))
     work = scan_work(plan)
     findings: list[NodeFinding] = []
+    sampled: list[SampledVm] = []
     with ProgressBar().counted("scanning", sum(len(task.nodes) for task in tasks)) as advance:
         for _, found in finish(work, tasks, options.jobs, options.dask):
             for one in found:
-                findings.append(with_ratios(one, ratios.get(one.node, {})))
+                sampled += one.sampled
+                findings.append(with_ratios(replace(one, sampled=()), ratios.get(one.node, {})))
                 advance()
     findings.sort(key=NodeFinding.sort_key)
-    _show(options, findings, plan.model.cpu.risk)
+    comparison = None
+    if options.simulate:
+        comparison, errors = simulate_fleet(sampled, findings, plan.model, options.jobs, options.dask)
+        for line in errors:
+            print(f"scroogevm.py: --simulate: {line}", file=sys.stderr)
+    _show(options, findings, comparison, plan.model.cpu.risk)
     return 1 if any(one.error for one in findings) else 0
 
 
@@ -87,17 +100,22 @@ def with_ratios(finding: NodeFinding, ratios: Mapping[str, float]) -> NodeFindin
     return finding
 
 
-def _show(options: ScanOptions, findings: Sequence[NodeFinding], risk: float) -> None:
+def _show(options: ScanOptions, findings: Sequence[NodeFinding], comparison: Comparison | None, risk: float) -> None:
     totals = totals_of(findings)
     # Not-a-number becomes null.
-    encoded = msgspec.json.encode(as_json(findings, totals, risk)) if options.output or options.json else b""
+    encoded = b""
+    if options.output or options.json:
+        answer = as_json(findings, totals, risk)
+        if comparison is not None:
+            answer["closed_loop"] = comparison.as_json()
+        encoded = msgspec.json.encode(answer)
     if options.output is not None:
         from .report import render_report
 
         try:
             options.output.mkdir(parents=True, exist_ok=True)
             with staged() as files:
-                files.write(options.output / "scan.html", render_report(findings, totals, risk).encode())
+                files.write(options.output / "scan.html", render_report(findings, totals, risk, comparison).encode())
                 files.write(options.output / "scan.json", encoded)
                 files.write(options.output / "scan.csv", as_csv(findings).encode())
         except OSError as error:
@@ -111,6 +129,8 @@ def _show(options: ScanOptions, findings: Sequence[NodeFinding], risk: float) ->
         sys.stdout.write(as_csv(findings))
     else:
         print_findings(findings, totals, risk)
+        if comparison is not None:
+            print_comparisons([comparison])
 
 
 def _model(options: ScanOptions) -> ModelOptions:
@@ -161,6 +181,8 @@ def _plan_store(options: ScanOptions) -> tuple[ScanPlan, list[ScanTask], Estimat
     if last < first:
         raise UsageError("--since: no slice has ended between it and --until")
     strategies = strategies_of(settings.model, DEFAULT_STRATEGIES)
+    if "strategy" not in options.model:
+        strategies = tuple(dict.fromkeys((*strategies, *DEFAULT_STRATEGIES.split(","))))
     model = model_settings(settings.model, strategies, settings.historical)
     jobs = options.jobs or os.cpu_count() or 1
     settings = _with_nodes(settings, 1 if options.dask is not None else jobs)

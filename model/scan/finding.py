@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..simulation.draw import SampledVm
 from ..slices import CPU, RESOURCES, Resource
 
 Severity = Literal["harm", "full", "unsure", "room"]
@@ -35,11 +36,14 @@ class TopVm:
     name : str
     used, config : float
         Its mean usage in the slice of the peak, and its allocation (NaN if unknown), cores or MB.
+    display_name : str
+        As its users call it, where an exporter has that.
     """
 
     name: str
     used: float
     config: float
+    display_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,8 @@ class NodeFinding:
         VMs that are alive.
     cpu, mem : ResourceFinding or None
     error : str
+    sampled : tuple of SampledVm
+        What some of its VMs used, for a simulation; not shown.
     """
 
     node: str
@@ -135,6 +141,7 @@ class NodeFinding:
     cpu: ResourceFinding | None = None
     mem: ResourceFinding | None = None
     error: str = ""
+    sampled: tuple[SampledVm, ...] = ()
 
     def of(self, resource: Resource) -> ResourceFinding | None:
         """One resource."""
@@ -163,3 +170,14 @@ def severity_of(one: ResourceFinding) -> Severity:
         return "unsure"
     # A thousandth of the node is nothing that could be sold.
     return "room" if one.free > one.config / 1000 else "full"
+
+
+def with_display_names(finding: NodeFinding, names: Mapping[str, str]) -> NodeFinding:
+    """The finding with the display names of VMs, by name."""
+
+    def named(one: ResourceFinding | None) -> ResourceFinding | None:
+        if one is None:
+            return None
+        return replace(one, top=tuple(replace(vm, display_name=names.get(vm.name, "")) for vm in one.top))
+
+    return replace(finding, cpu=named(finding.cpu), mem=named(finding.mem))

@@ -28,6 +28,8 @@ class ScanOptions:
         The longest period.
     output : Path or None
         Folder of ``scan.html``, ``scan.json`` and ``scan.csv``.
+    simulate : bool
+        Whether a scheduler is simulated that fills what is published.
     json, csv : bool
         What is printed instead of a table.
     jobs : int or None
@@ -47,6 +49,7 @@ class ScanOptions:
     until_s: float | None
     days: float
     output: Path | None
+    simulate: bool
     json: bool
     csv: bool
     jobs: int | None

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ..replay.page import render_page
+from ..simulation.summary import Comparison
+from ..simulation.tables import columns_of
 from ..slices import RESOURCES, Resource
 from .columns import note_of, shown_columns
 from .finding import SEVERITIES, NodeFinding, ResourceFinding
@@ -18,7 +20,9 @@ _TEMPLATE = "report.html.jinja"
 _WIDTH, _HEIGHT = 160, 40
 
 
-def render_report(findings: Sequence[NodeFinding], totals: Totals, risk: float) -> str:
+def render_report(
+    findings: Sequence[NodeFinding], totals: Totals, risk: float, comparison: Comparison | None = None
+) -> str:
     """The page, as HTML.
 
     Parameters
@@ -28,6 +32,8 @@ def render_report(findings: Sequence[NodeFinding], totals: Totals, risk: float) 
     totals : Totals
     risk : float
         The target risk for CPU.
+    comparison : Comparison, optional
+        What a simulation found.
     """
     columns = shown_columns(findings)
     rows = [
@@ -54,6 +60,8 @@ def render_report(findings: Sequence[NodeFinding], totals: Totals, risk: float) 
         noted=any(note_of(one) for one in findings),
         rows=rows,
         memory_text=memory_text,
+        comparison=comparison,
+        simulated=[] if comparison is None else columns_of(comparison),
         width=_WIDTH,
         height=_HEIGHT,
     )

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cli.tables import FILE_WIDTH, print_whole
+from ..common.text import printable
 from ..slices import RESOURCES, Resource
 from ..status import guard_reasons
 from .columns import COLUMNS, amount, note_of, shown_columns
@@ -103,7 +105,8 @@ def _explain(resource: Resource, one: ResourceFinding) -> Iterator[str]:
         f"{_utc(one.peak_s)}"
     )
     for vm in one.top:
-        yield f"      {amount(resource, vm.used)} of {amount(resource, vm.config)} {unit}  {vm.name}"
+        name = f"{vm.name} ({vm.display_name})" if vm.display_name else vm.name
+        yield f"      {amount(resource, vm.used)} of {amount(resource, vm.config)} {unit}  {printable(name)}"
     if len(one.others) > 1:
         others = (f"{name} {amount(resource, free)}" for name, free in one.others.items())
         yield f"    each strategy would publish: {', '.join(others)}"
@@ -111,8 +114,9 @@ def _explain(resource: Resource, one: ResourceFinding) -> Iterator[str]:
 
 def as_json(findings: Sequence[NodeFinding], totals: Totals, risk: float) -> dict[str, Any]:
     """The scan as JSON: cores, MB of 2**20 bytes, Unix seconds."""
-    nodes = [{**msgspec.to_builtins(one), "severity": one.severity} for one in findings]
+    nodes = [{**msgspec.to_builtins(replace(one, sampled=())), "severity": one.severity} for one in findings]
     for node in nodes:
+        del node["sampled"]
         for resource in RESOURCES:
             if (one := node[resource.name]) is not None:
                 one["series"] = dict(zip(("end", "peak", "booked", "capacity"), one["series"], strict=True))

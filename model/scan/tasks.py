@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from ..store.base import Store, StoreRefused, StoreUnavailable
 from ..store.factory import open_store
 from ..store.prometheus import PrometheusStore
 from ..store.settings import StoreSettings
-from .finding import NodeFinding
+from .finding import NodeFinding, with_display_names
 from .scanner import NodeScan
+from .vm_series import VmSeries, fits_steps
 
 #: How much of a history is read at once.
 _READ_S = 6 * 3600.0
@@ -60,6 +62,8 @@ class ScanPlan:
     rules : SliceRules
     first, last : int
         Numbers of the slices.
+    vms_per_node : int
+        So many VMs of each node are kept for a simulation.
     """
 
     model: ModelSettings
@@ -69,6 +73,16 @@ class ScanPlan:
     rules: SliceRules
     first: int
     last: int
+    vms_per_node: int = 0
+
+
+class _History(NamedTuple):
+    """The slices of a node, their length, those of a scope, and h."""
+
+    slices: Iterator[Slice]
+    slice_s: float
+    positions: int
+    historical: int
 
 
 def scan_work(plan: ScanPlan) -> Work[ScanTask, ScanPlan, tuple[NodeFinding, ...]]:
@@ -96,20 +110,21 @@ def _failed(task: ScanTask, cause: str) -> tuple[NodeFinding, ...]:
 
 
 def _scan_trace(task: ScanTask, plan: ScanPlan) -> NodeFinding:
-    def slices() -> tuple[Iterator[Slice], int, int]:
+    def history() -> _History:
         trace = read_trace(task.trace)
-        return trace.slices(), trace.config.positions, trace.config.historical
+        config = trace.config
+        return _History(trace.slices(), config.slice_scope, config.positions, config.historical)
 
     (name,) = task.nodes
-    return _run(name, slices, plan)
+    return _run(name, history, plan)
 
 
 def _scan_node(node: str, store: Store, plan: ScanPlan) -> NodeFinding:
     return _run(node, partial(_with_settings, _stored_slices(node, store, plan), plan), plan)
 
 
-def _with_settings(slices: Iterator[Slice], plan: ScanPlan) -> tuple[Iterator[Slice], int, int]:
-    return slices, plan.calendar.positions, plan.model.historical
+def _with_settings(slices: Iterator[Slice], plan: ScanPlan) -> _History:
+    return _History(slices, plan.calendar.slice_s, plan.calendar.positions, plan.model.historical)
 
 
 def _scan_history(nodes: Sequence[str], store: PrometheusStore, plan: ScanPlan) -> Iterator[NodeFinding]:
@@ -120,7 +135,10 @@ def _scan_history(nodes: Sequence[str], store: PrometheusStore, plan: ScanPlan) 
         for node, period in store.history(nodes, *bounds, calendar.slice_s):
             found.add(node)
             slices = _read_slices(period, plan)
-            yield _run(node, partial(_with_settings, slices, plan), plan)
+            finding = _run(node, partial(_with_settings, slices, plan), plan)
+            with contextlib.suppress(StoreUnavailable):
+                finding = with_display_names(finding, store.display_names(node))
+            yield finding
     except StoreUnavailable as error:
         left = [node for node in nodes if node not in found]
         if len(nodes) == 1:
@@ -140,15 +158,20 @@ def _read_slices(period: Period, plan: ScanPlan) -> Iterator[Slice]:
     yield from slices_of(period, range(first, plan.last + 1), plan, LastConfigs())
 
 
-def _run(node: str, slices: Callable[[], tuple[Iterator[Slice], int, int]], plan: ScanPlan) -> NodeFinding:
-    """Scan a node; ``slices`` gives its slices, the positions of a scope, and h."""
+def _run(node: str, read: Callable[[], _History], plan: ScanPlan) -> NodeFinding:
+    """Scan a node."""
     detectors = {resource.name: STABILITY_DETECTORS[plan.stability] for resource in RESOURCES}
     try:
-        history, positions, historical = slices()
-        scan = NodeScan(node, replace(plan.model, positions=positions, historical=historical), detectors)
-        for finished in history:
+        history = read()
+        settings = replace(plan.model, positions=history.positions, historical=history.historical)
+        scan = NodeScan(node, settings, detectors)
+        vms = VmSeries(history.slice_s) if plan.vms_per_node and fits_steps(history.slice_s) else None
+        for finished in history.slices:
             scan.update(finished)
-        return scan.finding()
+            if vms is not None:
+                vms.note(finished)
+        finding = scan.finding()
+        return finding if vms is None else replace(finding, sampled=vms.vms(plan.vms_per_node))
     except (TraceError, StoreUnavailable, StoreRefused) as error:
         return NodeFinding(node, error=printable(str(error)))
     except Exception as error:  # one node must not cost the others

@@ -52,33 +52,52 @@ def run_simulation(options: SimulationOptions) -> int:
         for line in (*inputs.notes, *inputs.errors):
             _report(line)
     _check_saving(options, sources)
-    plan = _plan(options, sources)
-    runner = Runner(options, plan)
+    errors: list[str] = []
     try:
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
-        runner.run(_tasks(options, plan))
-        best = runner.find_best_ratios()
-        runner.run(
-            Task(number, seed, Setting(FIXED_RATIO, ratio=ratio), find_hosts=True)
-            for number, ratio in best.items()
-            if plan.sources[number].finite
-            for seed in seeds_of(plan.sources[number], options)
-        )
-        results = [_result(options, plan, number, best, runner) for number in range(len(sources))]
-        results = [result for result in results if result.rows]
+        results, errors = compare(options, sources)
         if results:
             _write(options, sources, results)
     except OSError as error:
         place = printable(str(error.filename or options.output))
         raise UsageError(f"{place}: {error.strerror or error}; finished runs are kept") from None
     finally:
-        for line in sorted(runner.errors):
+        for line in errors:
             _report(line)
     if not results:
         raise UsageError("no run succeeded")
     _print(options, results)
-    return 2 if inputs.errors or runner.errors else 0
+    return 2 if inputs.errors or errors else 0
+
+
+def compare(options: SimulationOptions, sources: Sequence[Source]) -> tuple[list[SourceResult], list[str]]:
+    """Run all settings, and the best fixed ratio, on some sources.
+
+    Returns
+    -------
+    results : list of SourceResult
+        Of the sources on which a run succeeded.
+    errors : list of str
+        A line for each run that failed.
+
+    Raises
+    ------
+    UsageError
+        When the options do not fit the sources, or the cluster is lost.
+    """
+    plan = _plan(options, sources)
+    runner = Runner(options, plan)
+    runner.run(_tasks(options, plan))
+    best = runner.find_best_ratios()
+    runner.run(
+        Task(number, seed, Setting(FIXED_RATIO, ratio=ratio), find_hosts=True)
+        for number, ratio in best.items()
+        if plan.sources[number].finite
+        for seed in seeds_of(plan.sources[number], options)
+    )
+    results = [_result(options, plan, number, best, runner) for number in range(len(sources))]
+    return [result for result in results if result.rows], sorted(runner.errors)
 
 
 def seeds_of(source: Source, options: SimulationOptions) -> Sequence[int | None]:

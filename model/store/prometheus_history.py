@@ -15,7 +15,7 @@ import numpy as np
 
 from ..common.threads import map_until
 from ..numerics import FloatArray
-from ..samples import Period
+from ..samples import Period, Samples
 from .prometheus_groups import DOMAINS_PER_NODE, Figures, GroupReader, node_series
 from .prometheus_nodes import Node
 from .prometheus_queries import (
@@ -24,15 +24,14 @@ from .prometheus_queries import (
     IDLE,
     IDLE_OF_DUPLICATES,
     IDLE_SERIES,
-    LIBVIRT_SCRAPED,
     LIBVIRT_UP,
     MEMORY_LEAST,
-    OTHERWISE_LIBVIRT_SCRAPED,
-    SCRAPED,
     SLOW_DOMAIN_QUERIES,
     SLOW_QUERIES,
     Query,
+    libvirt_scrapes,
     memory_least,
+    node_scrapes,
 )
 from .prometheus_samples import (
     GROWS_S,
@@ -58,9 +57,6 @@ _THREADS = 2
 _SHARE = 8
 #: Idle time in short steps is confirmed when the usage differs by this share of the node's cores at most.
 _AGREES = 0.02
-
-#: Figures that name the domains.
-_OF_EACH = ("vcpus", "allocation", "cpu_time")
 
 _Places = np.ndarray[tuple[int], np.dtype[np.intp]]
 
@@ -88,10 +84,21 @@ def steps_of(interval_s: int, slice_s: float) -> Steps:
     return Steps(node_s, domain_s, step(domain_s, min(_SLOW_S, slice_s)))
 
 
+#: Figures: scrapes in a step of the node before each point.
+_NODE_SCRAPES, _LIBVIRT_SCRAPES = "node_scrapes", "libvirt_scrapes"
+
+
+#: Figures that name the domains.
+_OF_LIBVIRT = (*FINE_DOMAIN_QUERIES, *SLOW_DOMAIN_QUERIES, _LIBVIRT_SCRAPES)
+_OF_EACH = ("vcpus", "allocation", "cpu_time")
+
+
 class _Grids(NamedTuple):
     node: Grid
     domain: Grid
     slow: Grid
+    #: Scrapes in a step of the node, when none fails.
+    scrapes: int
 
 
 def read_history(
@@ -114,28 +121,33 @@ def read_history(
     ------
     StoreUnavailable
     """
+    if end_ms <= start_ms:
+        yield from ((node.name, Period(Samples(np.empty(0, dtype=np.int64), {}), {})) for node in nodes)
+        return
     for interval_s in sorted({node.step_s for node in nodes}):
         alike = [node for node in nodes if node.step_s == interval_s]
         steps = steps_of(interval_s, slice_s)
-        grids = _Grids(*(_grid(start_ms, end_ms, step_s, steps) for step_s in steps))
+        fine, of_domains, slow = (_grid(start_ms, end_ms, step_s, steps) for step_s in steps)
+        grids = _Grids(fine, of_domains, slow, steps.node_s // interval_s)
         size = max(1, max_samples // _SHARE // (grids.domain.points * DOMAINS_PER_NODE))
         for first in range(0, len(alike), size):
             yield from _read_group(reader, alike[first : first + size], grids, start_ms, end_ms)
 
 
 def _grid(start_ms: int, end_ms: int, step_s: int, steps: Steps) -> Grid:
-    """The multiples of a step in a period, with points before it for its first samples, and one not before its end."""
+    """Points of a period, and some before it for its first samples; the last is the same in all steps."""
+    last_s = math.ceil(end_ms / 1000 / steps.node_s) * steps.node_s
     before_s = lookback_points(steps.node_s) * steps.node_s + 2 * steps.domain_s
-    first = math.floor((start_ms / 1000 - before_s) / step_s)
-    return Grid(first * step_s, math.ceil(end_ms / 1000 / step_s) + 1 - first, step_s)
+    points = math.ceil((last_s - start_ms / 1000 + before_s) / step_s) + 1
+    return Grid(last_s - (points - 1) * step_s, points, step_s)
 
 
 def _read_group(
     reader: GroupReader, nodes: Sequence[Node], grids: _Grids, start_ms: int, end_ms: int
 ) -> Iterator[tuple[str, Period]]:
     wanted = [
-        (grids.node, FINE_QUERIES),
-        (grids.domain, FINE_DOMAIN_QUERIES),
+        (grids.node, {**FINE_QUERIES, _NODE_SCRAPES: node_scrapes(grids.node.step_s)}),
+        (grids.domain, {**FINE_DOMAIN_QUERIES, _LIBVIRT_SCRAPES: libvirt_scrapes(grids.node.step_s)}),
         (grids.slow, {**SLOW_QUERIES, **SLOW_DOMAIN_QUERIES}),
         (grids.node.part(0, 1), {MEMORY_LEAST: memory_least(GROWS_S)}),
     ]
@@ -143,7 +155,7 @@ def _read_group(
     _add_missing(reader, nodes, grids, found)
     for node in nodes:
         own = {name: targets.get(node.node, []) for name, targets in found.items()}
-        own |= {name: found[name].get(node.libvirt, []) for name in (*FINE_DOMAIN_QUERIES, *SLOW_DOMAIN_QUERIES)}
+        own |= {name: found[name].get(node.libvirt, []) for name in _OF_LIBVIRT}
         slow = node_series({name: own[name] for name in (*SLOW_QUERIES, MEMORY_LEAST)}, grids.slow)
         rows = node_rows(grids.node, _fine_series(own, slow, grids))
         _confirm(rows, node_rows(grids.slow, slow), grids)
@@ -195,10 +207,10 @@ def _add_missing(
         return not np.array_equal(series, cores, equal_nan=True)
 
     twice = [node for node in nodes if has_duplicates(node)]
-    silent = [node for node in nodes if node.libvirt not in found[LIBVIRT_SCRAPED]]
+    silent = [node for node in nodes if node.libvirt not in found[_LIBVIRT_SCRAPES]]
     for chosen, grid, name, query in (
         (twice, grids.node, IDLE, IDLE_OF_DUPLICATES),
-        (silent, grids.domain, LIBVIRT_SCRAPED, OTHERWISE_LIBVIRT_SCRAPED),
+        (silent, grids.domain, _LIBVIRT_SCRAPES, libvirt_scrapes(grids.node.step_s, has_up=False)),
     ):
         if chosen:
             again = reader.divided(reader.figures(chosen, grid, {name: query}))[name]
@@ -209,9 +221,9 @@ def _one(series: Sequence[Series], grid: Grid) -> FloatArray:
     return series[0].values if series else np.full(grid.points, np.nan)
 
 
-def _scrape_times(counts: FloatArray, grid: Grid) -> FloatArray:
-    """The last point in whose step there was a scrape, Unix seconds: scrapes are as far apart as these points."""
-    last = np.maximum.accumulate(np.where(counts > 0, np.arange(grid.points), -1))
+def _scrape_times(counts: FloatArray, grid: Grid, grids: _Grids) -> FloatArray:
+    """The last point before which no scrape failed, Unix seconds: scrapes are as far apart as such points."""
+    last = np.maximum.accumulate(np.where(counts >= grids.scrapes, np.arange(grid.points), -1))
     return np.where(last >= 0, grid.times_s[last], np.nan)
 
 
@@ -226,7 +238,7 @@ def _fine_series(own: Mapping[str, Sequence[Series]], slow: NodeSeries, grids: _
     The size of the node is the smaller one of those at two slow points.
     """
     grid = grids.node
-    time_s, idle_s = _scrape_times(_one(own[SCRAPED], grid), grid), _one(own[IDLE], grid)
+    time_s, idle_s = _scrape_times(_one(own[_NODE_SCRAPES], grid), grid, grids), _one(own[IDLE], grid)
     after = _next_of(grid, grids.slow)
     cores, memory = (np.fmin(size[after - 1], size[after]) for size in (slow.cores, slow.memory_total))
     return NodeSeries(
@@ -248,7 +260,8 @@ def _confirm(rows: NodeRows, slow: NodeRows, grids: _Grids) -> None:
     step_s = grids.slow.step_s
     for k in np.flatnonzero(~np.isnan(slow.fields["cpu_usage"])).tolist():
         since_s = slow.time_s[k] - slow.fields["elapsed_time"][k] / 1000
-        bounds = math.ceil(since_s / step_s) * step_s, grids.slow.first_s + k * step_s
+        last_s = grids.slow.first_s + k * step_s
+        bounds = last_s - math.floor((last_s - since_s) / step_s) * step_s, last_s
         first, last = np.searchsorted(grids.node.times_s, bounds, side="right").tolist()
         own = np.flatnonzero(measured[first:last]) + first
         if own.size:
@@ -284,7 +297,7 @@ def _domain_series(own: Mapping[str, Sequence[Series]], grids: _Grids) -> Domain
     figures |= {name: table(name, grid.points) for name in ("cpu_time", "unused")}
     # A domain without CPU time is listed where it has a size before and after.
     figures["listed"] = np.where(np.isnan(figures["cpu_time"]), np.add(*both["vcpus"]), 1.0)
-    time_s = _scrape_times(_one(own[LIBVIRT_SCRAPED], grid), grid)
+    time_s = _scrape_times(_one(own[_LIBVIRT_SCRAPES], grid), grid, grids)
     return DomainSeries(time_s, _one(own[LIBVIRT_UP], grid), names, figures)
 
 

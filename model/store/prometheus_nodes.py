@@ -124,11 +124,10 @@ class NodeFinder:
         """
         names: dict[str, str] = {}
         for metric, labels in _DISPLAY_NAMES.items():
-            for series in self._server.query(self._queries.display_names(metric), self._clock()):
-                if series.labels.get(self.label) == node.libvirt and "domain" in series.labels:
-                    shown = next((series.labels[label] for label in labels if series.labels.get(label)), "")
-                    if shown:
-                        names.setdefault(series.labels["domain"], shown)
+            for series in self._server.query(self._queries.display_names(metric, node.libvirt), self._clock()):
+                shown = next((series.labels[label] for label in labels if series.labels.get(label)), "")
+                if shown and "domain" in series.labels:
+                    names.setdefault(series.labels["domain"], shown)
         return names
 
     def _find(self) -> dict[str, Node]:

@@ -190,9 +190,8 @@ def _libvirt_time(metric: str) -> Query:
 
 def _listed(scope: Scope) -> str:
     # A server shows the last sample of a series that has ended for five minutes, unless it has a marker of its end.
-    # timestamp() would take ten times as long. Prometheus 2 counts a sample at the begin of the window, too.
-    window = f"[{1000 * scope.step_s - 1}ms]"
-    return scope.by("max", f"count_over_time({scope.libvirt(_VCPUS)}{window})", "domain")
+    # timestamp() would take ten times as long.
+    return scope.by("max", f"count_over_time({scope.libvirt(_VCPUS)}[{_open(scope.step_s)}])", "domain")
 
 
 def _queue(scope: Scope) -> str:
@@ -277,14 +276,20 @@ TEXTFILE_WAIT_QUERIES: Mapping[str, Query] = {
 }
 
 
-def _count(metric: str, *, on_node: bool) -> Query:
-    """Scrapes of an exporter in the step before each point."""
+def node_scrapes(window_s: float) -> Query:
+    """Scrapes of a node in the time before each point."""
+    return lambda scope: scope.by("max", f"count_over_time({scope.node(_MEMORY_TOTAL)}[{_open(window_s)}])")
 
-    def query(scope: Scope) -> str:
-        source = scope.node(metric) if on_node else scope.libvirt(metric)
-        return scope.by("max", f"count_over_time({source}[{1000 * scope.step_s - 1}ms])")
 
-    return query
+def libvirt_scrapes(window_s: float, *, has_up: bool = True) -> Query:
+    """The same of a libvirt exporter, by ``libvirt_up`` or by its domains."""
+    metric = "libvirt_up" if has_up else _VCPUS
+    return lambda scope: scope.by("max", f"count_over_time({scope.libvirt(metric)}[{_open(window_s)}])")
+
+
+def _open(window_s: float) -> str:
+    """A window without its begin: Prometheus 2 counts a sample there, too."""
+    return f"{1000 * window_s - 1:.0f}ms"
 
 
 _IDLE_MODES = Matcher("mode", "=~", "idle|iowait")
@@ -305,22 +310,18 @@ def _idle_of_duplicates(scope: Scope) -> str:
 #: Figures of a long time in short steps: those that servers compute quickly. A sum over series without a sum over CPUs
 #: before it takes a seventh of the time, and is wrong where two jobs scrape a node: then there are more series of idle
 #: time than cores.
-SCRAPED, IDLE, IDLE_SERIES = "scraped", "idle", "idle_series"
+IDLE, IDLE_SERIES = "idle", "idle_series"
 FINE_QUERIES: Mapping[str, Query] = {
-    SCRAPED: _count(_MEMORY_TOTAL, on_node=True),
     IDLE: _idle,
     "memory_available_fine": _of_node("node_memory_MemAvailable_bytes", "min"),
 }
 IDLE_OF_DUPLICATES: Query = _idle_of_duplicates
-LIBVIRT_SCRAPED = "libvirt_scraped"
 FINE_DOMAIN_QUERIES: Mapping[str, Query] = {
-    LIBVIRT_SCRAPED: _count("libvirt_up", on_node=False),
     LIBVIRT_UP: LIBVIRT_QUERIES[LIBVIRT_UP],
     # Without max by (...): of several series of a domain the reader chooses.
     "cpu_time": lambda scope: scope.libvirt("libvirt_domain_info_cpu_time_seconds_total"),
     "unused": lambda scope: scope.libvirt_any(_names_of_statistic("unused")),
 }
-OTHERWISE_LIBVIRT_SCRAPED = _count(_VCPUS, on_node=False)
 
 #: The same in long steps.
 SLOW_QUERIES: Mapping[str, Query] = {**NODE_QUERIES, IDLE_SERIES: _idle_series}
@@ -361,6 +362,6 @@ class DiscoveryQueries:
         matchers = (any_of(self.label, targets), *self.extra) if targets else self.extra
         return f"{select(metric, *matchers)}[{window_s}s]"
 
-    def display_names(self, metric: str) -> str:
-        """Series whose labels have the display names of domains."""
-        return select(metric, *self.extra)
+    def display_names(self, metric: str, target: str) -> str:
+        """Series of an exporter whose labels have the display names of its domains."""
+        return select(metric, any_of(self.label, [target]), *self.extra)

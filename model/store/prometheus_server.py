@@ -24,8 +24,11 @@ MOST_POINTS = 11_000
 _MAX_RESPONSE_BYTES = 2**29
 _PIECE = 2**18
 #: Ask for a whole answer or none (Thanos, VictoriaMetrics), and for the newest samples (VictoriaMetrics hides those of
-#: the last 30 s, and moves the grid of a cached answer).
-_WHOLE = {"partial_response": "false", "deny_partial_response": "1", "nocache": "1", "latency_offset": "1ms"}
+#: the last 30 s, moves the grid of a cached answer, and shows an old sample for longer in long steps).
+_WHOLE = {
+    **{"partial_response": "false", "deny_partial_response": "1"},
+    **{"nocache": "1", "latency_offset": "1ms", "max_lookback": "5m"},
+}
 #: Notes on a query that concern no series (Prometheus 2.48 and later).
 _NOTE = "PromQL info"
 #: Messages of a response that is too large; without one, status 422 alone shows it.

@@ -236,16 +236,6 @@ def same(one: Period, other: Period) -> None:
             np.testing.assert_allclose(values, right.fields[field])
 
 
-def test_history_has_the_same_means(store: PrometheusStore) -> None:
-    found = dict(store.history(["w1", "w2"], P0 * 1000, (P0 + 1800) * 1000, 60, 300))
-    assert list(found) == ["w1", "w2"]
-    node, vm = found["w1"].node, found["w1"].domains["a"]
-    assert node.fields["cpu_usage"] == pytest.approx(np.full(30, 1.5), rel=1e-6)
-    assert node.fields["oc_cpu"] == pytest.approx(np.full(30, 14 / 4))
-    assert vm.fields["cpu_usage"] == pytest.approx(np.full(30, 0.5), rel=1e-6)
-    assert vm.fields["mem_usage"] == pytest.approx(np.full(30, 2048.0))
-
-
 def test_queries_that_the_server_refuses_for_their_size_are_divided(tmp_path: Path) -> None:
     with prometheus_server(tmp_path / "small", history(), options=["--query.max-samples=6000"]) as address:
         with contextlib.closing(PrometheusStore(settings_of(address), clock=lambda: END)) as store:

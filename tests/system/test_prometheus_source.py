@@ -29,6 +29,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         add_node(page, f"{host}:9100")
         page.add("libvirt_up", {"instance": f"{host}:9177"}, constant(1))
         add_domain(page, f"{host}:9177", "a")
+    meta = {"instance": "w2:9177", "domain": "a", "instance_name": "web \x1b[31m1"}
+    page.add("libvirt_domain_info_meta", meta, constant(1))
     add_node(page, "alone:9100")
     with prometheus_server(tmp_path_factory.mktemp("prometheus"), page.text()) as address:
         yield address
@@ -80,6 +82,14 @@ def test_fleet_of_a_server_is_scanned(url: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--scan", f"--prometheus={url}", "--json", "--jobs=1", INFLUXDB_URL="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert [node["node"] for node in json.loads(done.stdout)["nodes"]] == ["w1", "w2"]
+
+
+def test_row_of_a_node_names_its_vms_as_their_users_do(url: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--scan", f"--prometheus={url}", "--node=w2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("w2: unsure")
+    assert "0.5 of 2.0 cores  a (web " in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_server_that_is_down_is_one_clear_line(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ NOT_RUN = {
     "./launchallfromjson.sh": "test_launchall.py runs it",
     "./tests/run.sh": "is what runs this test",
     "misc/demo.sh": "test_demo.py runs it",
+    "misc/setup.sh live && .venv/bin/python scroogevm.py --scan": "needs that server; test_prometheus_source.py scans one",
     "misc/setup.sh": "installs into the environment of this test; every other test needs what it installs",
     "misc/influxdb.sh": "needs a container engine; test_influxdb_script.py runs it with a fake one",
     "python3 -m venv scroogevm-env": "test_install.py installs the package",

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from model.samples import ScrapeSample
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment, strict_json
 from tests.support.clusters import Cluster
@@ -104,6 +106,8 @@ def test_row_is_explained(stored: dict[str, str]) -> None:
         (["--load=.", "--since=1"], "--since, --until and --days need a store; a trace is scanned as a whole"),
         (["--load=.", "--json", "--csv"], "--json and --csv exclude each other"),
         (["--load=.", "--prometheus=http://p"], "--prometheus and --load exclude each other"),
+        (["--load=.", "--simulate", "--csv"], "--csv and --simulate exclude each other"),
+        (["--load=.", "--simulate", "--node=a"], "--node and --simulate exclude each other"),
         (["--prometheus=ftp://p"], "PROMETHEUS_URL: is not an http(s) URL"),
         (["--once"], "--scan and --once exclude each other"),
         (["--load=.", "--risk=0.7"], "--risk: clt supports target risks above 0 and up to 0.5, not 0.7"),
@@ -121,7 +125,7 @@ def test_bad_options_are_one_clear_line(arguments: list[str], message: str, tmp_
 
 
 @pytest.mark.parametrize(
-    "option", ["--prometheus=http://p", "--days=3", "--node=a", "--csv", "--jobs=2", "--dask=tcp://a"]
+    "option", ["--prometheus=http://p", "--days=3", "--node=a", "--simulate", "--csv", "--jobs=2", "--dask=tcp://a"]
 )
 def test_options_of_the_scan_need_it(option: str) -> None:
     done = subprocess.run(
@@ -129,6 +133,46 @@ def test_options_of_the_scan_need_it(option: str) -> None:
     )
     assert done.returncode == 2
     assert f"{option.partition('=')[0]} needs --scan" in done.stderr
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> dict[str, str]:
+    """The environment of a store with two days of a node of 8 cores, whose four VMs are busy at noon."""
+    slice_s, first = 1800, 900_000
+    with contextlib.closing(SqliteStore(tmp_path / "store.sqlite", 86400)) as store:
+        for time_s in range(first * slice_s, (first + 96) * slice_s, 225):
+            used = 0.5 + 0.4 * math.sin(2 * math.pi * time_s / 86400)
+            domain = {"cpu": 2.0, "mem": 4096.0, "cpu_usage": used, "mem_usage": 1024.0}
+            fields = {"cpu": 8.0, "mem": 65536.0, "cpu_usage": 4 * used, "mem_usage": 8192.0, "elapsed_time": 225_000.0}
+            sample = ScrapeSample(
+                NODES[0], time_s * 1000, {**fields, "oc_cpu": 1.0, "oc_mem": 0.25}, {f"vm{i}": domain for i in range(4)}
+            )
+            store.write([store.encode(sample)])
+    return {
+        **bare_environment(),
+        "SCHED_NODES": json.dumps([NODES[0]]),
+        "STATE_ENDPOINT": str(tmp_path / "status.json"),
+        "STORE_PATH": str(tmp_path / "store.sqlite"),
+        "END": str((first + 96) * slice_s),
+    }
+
+
+def test_scheduler_that_fills_what_is_published_is_simulated(days: dict[str, str], tmp_path: Path) -> None:
+    period = ("--days=3", f"--until={days.pop('END')}")
+    done = run("--simulate", *period, f"--output={tmp_path / 'o'}", "--strategy=clt,borg", env=days)
+    assert done.returncode == 0, done.stderr
+    assert "could be placed at 1 % risk" in done.stdout
+    loop = strict_json((tmp_path / "o" / "scan.json").read_bytes())["closed_loop"]
+    assert {one["strategy"] for one in loop["settings"]} >= {"clt", "borg", "ratio"}
+    assert all(one["runs"] == 3 for one in loop["settings"])
+    assert loop["sentence"] in done.stdout.replace("\n", " ")
+    assert "Behind a scheduler" in (tmp_path / "o" / "scan.html").read_text()
+    assert "sampled" not in (tmp_path / "o" / "scan.json").read_text()
+
+
+def test_simulation_needs_a_day_of_history(traces: Path) -> None:
+    done = run(f"--load={traces}", "--simulate")
+    assert (done.returncode, done.stderr) == (2, "scroogevm.py: --simulate: no VM has a day of history\n")
 
 
 def test_cluster_gives_the_same_figures(traces: Path, tmp_path: Path) -> None:
