@@ -28,7 +28,7 @@ def open_store(settings: StoreSettings) -> Store:
         When the file of the embedded store is not a store.
     """
     if settings.influx is None:
-        store = SqliteStore(settings.path, settings.retention_s)
+        store = SqliteStore(settings.path, settings.retention_s, settings.thinning)
         try:
             store.open()
         except StoreUnavailable:

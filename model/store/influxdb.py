@@ -18,7 +18,7 @@ from ..common.errors import causes, system_words
 from ..common.logs import ProblemLog
 from ..samples import LastConfig, Period, ScrapeSample
 from . import influxdb_queries as queries
-from .base import Encoded, FleetRow, StoreRefused, StoreUnavailable
+from .base import Encoded, FleetRow, Resolution, StoreRefused, StoreUnavailable
 from .influxdb_decoding import (
     decode_configs,
     decode_fleet,
@@ -174,6 +174,10 @@ class InfluxStore:
         """Lowest time of the first values of all fields in a period."""
         tables = self._query(queries.FIRST, {"url": node, **queries.period_parameters(start_ms, end_ms)})
         return min((int(decode_rows(table).times.min()) for table in tables), default=None)
+
+    def resolution(self, node: str, start_ms: int, end_ms: int) -> Resolution | None:  # noqa: ARG002
+        """A bucket keeps every sample."""
+        return None
 
     def last(self, node: str) -> ScrapeSample | None:
         """The last values of all fields that belong to the newest sample."""

@@ -40,10 +40,25 @@ STORE_PATH = _STORE.text(
 )
 STORE_RETENTION_S = _STORE.number(
     "STORE_RETENTION_S",
-    30 * 86400.0,
+    365 * 86400.0,
     3600,
     1e12,
-    "Seconds for which the embedded store keeps a sample. The bucket of InfluxDB has its own retention.",
+    "Seconds for which the embedded store keeps a sample. The buckets of InfluxDB have their own retention.",
+)
+STORE_FULL_S = _STORE.number(
+    "STORE_FULL_S",
+    2 * 86400.0,
+    3600,
+    1e12,
+    "Seconds for which the embedded store keeps every sample. Of older ones it keeps one per STORE_COARSE_STEP_S.",
+)
+STORE_COARSE_STEP_S = _STORE.whole(
+    "STORE_COARSE_STEP_S",
+    300,
+    0,
+    3600,
+    "Of samples older than STORE_FULL_S, one per so many seconds is kept, in which usage is the largest. "
+    "SCHED_SCOPE_SLICE_S should be a multiple of it. 0 keeps every sample for STORE_RETENTION_S.",
 )
 
 _SCRIPT = Section("misc/influxdb.sh only")
@@ -68,6 +83,14 @@ class InfluxSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinning:
+    """Of samples older than ``full_s`` seconds, one per ``step_s`` seconds remains."""
+
+    full_s: float
+    step_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """Where samples are kept: in InfluxDB or in the embedded store.
 
@@ -78,11 +101,14 @@ class StoreSettings:
         File of the embedded store.
     retention_s : float
         For how long the embedded store keeps a sample.
+    thinning : Thinning or None
+        Which samples the embedded store thins; None: none.
     """
 
     influx: InfluxSettings | None
     path: Path
     retention_s: float
+    thinning: Thinning | None = None
 
 
 def status_path(env: Environment) -> Path:
@@ -99,7 +125,13 @@ def store_settings(env: Environment) -> StoreSettings:
     path = Path(env.read(STORE_PATH, str(beside)))
     if path.is_dir():
         env.fault(STORE_PATH, f"{path} is a folder, not a file")
-    return StoreSettings(influx=_influx(env), path=path, retention_s=env.read(STORE_RETENTION_S))
+    step_s, full_s = env.read(STORE_COARSE_STEP_S), env.read(STORE_FULL_S)
+    return StoreSettings(
+        influx=_influx(env),
+        path=path,
+        retention_s=env.read(STORE_RETENTION_S),
+        thinning=Thinning(full_s, step_s) if step_s else None,
+    )
 
 
 def _influx(env: Environment) -> InfluxSettings | None:
