@@ -29,6 +29,13 @@ INFLUXDB_URL = _STORE.text(
 INFLUXDB_TOKEN = _STORE.text("INFLUXDB_TOKEN", "", "API token of InfluxDB.", parse=ascii_token, secret=True)
 INFLUXDB_ORG = _STORE.text("INFLUXDB_ORG", "", "Organisation in InfluxDB.", example="scroogevm")
 INFLUXDB_BUCKET = _STORE.text("INFLUXDB_BUCKET", "", "Bucket in InfluxDB.", example="scroogevm")
+INFLUXDB_COARSE_BUCKET = _STORE.text(
+    "INFLUXDB_COARSE_BUCKET",
+    "",
+    "Bucket with one sample per STORE_COARSE_STEP_S, from which periods are read that INFLUXDB_BUCKET no longer has. "
+    "misc/influxdb.sh makes it, and the task that fills it.",
+    example="scroogevm_coarse",
+)
 INFLUXDB_TIMEOUT_S = _STORE.number(
     "INFLUXDB_TIMEOUT_S", 10.0, 0.1, 600, "Seconds after which a request to InfluxDB counts as failed."
 )
@@ -63,6 +70,7 @@ STORE_COARSE_STEP_S = _STORE.whole(
 
 _SCRIPT = Section("misc/influxdb.sh only")
 _SCRIPT.whole("INFLUXDB_RETENTION_S", 2592000, 3600, 10**12, "Retention of the bucket that the script makes, seconds.")
+_SCRIPT.whole("INFLUXDB_COARSE_RETENTION_S", 31536000, 3600, 10**12, "Retention of INFLUXDB_COARSE_BUCKET, seconds.")
 _SCRIPT.text("INFLUXDB_LISTEN", "127.0.0.1", "Address on which the server listens.")
 _SCRIPT.text("INFLUXDB_USER", "scroogevm", "Account of the web page.")
 _SCRIPT.text("INFLUXDB_PASSWORD", "", "Password of that account. The script makes one when it is empty.", secret=True)
@@ -73,13 +81,21 @@ _SCRIPT.whole("INFLUXDB_WAIT_S", 60, 1, 3600, "Seconds to wait until the server 
 
 @dataclass(frozen=True, slots=True)
 class InfluxSettings:
-    """An InfluxDB bucket and the credentials for it."""
+    """An InfluxDB bucket and the credentials for it.
+
+    Attributes
+    ----------
+    coarse_bucket : str
+        Has one sample per ``step_s`` seconds; empty when there is none.
+    """
 
     url: str
     token: str = field(repr=False)
     org: str
     bucket: str
     timeout_s: float
+    coarse_bucket: str = ""
+    step_s: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +143,21 @@ def store_settings(env: Environment) -> StoreSettings:
         env.fault(STORE_PATH, f"{path} is a folder, not a file")
     step_s, full_s = env.read(STORE_COARSE_STEP_S), env.read(STORE_FULL_S)
     return StoreSettings(
-        influx=_influx(env),
+        influx=_influx(env, step_s),
         path=path,
         retention_s=env.read(STORE_RETENTION_S),
         thinning=Thinning(full_s, step_s) if step_s else None,
     )
 
 
-def _influx(env: Environment) -> InfluxSettings | None:
+def _influx(env: Environment, step_s: int) -> InfluxSettings | None:
+    coarse_bucket = env.read(INFLUXDB_COARSE_BUCKET)
     if not env.is_set(INFLUXDB_URL):
         return None
+    if coarse_bucket and not step_s:
+        env.fault(STORE_COARSE_STEP_S, "INFLUXDB_COARSE_BUCKET requires one that is not 0")
+    if coarse_bucket and coarse_bucket == env.read(INFLUXDB_BUCKET):
+        env.fault(INFLUXDB_COARSE_BUCKET, "is INFLUXDB_BUCKET")
     reason = "INFLUXDB_URL requires it"
     return InfluxSettings(
         url=env.read(INFLUXDB_URL),
@@ -144,4 +165,6 @@ def _influx(env: Environment) -> InfluxSettings | None:
         org=env.require(INFLUXDB_ORG, reason),
         bucket=env.require(INFLUXDB_BUCKET, reason),
         timeout_s=env.read(INFLUXDB_TIMEOUT_S),
+        coarse_bucket=coarse_bucket,
+        step_s=step_s,
     )

@@ -25,7 +25,7 @@ from .sqlite_blocks import (
     decode_sample,
     encode_block,
 )
-from .sqlite_coarse import COARSE_SCHEMA, Steps
+from .sqlite_coarse import COARSE_SCHEMA, Steps, add_functions
 from .sqlite_fleet import DELETE_FLEET, FLEET_SCHEMA, INSERT_FLEET, SELECT_FLEET, decode_fleet, encode_fleet
 from .sqlite_layouts import LAYOUT_SCHEMA, LayoutNumbers, delete_unused, read_layouts, upgrade
 
@@ -324,6 +324,7 @@ class SqliteStore:
         path = resolve_database(self.path)
         connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
+            add_functions(connection)
             # A killed process loses no committed transaction; a power failure may lose the last few.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 _OF_NODE = "node = (SELECT id FROM node WHERE name = ?1)"
 _OF_PERIOD = f"{_OF_NODE} AND time_ms >= ?2 AND time_ms < ?3"
-_ROWS = "SELECT time_ms, layout, data FROM"
+_ROWS = "SELECT time_ms, layout, data FROM tick"
+_COARSE_ROWS = "SELECT time_ms, layout, inflate(data) FROM coarse"
 _HAS_ROWS = " OR ".join(f"EXISTS (SELECT 1 FROM {name} WHERE {name}.node = node.id)" for name in ("tick", "coarse"))
 
 #: Thinned samples and others; SQLite merges the two, which have the same order.
-SELECT_PERIOD = f"{_ROWS} coarse WHERE {_OF_PERIOD} UNION ALL {_ROWS} tick WHERE {_OF_PERIOD} ORDER BY time_ms"
+SELECT_PERIOD = f"{_COARSE_ROWS} WHERE {_OF_PERIOD} UNION ALL {_ROWS} WHERE {_OF_PERIOD} ORDER BY time_ms"
 SELECT_NEWEST = f"{SELECT_PERIOD} DESC LIMIT ?4"
-SELECT_LAST = f"{_ROWS} coarse WHERE {_OF_NODE} UNION ALL {_ROWS} tick WHERE {_OF_NODE} ORDER BY time_ms DESC LIMIT 1"
+SELECT_LAST = f"{_COARSE_ROWS} WHERE {_OF_NODE} UNION ALL {_ROWS} WHERE {_OF_NODE} ORDER BY time_ms DESC LIMIT 1"
 SELECT_LAYOUTS = f"SELECT layout FROM coarse WHERE {_OF_PERIOD} UNION SELECT layout FROM tick WHERE {_OF_PERIOD}"
 SELECT_STARTS = (
     f"SELECT min(time_ms) FROM coarse WHERE {_OF_PERIOD} UNION ALL SELECT min(time_ms) FROM tick WHERE {_OF_PERIOD}"

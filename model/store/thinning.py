@@ -3,13 +3,14 @@
 It is made for percentiles and maxima: none of them is lower than that of all samples, so that no free figure is higher.
 
 - Usage and waits are the largest of the step. Machines that were there at any time of it remain.
-- Of a node, ``cpu`` and ``mem`` are the smallest, ``oc_cpu`` and ``oc_mem`` those of its last sample: missing with it.
+- Of a node, ``cpu`` and ``mem`` are the smallest.
 - ``elapsed_time`` and ``oom_kills`` are sums.
-- Other fields have their last value.
+- Other fields have their last value: of ``oc_cpu`` and ``oc_mem`` the largest would count VMs that have left as alive.
 - ``cpu_samples`` and ``mem_samples`` are the numbers of samples in which the usage is known, ``samples`` that of all
   samples of a node: a step that was not scraped all the time covers no more than it did before.
 
-``misc/influxdb.sh`` has the same rule in Flux.
+The sample has the time of the last one. ``misc/influxdb.sh`` has the same rule in Flux, with the last millisecond of the
+step as its time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ LARGEST_FIELDS = frozenset({"cpu_usage", "mem_usage", "cpu_wait", "cpu_wait_shar
 SUMMED_FIELDS = frozenset({"elapsed_time", "oom_kills"})
 #: Of nodes only.
 SMALLEST_FIELDS = frozenset({"cpu", "mem"})
-AT_END_FIELDS = frozenset({"oc_cpu", "oc_mem"})
 
 #: Fields whose known samples are counted, and where.
 COUNTED_FIELDS = {"cpu_usage": "cpu_samples", "mem_usage": "mem_samples"}
@@ -72,8 +72,6 @@ def thin(parts: Sequence[Part]) -> tuple[_Fields, dict[str, _Fields]]:
     node: _Fields = {}
     domains: dict[str, _Fields] = {}
     for part in parts:
-        for name in AT_END_FIELDS:
-            node.pop(name, None)
         _merge(node, _reduce(part.node[:, None, :], part.node_fields, _NODE_RULES)[0], _NODE_RULES)
         node[SAMPLES] = node.get(SAMPLES, 0.0) + len(part.node)
         for name, fields in zip(part.domains, _reduce(part.table, part.domain_fields, _DOMAIN_RULES), strict=True):
@@ -118,10 +116,6 @@ def _sum(values: FloatArray) -> Any:
     return np.where(np.isnan(values).all(axis=0), np.nan, np.nansum(values, axis=0))
 
 
-def _at_end(values: FloatArray) -> Any:
-    return values[-1]
-
-
 def _last(values: FloatArray) -> Any:
     """The last known value of each column."""
     if not np.isnan(values[-1]).any():
@@ -138,5 +132,4 @@ _DOMAIN_RULES: Mapping[str, _Reduce] = {
 _NODE_RULES: Mapping[str, _Reduce] = {
     **_DOMAIN_RULES,
     **dict.fromkeys(SMALLEST_FIELDS, _smallest_size),
-    **dict.fromkeys(AT_END_FIELDS, _at_end),
 }

@@ -86,7 +86,7 @@ FREE_TEXT = {
     *("METRICS_ADDRESS", "STATE_ENDPOINT", "STORE_PATH", "SCHED_CHECKPOINT_PATH", "BALLOONING_JOURNAL_PATH"),
     "PLACEMENT_STATE_PATH",
     *("AGGREG_SPOOL_PATH", "SCHED_MASTER"),
-    *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "PLACEMENT_TOKEN"),
+    *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "INFLUXDB_COARSE_BUCKET", "PLACEMENT_TOKEN"),
     *(key for key in SETTINGS if key.startswith("OS_") and key not in {"OS_AUTH_TYPE", "OS_AUTH_URL", "OS_CACERT"}),
     *(key for key, setting in SETTINGS.items() if setting.section == "misc/influxdb.sh only"),
 }
