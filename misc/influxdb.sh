@@ -331,6 +331,10 @@ $(stream "r._measurement == \"node\" and r._field != \"cpu\" and r._field != \"m
     steps(fn: last) |> write()
 $(stream "r._measurement == \"domain\" and $others") |> steps(fn: last) |> write()
 $(stream 'r._measurement == "node" and r._field == "vm_number"') |> steps(fn: last) |> write()
+$(stream 'r._measurement == "node" and r._field == "elapsed_time"') |>
+    filter(fn: (r) => r._value > 0.0) |> steps(fn: min) |> set(key: "_field", value: "elapsed_min") |> write()
+$(stream 'r._measurement == "node" and r._field == "elapsed_time"') |> steps(fn: max) |>
+    set(key: "_field", value: "elapsed_max") |> write()
 $(stream "$machines and r._field == \"cpu_usage\"") |> filter(fn: (r) => r._value >= 0.0) |>
     steps(fn: count) |> toFloat() |> set(key: "_field", value: "cpu_samples") |> write()
 $(stream "$machines and r._field == \"mem_usage\"") |> filter(fn: (r) => r._value >= 0.0) |>

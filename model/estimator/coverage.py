@@ -34,6 +34,12 @@ _SLOWER = 1.5
 #: A level is valid for at most this number of intervals.
 _LEVEL_INTERVALS = 3
 
+#: A rate that covers no more intervals than this is not after a longer gap, which covers four or more.
+_EVEN_INTERVALS = 3.5
+
+#: The mean interval of the scrapes that a sample stands for is the usual one unless it exceeds the shortest by more.
+_REGULAR = 1.1
+
 #: CPU usage beyond this multiple of the capacity is an error; clock and counters are not read at the same time.
 _MOST_CPU = 1.5
 
@@ -43,8 +49,8 @@ _MOST_REPEATED = 2000
 #: Shortest time between two scrapes, ms: a sample cannot stand for more of them.
 _SHORTEST_MS = 100.0
 
-#: Numbers of scrapes that a sample stands for; fields of nodes and of VMs. Missing where it stands for itself.
-NUMBER_FIELDS = ("samples", "cpu_samples", "mem_samples")
+#: Fields of a sample that stands for several scrapes: their numbers, and the shortest and longest times of their rates.
+THINNED_FIELDS = ("samples", "cpu_samples", "mem_samples", "elapsed_min", "elapsed_max")
 
 _NO_SAMPLES: FloatArray = np.empty(0)
 
@@ -137,7 +143,7 @@ class SliceCoverage:
         self._vms_known_ms = int(node.time_ms[known[-1]]) if known.size else start_ms
         gaps = np.diff(node.time_ms, prepend=start_ms).astype(np.float64)
         scrapes = _numbers(node, "samples", gaps)
-        intervals = np.repeat(gaps / scrapes, scrapes)[1:]
+        intervals = np.repeat(_intervals(node, gaps, scrapes), scrapes)[1:]
         measured_ms = float(np.median(intervals)) if intervals.size else float(self._slice_ms)
         expected_ms = min(measured_ms, usual_ms) if usual_ms else measured_ms
         self.interval_ms = usual_ms
@@ -145,9 +151,8 @@ class SliceCoverage:
             self.interval_ms = min(measured_ms, _SLOWER * usual_ms) if usual_ms else measured_ms
         self._min_samples = min_samples
         self._expected_ms = expected_ms
-        # Where a sample stands for several scrapes, one of them was after a gap at most: the least that they cover.
-        level = np.minimum(gaps, (scrapes + _LEVEL_INTERVALS - 1) * expected_ms)
         elapsed = node.fields["elapsed_time"]
+        level = self._level(gaps, scrapes, elapsed, node.fields.get("elapsed_max"))
         # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
         rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
         numbers = {
@@ -157,6 +162,20 @@ class SliceCoverage:
             CPU: self._repeat(rate, numbers[CPU]),
             MEMORY: self._repeat(level * (numbers[MEMORY] / scrapes), numbers[MEMORY]),
         }
+
+    def _level(
+        self, gaps: FloatArray, scrapes: NDArray[np.intp], elapsed: FloatArray, longest: FloatArray | None
+    ) -> FloatArray:
+        """(n,) float64: the time that each level covers, ms.
+
+        Of the scrapes that a sample stands for, one was after a gap at most: that is the least that they cover. They
+        cover all of the time when rates do and no rate covers too much of it.
+        """
+        level = np.minimum(gaps, (scrapes + _LEVEL_INTERVALS - 1) * self._expected_ms)
+        if longest is None or np.isnan(longest).all():
+            return level
+        even = (longest <= _EVEN_INTERVALS * self._expected_ms) & (elapsed >= gaps - 1.5 * self._expected_ms)
+        return np.where(even, gaps, level)
 
     def _repeat(self, covers: FloatArray, numbers: NDArray[np.intp]) -> _Covers:
         usual_ms = float(np.median(covers)) if covers.size else 0.0
@@ -248,6 +267,15 @@ def _number_field(resource: Resource) -> str:
     return f"{resource.name}_samples"
 
 
+def _intervals(node: Samples, gaps: FloatArray, scrapes: NDArray[np.intp]) -> FloatArray:
+    """(n,) float64: the usual time between the scrapes that each sample stands for, ms."""
+    means: FloatArray = gaps / scrapes
+    shortest = node.fields.get("elapsed_min")
+    if shortest is None:
+        return means
+    return np.where((shortest > 0) & (means > _REGULAR * shortest), shortest, means)
+
+
 def _numbers(samples: Samples, name: str, gaps: Any) -> NDArray[np.intp]:
     """(n,) int: how many scrapes each sample stands for, at least 1.
 
@@ -255,7 +283,7 @@ def _numbers(samples: Samples, name: str, gaps: Any) -> NDArray[np.intp]:
     ----------
     samples : Samples
     name : str
-        One of :data:`NUMBER_FIELDS`.
+        Of the field that has the number.
     gaps : (n,) float64 or int64
         Since the sample before, ms.
     """

@@ -49,7 +49,7 @@ _QUIET_S = 600.0
 #: Bytes read from a connection at once.
 _PIECE = 2**18
 #: How long it is believed since when a bucket has samples of a node, seconds: old samples expire.
-_BEGIN_VALID_S = 600.0
+_BEGIN_VALID_S = 60.0
 #: After the end of any period, Unix milliseconds.
 _NEVER_MS = 2**62
 

@@ -4,13 +4,14 @@ It is made for percentiles and maxima: none of them is lower than that of all sa
 
 - Usage and waits are the largest of the step. Machines that were there at any time of it remain.
 - Of a node, ``cpu`` and ``mem`` are the smallest.
-- ``elapsed_time`` and ``oom_kills`` are sums.
+- ``elapsed_time`` and ``oom_kills`` are sums; ``elapsed_min`` and ``elapsed_max`` of a node are the
+  shortest and the longest ``elapsed_time``.
 - Other fields have their last value: of ``oc_cpu`` and ``oc_mem`` the largest would count VMs that have left as alive.
 - ``cpu_samples`` and ``mem_samples`` are the numbers of samples in which the usage is known, ``samples`` that of all
   samples of a node: a step that was not scraped all the time covers no more than it did before.
 
-The sample has the time of the last one. ``misc/influxdb.sh`` has the same rule in Flux, with the last millisecond of the
-step as its time.
+The sample has the time of the last one. ``misc/influxdb.sh`` has the same rule in Flux, with the last millisecond of
+the step as its time.
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ def thin(parts: Sequence[Part]) -> tuple[_Fields, dict[str, _Fields]]:
     domains: dict[str, _Fields] = {}
     for part in parts:
         _merge(node, _reduce(part.node[:, None, :], part.node_fields, _NODE_RULES)[0], _NODE_RULES)
+        if "elapsed_time" in part.node_fields:
+            elapsed = part.node[:, [list(part.node_fields).index("elapsed_time")]]
+            bounds: list[_Fields] = [{}]
+            for name, rule in _ELAPSED_RULES.items():
+                _add(bounds, name, rule(elapsed))
+            _merge(node, bounds[0], _ELAPSED_RULES)
         node[SAMPLES] = node.get(SAMPLES, 0.0) + len(part.node)
         for name, fields in zip(part.domains, _reduce(part.table, part.domain_fields, _DOMAIN_RULES), strict=True):
             _merge(domains.setdefault(name, {}), fields, _DOMAIN_RULES)
@@ -107,8 +114,8 @@ def _largest(values: FloatArray) -> Any:
     return np.fmax.reduce(values, axis=0)
 
 
-def _smallest_size(values: FloatArray) -> Any:
-    # Every node has cores and memory: another size is an error.
+def _smallest(values: FloatArray) -> Any:
+    # Every node has cores and memory, and every rate covers some time: another value is an error.
     return np.fmin.reduce(np.where(values > 0, values, np.nan), axis=0)
 
 
@@ -125,11 +132,13 @@ def _last(values: FloatArray) -> Any:
     return values[at, np.arange(values.shape[1])]
 
 
+#: The fields that are made of ``elapsed_time``.
+_ELAPSED_RULES: Mapping[str, _Reduce] = {"elapsed_min": _smallest, "elapsed_max": _largest}
 _DOMAIN_RULES: Mapping[str, _Reduce] = {
     **dict.fromkeys(LARGEST_FIELDS, _largest),
     **dict.fromkeys(SUMMED_FIELDS, _sum),
 }
 _NODE_RULES: Mapping[str, _Reduce] = {
     **_DOMAIN_RULES,
-    **dict.fromkeys(SMALLEST_FIELDS, _smallest_size),
+    **dict.fromkeys(SMALLEST_FIELDS, _smallest),
 }
