@@ -38,6 +38,7 @@ _CONTENTION = ("cpu_wait", "cpu_wait_share", "psi_cpu", "psi_memory", "swap_in",
 _RESERVED = {
     *("cpu", "mem", "cpu_time", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "elapsed_cpu_time", "sched_busy"),
     *("vm_number", "stat_rss_pages", "stat_rsslim", "stat_vsize"),
+    *("samples", "cpu_samples", "mem_samples", "elapsed_min", "elapsed_max"),  # of thinned samples
     *(name for name, *_ in (*_RATIOS, *FREQUENCIES, *_SHARES, *_SUMS)),
     *_CONTENTION,
     *DELTAS,

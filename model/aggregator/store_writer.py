@@ -62,7 +62,7 @@ class StoreWriter:
         self.recall = Recall(store)
 
     def start(self, *, expire: bool) -> None:
-        """Start writing and, with ``expire``, delete old samples of the embedded store."""
+        """Start writing and, with ``expire``, delete and thin old samples of the embedded store."""
         self.queue.start()
         store = self._store
         if expire and isinstance(store, SqliteStore):
@@ -77,12 +77,15 @@ class StoreWriter:
 
     def _expire(self, store: SqliteStore) -> None:
         try:
-            deleted = store.expire()
+            expired = store.expire(stopped=self._stopped)
         except StoreUnavailable as error:
             self._problems.report("deletion of old samples", str(error))
             return
         self._problems.resolve("deletion of old samples")
-        LOG.info("old samples deleted: samples=%d retention_s=%g", deleted, store.retention_s)
+        LOG.info(
+            "old samples deleted: samples=%d thinned=%d retention_s=%g",
+            *(expired.deleted, expired.thinned, store.retention_s),
+        )
 
 
 def open_writer(settings: AggregatorSettings) -> StoreWriter:

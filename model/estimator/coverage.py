@@ -3,6 +3,9 @@
 A CPU rate is the mean since the scrape before it. After a gap, one rate covers many intervals; it counts as often as
 the rates that are missing. Otherwise a node that does not respond while it is busy would look idle. A slice of which
 too little is covered has no figures.
+
+Of older samples the store may have kept one per step of time, see :mod:`model.store.thinning`. It has the number of
+samples that it stands for, and counts as often as they did.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..numerics import FloatArray
 from ..samples import Samples
-from ..slices import CPU, LARGEST, RESOURCES, Resource
+from ..slices import CPU, LARGEST, MEMORY, RESOURCES, Resource
 
 #: Share of a slice that must be covered, beside one interval at its end, which the next slice covers. What is not
 #: covered may be the time in which the node was busy.
@@ -32,11 +35,23 @@ _SLOWER = 1.5
 #: A level is valid for at most this number of intervals.
 _LEVEL_INTERVALS = 3
 
+#: A rate that covers no more intervals than this is not after a longer gap, which covers four or more.
+_EVEN_INTERVALS = 3.5
+
+#: The mean interval of the scrapes that a sample stands for is the usual one unless it exceeds the shortest by more.
+_REGULAR = 1.1
+
 #: CPU usage beyond this multiple of the capacity is an error; clock and counters are not read at the same time.
 _MOST_CPU = 1.5
 
 #: Limits how often a sample is repeated: a slice has at most this number of repeated samples, or thrice its samples.
 _MOST_REPEATED = 2000
+
+#: Shortest time between two scrapes, ms: a sample cannot stand for more of them.
+_SHORTEST_MS = 100.0
+
+#: Fields of a sample that stands for several scrapes: their numbers, and the shortest and longest times of their rates.
+THINNED_FIELDS = ("samples", "cpu_samples", "mem_samples", "elapsed_min", "elapsed_max")
 
 _NO_SAMPLES: FloatArray = np.empty(0)
 
@@ -68,19 +83,33 @@ class _Covers(NamedTuple):
     each_ms : (n,) float64
     repeats : (n,) int
         How often each counts.
+    numbers : (n,) int
+        The number of scrapes that each stands for.
     total_ms : float
     any_repeated : bool
     """
 
     each_ms: FloatArray
     repeats: NDArray[np.intp]
+    numbers: NDArray[np.intp]
     total_ms: float
     any_repeated: bool
 
     def of(self, chosen: NDArray[Any]) -> _Covers:
         """Those of some samples, by a mask or by indices."""
-        each_ms, repeats = self.each_ms[chosen], self.repeats[chosen]
-        return _Covers(each_ms, repeats, float(each_ms.sum()), bool((repeats > 1).any()))
+        return _covers(self.each_ms[chosen], self.repeats[chosen], self.numbers[chosen])
+
+    def limited_to(self, numbers: NDArray[np.intp]) -> _Covers:
+        """The same for a machine that was there in only so many of the scrapes that each stands for."""
+        if (numbers >= self.numbers).all():
+            return self
+        share = np.minimum(numbers / self.numbers, 1.0)
+        repeats = np.maximum(1, np.rint(self.repeats * share).astype(np.intp))
+        return _covers(self.each_ms * share, repeats, np.minimum(numbers, self.numbers))
+
+
+def _covers(each_ms: FloatArray, repeats: NDArray[np.intp], numbers: NDArray[np.intp]) -> _Covers:
+    return _Covers(each_ms, repeats, numbers, float(each_ms.sum()), bool((repeats > 1).any()))
 
 
 def valid_levels(values: FloatArray) -> FloatArray:
@@ -118,24 +147,47 @@ class SliceCoverage:
         (known,) = np.nonzero(~np.isnan(node.fields["oc_cpu"]))
         self._vms_known_ms = int(node.time_ms[known[-1]]) if known.size else start_ms
         gaps = np.diff(node.time_ms, prepend=start_ms).astype(np.float64)
-        measured_ms = float(np.median(gaps[1:])) if gaps.size > 1 else float(self._slice_ms)
+        scrapes = _numbers(node, "samples", gaps)
+        intervals = np.repeat(_intervals(node, gaps, scrapes), scrapes)[1:]
+        measured_ms = float(np.median(intervals)) if intervals.size else float(self._slice_ms)
         expected_ms = min(measured_ms, usual_ms) if usual_ms else measured_ms
         self.interval_ms = usual_ms
-        if gaps.size > 1:
+        if intervals.size:
             self.interval_ms = min(measured_ms, _SLOWER * usual_ms) if usual_ms else measured_ms
         self._min_samples = min_samples
         self._expected_ms = expected_ms
-        level = np.minimum(gaps, _LEVEL_INTERVALS * expected_ms)
         elapsed = node.fields["elapsed_time"]
+        level = self._level(gaps, scrapes, elapsed, node.fields.get("elapsed_max"))
         # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
         rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
-        self._covers = {resource: self._repeat(rate if resource is CPU else level) for resource in RESOURCES}
+        numbers = {
+            resource: np.minimum(_numbers(node, _number_field(resource), gaps), scrapes) for resource in RESOURCES
+        }
+        self._covers = {
+            CPU: self._repeat(rate, numbers[CPU]),
+            MEMORY: self._repeat(level * (numbers[MEMORY] / scrapes), numbers[MEMORY]),
+        }
 
-    def _repeat(self, covers: FloatArray) -> _Covers:
+    def _level(
+        self, gaps: FloatArray, scrapes: NDArray[np.intp], elapsed: FloatArray, longest: FloatArray | None
+    ) -> FloatArray:
+        """(n,) float64: the time that each level covers, ms.
+
+        Of the scrapes that a sample stands for, one was after a gap at most: that is the least that they cover. They
+        cover all of the time when rates do and no rate covers too much of it.
+        """
+        level = np.minimum(gaps, (scrapes + _LEVEL_INTERVALS - 1) * self._expected_ms)
+        if longest is None or np.isnan(longest).all():
+            return level
+        even = (longest <= _EVEN_INTERVALS * self._expected_ms) & (elapsed >= gaps - 1.5 * self._expected_ms)
+        return np.where(even, gaps, level)
+
+    def _repeat(self, covers: FloatArray, numbers: NDArray[np.intp]) -> _Covers:
         usual_ms = float(np.median(covers)) if covers.size else 0.0
-        base_ms = max(usual_ms, self._slice_ms / max(_MOST_REPEATED, 2 * covers.size))
-        repeats = np.maximum(1, np.rint(covers / base_ms).astype(np.intp))
-        return _Covers(covers, repeats, float(covers.sum()), bool((repeats > 1).any()))
+        if (numbers > 1).any():
+            usual_ms = self._expected_ms
+        base_ms = max(usual_ms, self._slice_ms / max(_MOST_REPEATED, 2 * int(numbers.sum())))
+        return _covers(covers, np.maximum(numbers, np.rint(covers / base_ms).astype(np.intp)), numbers)
 
     def count_node(
         self, resource: Resource, values: FloatArray, capacity: float, waits: FloatArray | None = None
@@ -200,9 +252,11 @@ class SliceCoverage:
             if samples is not None
             and complete[i]
             and (resource is not CPU or _is_unknown(samples.fields.get("cpu_wait")))
+            and _is_unknown(samples.fields.get(_number_field(resource)))
         ]
         counted: dict[int, Counted] = {}
-        if together and self._times.size and int(self._times[-1]) >= self._vms_known_ms:
+        is_thinned = bool((covers.numbers > 1).any())
+        if together and not is_thinned and self._times.size and int(self._times[-1]) >= self._vms_known_ms:
             values = np.array([samples.fields[name] for _, samples in together])
             valid = np.all((values >= 0) & (values <= LARGEST), axis=1).tolist()
             # The same for all of them.
@@ -214,14 +268,10 @@ class SliceCoverage:
                 for (i, _), row, is_valid in zip(together, values, valid, strict=True)
                 if is_valid
             }
-        return [
-            counted[i]
-            if i in counted
-            else Counted(_NO_SAMPLES)
-            if samples is None
-            else self.count_vm(resource, samples)
-            for i, samples in enumerate(vms)
-        ]
+        for i, samples in enumerate(vms):
+            if i not in counted:
+                counted[i] = Counted(_NO_SAMPLES) if samples is None else self.count_vm(resource, samples)
+        return [counted[i] for i in range(len(vms))]
 
     def count_vm(self, resource: Resource, samples: Samples) -> Counted:
         """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
@@ -233,10 +283,13 @@ class SliceCoverage:
         values = samples.fields[f"{resource.name}_usage"]
         waits = samples.fields.get("cpu_wait") if resource is CPU else None
         covers = self._covers[resource]
+        numbers = _numbers(samples, _number_field(resource), np.diff(samples.time_ms, prepend=self._start_ms))
         if not self._has_times_of_node(samples):
             place, at_same_time = self._place(samples)
             values, covers = values[at_same_time], covers.of(place[at_same_time])
             waits = None if waits is None else waits[at_same_time]
+            numbers = numbers[at_same_time]
+        covers = covers.limited_to(numbers)
         return self._count(values, (values >= 0) & (values <= LARGEST), covers, required_ms, waits)
 
     def _count(
@@ -247,13 +300,13 @@ class SliceCoverage:
         required_ms: float,
         waits: FloatArray | None = None,
     ) -> Counted:
-        number = int(np.count_nonzero(valid))
+        number = int(covers.numbers[valid].sum())
         needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
         if number < needed:
             return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
         waits = None if waits is None else valid_levels(waits)
         demand = None if waits is None or np.isnan(waits).all() else values + np.nan_to_num(waits)
-        if number < valid.size:
+        if not valid.all():
             values, covers = values[valid], covers.of(valid)
             demand = None if demand is None else demand[valid]
         if covers.total_ms < _COVERED * required_ms - self._expected_ms:
@@ -262,3 +315,35 @@ class SliceCoverage:
             values = np.repeat(values, covers.repeats)
             demand = None if demand is None else np.repeat(demand, covers.repeats)
         return Counted(values, demand=demand)
+
+
+def _number_field(resource: Resource) -> str:
+    return f"{resource.name}_samples"
+
+
+def _intervals(node: Samples, gaps: FloatArray, scrapes: NDArray[np.intp]) -> FloatArray:
+    """(n,) float64: the usual time between the scrapes that each sample stands for, ms."""
+    means: FloatArray = gaps / scrapes
+    shortest = node.fields.get("elapsed_min")
+    if shortest is None:
+        return means
+    return np.where((shortest > 0) & (means > _REGULAR * shortest), shortest, means)
+
+
+def _numbers(samples: Samples, name: str, gaps: Any) -> NDArray[np.intp]:
+    """(n,) int: how many scrapes each sample stands for, at least 1.
+
+    Parameters
+    ----------
+    samples : Samples
+    name : str
+        Of the field that has the number.
+    gaps : (n,) float64 or int64
+        Since the sample before, ms.
+    """
+    values = samples.fields.get(name)
+    if values is None or np.isnan(values).all():
+        return np.ones(samples.time_ms.size, dtype=np.intp)
+    most = np.maximum(gaps / _SHORTEST_MS, 1.0)
+    numbers: NDArray[np.intp] = np.rint(np.clip(np.nan_to_num(values, nan=1.0), 1.0, most)).astype(np.intp)
+    return numbers

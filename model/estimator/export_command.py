@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import time
+from datetime import datetime, timezone
 
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import staged
@@ -16,6 +18,8 @@ from ..store.factory import open_store
 from .options import ExportOptions
 from .settings import EstimatorSettings, estimator_settings
 from .trace_export import NothingStored, export
+
+LOG = logging.getLogger("scroogevm")
 
 
 def run_export(options: ExportOptions) -> int:
@@ -64,5 +68,9 @@ def _export(options: ExportOptions, settings: EstimatorSettings, first: int, las
         if begins_ms is None:
             raise NothingStored
         first = max(first, calendar.last_ended(begins_ms / 1000) + 1)
+        resolution = store.resolution(node, calendar.bounds_ms(first)[0], calendar.bounds_ms(last)[1])
+        if resolution is not None:
+            before = datetime.fromtimestamp(resolution.before_ms / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+            LOG.warning("of the samples before %s one per %g s is kept", before, resolution.step_ms / 1000)
         with ProgressBar().counted("exporting", last - first + 1) as step:
             files.write_pieces(options.path, export(store, settings, node, first, last, step))

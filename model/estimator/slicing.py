@@ -18,11 +18,11 @@ from ..samples import LastConfig, Samples
 from ..slices import CPU, LARGEST, RESOURCES, Slice, usage_of
 from ..store.base import Store
 from .bookings import CONFIG_FIELDS, LastConfigs, book_vms, last_configs, merge
-from .coverage import SliceCoverage
+from .coverage import THINNED_FIELDS, SliceCoverage
 from .waiting import NODE_WAIT_FIELDS, WAIT_FIELDS, waiting_of
 
 #: Fields that are read from the store, of the node and of its domains.
-DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage")
+DOMAIN_FIELDS = (*CONFIG_FIELDS, "cpu_usage", "mem_usage", *THINNED_FIELDS)
 
 #: Of the node alone: the time that a rate covers, ms, and the allocations of all VMs / capacity.
 FIELDS = (*DOMAIN_FIELDS, "elapsed_time", "oc_cpu", "oc_mem")

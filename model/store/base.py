@@ -62,6 +62,21 @@ class FleetRow:
     counts: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How many samples of a period are kept.
+
+    Attributes
+    ----------
+    before_ms : int
+        Of the samples before this time, Unix milliseconds, one per step is kept; all later ones are.
+    step_ms : int
+    """
+
+    before_ms: int
+    step_ms: int
+
+
 class Store(Protocol):
     """The operations of a store."""
 
@@ -111,6 +126,9 @@ class Store(Protocol):
 
     def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
         """Time of the first sample of a node in a period; None when there is none."""
+
+    def resolution(self, node: str, start_ms: int, end_ms: int) -> Resolution | None:
+        """Which samples of a node in a period are thinned, see :mod:`~model.store.thinning`; None when none are."""
 
     def last(self, node: str) -> ScrapeSample | None:
         """Newest sample of a node; None when there is none."""

@@ -32,7 +32,7 @@ def open_store(settings: StoreSettings) -> Store:
 
         return PrometheusStore(settings.prometheus)
     if settings.influx is None:
-        store = SqliteStore(settings.path, settings.retention_s)
+        store = SqliteStore(settings.path, settings.retention_s, settings.thinning)
         try:
             store.open()
         except StoreUnavailable:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from ..common.errors import causes, system_words
 from ..common.logs import ProblemLog
 from ..samples import LastConfig, Period, ScrapeSample
 from . import influxdb_queries as queries
-from .base import Encoded, FleetRow, StoreRefused, StoreUnavailable
+from .base import Encoded, FleetRow, Resolution, StoreRefused, StoreUnavailable
 from .influxdb_decoding import (
     decode_configs,
     decode_fleet,
@@ -46,6 +48,10 @@ _REJECTED = "InfluxDB"
 _QUIET_S = 600.0
 #: Bytes read from a connection at once.
 _PIECE = 2**18
+#: How long it is believed since when a bucket has samples of a node, seconds: old samples expire.
+_BEGIN_VALID_S = 60.0
+#: After the end of any period, Unix milliseconds.
+_NEVER_MS = 2**62
 
 _CONFLICT = re.compile(r'field type conflict: input field \\?"([^"\\]+)\\?" on measurement \\?"([^"\\]+)\\?"')
 _DROPPED = re.compile(r"dropped[= ](\d+)")
@@ -68,6 +74,8 @@ class InfluxStore:
         self._problems = ProblemLog(LOG)
         #: Measurement and name of fields whose type the bucket does not accept.
         self._excluded: set[tuple[str, str]] = set()
+        #: Since when the bucket has samples of each node, Unix milliseconds, and until when that is believed.
+        self._begins: dict[str, tuple[int, float]] = {}
 
     def encode(self, sample: ScrapeSample) -> Encoded:
         """Encode a sample as line protocol; names that a tag cannot hold are omitted and logged."""
@@ -153,31 +161,80 @@ class InfluxStore:
         self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True
     ) -> Iterator[bytes]:
         """The tables of :meth:`read`, not decoded."""
-        if end_ms <= start_ms:
-            return
-        parameters = {"url": node, **queries.period_parameters(start_ms, end_ms)}
-        for query in queries.period_queries(fields, domains=domains):
-            yield from self._query(query, parameters)
+        return self._query_period(queries.period_queries(fields, domains=domains), node, start_ms, end_ms)
 
     def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, LastConfig]:
         """Read the last values, which the server selects."""
-        if end_ms <= start_ms:
-            return {}
-        parameters = {"url": node, **queries.period_parameters(start_ms, end_ms)}
-        return decode_configs(self._query(queries.LAST_CONFIGS, parameters))
+        return decode_configs(self._query_period([queries.LAST_CONFIGS], node, start_ms, end_ms))
 
     def nodes(self) -> list[str]:
         """Values of the tag ``url``, sorted."""
-        return decode_texts(self._query(queries.NODES, {}))
+        buckets = filter(None, (self._settings.bucket, self._settings.coarse_bucket))
+        return sorted({name for bucket in buckets for name in decode_texts(self._query(queries.NODES, {}, bucket))})
 
     def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
         """Lowest time of the first values of all fields in a period."""
-        tables = self._query(queries.FIRST, {"url": node, **queries.period_parameters(start_ms, end_ms)})
+        tables = self._query_period([queries.FIRST], node, start_ms, end_ms)
         return min((int(decode_rows(table).times.min()) for table in tables), default=None)
+
+    def resolution(self, node: str, start_ms: int, end_ms: int) -> Resolution | None:
+        """What the bucket does not have is thinned, as far as the coarse bucket has it."""
+        before_ms = min(self._coarse_until_ms(node, start_ms), end_ms)
+        if before_ms <= start_ms or not self._coarse_tables([queries.FIRST], node, start_ms, before_ms):
+            return None
+        return Resolution(before_ms, self._settings.step_s * 1000)
+
+    def _query_period(self, statements: Sequence[str], node: str, start_ms: int, end_ms: int) -> Iterator[bytes]:
+        """The tables of statements over a period: of the coarse bucket as far as the other has no samples any more."""
+        coarse_ms = min(self._coarse_until_ms(node, start_ms), end_ms)
+        if start_ms < coarse_ms:
+            tables = self._coarse_tables(statements, node, start_ms, coarse_ms)
+            yield from tables
+            # The step in which the samples of the bucket begin is whole in the coarse one, unless that is empty so far.
+            start_ms = coarse_ms if tables else start_ms
+        if start_ms < end_ms:
+            parameters = {"url": node, **queries.period_parameters(start_ms, end_ms)}
+            for statement in statements:
+                yield from self._query(statement, parameters)
+
+    def _coarse_tables(self, statements: Sequence[str], node: str, start_ms: int, end_ms: int) -> list[bytes]:
+        parameters = {"url": node, **queries.period_parameters(start_ms, end_ms)}
+        return [
+            table
+            for statement in statements
+            for table in self._query(statement, parameters, self._settings.coarse_bucket)
+        ]
+
+    def _coarse_until_ms(self, node: str, start_ms: int) -> int:
+        """The end of the step in which the samples of the bucket begin; 0 when a period after that time needs no other.
+
+        Parameters
+        ----------
+        node : str
+        start_ms : int
+            The start of the period.
+        """
+        if not self._settings.coarse_bucket:
+            return 0
+        begin_ms, until_s = self._begins.get(node, (0, -math.inf))
+        if time.monotonic() >= until_s:
+            tables = self._query(queries.BEGIN, {"url": node})
+            begins = [int(decode_rows(table).times.min()) for table in tables]
+            if not begins:
+                return _NEVER_MS
+            begin_ms = min(begins)
+            self._begins[node] = (begin_ms, time.monotonic() + _BEGIN_VALID_S)
+        step_ms = self._settings.step_s * 1000
+        return 0 if start_ms >= begin_ms else -(-begin_ms // step_ms) * step_ms
 
     def last(self, node: str) -> ScrapeSample | None:
         """The last values of all fields that belong to the newest sample."""
-        return decode_newest(node, (table for query in queries.LAST for table in self._query(query, {"url": node})))
+        for bucket in filter(None, (self._settings.bucket, self._settings.coarse_bucket)):
+            tables = (table for query in queries.LAST for table in self._query(query, {"url": node}, bucket))
+            sample = decode_newest(node, tables)
+            if sample is not None:
+                return sample
+        return None
 
     def write_fleet(self, row: FleetRow) -> None:
         """Write the counts as one point."""
@@ -194,7 +251,8 @@ class InfluxStore:
 
     def check(self) -> str:
         """Read from the bucket, test that it can be written without writing, and get the version."""
-        list(self._query(queries.ONE_ROW, {}))
+        for bucket in filter(None, (self._settings.bucket, self._settings.coarse_bucket)):
+            list(self._query(queries.ONE_ROW, {}, bucket))
         # The server checks the permission of an empty write, and stores nothing.
         self._write_lines([""])
         version = str(self._client.version())
@@ -208,8 +266,15 @@ class InfluxStore:
         self._write_api.close()
         self._client.close()
 
-    def _query(self, flux: str, parameters: Mapping[str, Any]) -> Iterator[bytes]:
+    def _query(self, flux: str, parameters: Mapping[str, Any], bucket: str = "") -> Iterator[bytes]:
         """The tables of a response, each as soon as it arrives.
+
+        Parameters
+        ----------
+        flux : str
+        parameters : mapping
+        bucket : str
+            Empty: that of the samples.
 
         Raises
         ------
@@ -218,7 +283,7 @@ class InfluxStore:
         """
         try:
             response = self._client.query_api().query_raw(
-                flux, dialect=_DIALECT, params={"bucket": self._settings.bucket, **parameters}
+                flux, dialect=_DIALECT, params={"bucket": bucket or self._settings.bucket, **parameters}
             )
             for table in split_tables(response.stream(_PIECE, decode_content=True)):
                 if (message := error_of(table)) is not None:

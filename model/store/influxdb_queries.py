@@ -43,6 +43,9 @@ LAST_CONFIGS = _select(_DOMAIN, 'r._field == "cpu" or r._field == "mem"', reduce
 
 FIRST = _select(f"{_NODE} or {_DOMAIN}", 'r._field != "vm_number"', reduce="|> first()")
 
+#: Of all times: since when the bucket has samples of a node.
+BEGIN = _select(_NODE, 'r._field != "vm_number"', span="|> range(start: 0)", reduce="|> first()")
+
 #: The floats of the newest sample, and its integers.
 LAST = tuple(
     _select(f"{_NODE} or {_DOMAIN}", f'r._field {operator} "vm_number"', span="|> range(start: 0)", reduce="|> last()")

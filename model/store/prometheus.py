@@ -150,6 +150,10 @@ class PrometheusStore:
         times_ms = self._period(node, first_ms, last_ms, Wanted(memory=False, waits=False)).node.time_ms
         return int(times_ms[0]) if times_ms.size else None
 
+    def resolution(self, node: str, start_ms: int, end_ms: int) -> None:  # noqa: ARG002
+        """None: every scrape is read."""
+        return
+
     def last(self, node: str) -> ScrapeSample | None:
         """Newest sample of a node in the last steps, otherwise at the time at which it was seen last."""
         found = self._finder.nodes().get(node)

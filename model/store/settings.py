@@ -33,6 +33,13 @@ INFLUXDB_URL = _STORE.text(
 INFLUXDB_TOKEN = _STORE.text("INFLUXDB_TOKEN", "", "API token of InfluxDB.", parse=ascii_token, secret=True)
 INFLUXDB_ORG = _STORE.text("INFLUXDB_ORG", "", "Organisation in InfluxDB.", example="scroogevm")
 INFLUXDB_BUCKET = _STORE.text("INFLUXDB_BUCKET", "", "Bucket in InfluxDB.", example="scroogevm")
+INFLUXDB_COARSE_BUCKET = _STORE.text(
+    "INFLUXDB_COARSE_BUCKET",
+    "",
+    "Bucket with one sample per STORE_COARSE_STEP_S, from which periods are read that INFLUXDB_BUCKET no longer has. "
+    "misc/influxdb.sh makes it, and the task that fills it.",
+    example="scroogevm_coarse",
+)
 INFLUXDB_TIMEOUT_S = _STORE.number(
     "INFLUXDB_TIMEOUT_S", 10.0, 0.1, 600, "Seconds after which a request to InfluxDB counts as failed."
 )
@@ -44,10 +51,25 @@ STORE_PATH = _STORE.text(
 )
 STORE_RETENTION_S = _STORE.number(
     "STORE_RETENTION_S",
-    30 * 86400.0,
+    365 * 86400.0,
     3600,
     1e12,
-    "Seconds for which the embedded store keeps a sample. The bucket of InfluxDB has its own retention.",
+    "Seconds for which the embedded store keeps a sample. The buckets of InfluxDB have their own retention.",
+)
+STORE_FULL_S = _STORE.number(
+    "STORE_FULL_S",
+    2 * 86400.0,
+    3600,
+    1e12,
+    "Seconds for which the embedded store keeps every sample. Of older ones it keeps one per STORE_COARSE_STEP_S.",
+)
+STORE_COARSE_STEP_S = _STORE.whole(
+    "STORE_COARSE_STEP_S",
+    300,
+    0,
+    3600,
+    "Of samples older than STORE_FULL_S, one per so many seconds is kept, in which usage is the largest. "
+    "SCHED_SCOPE_SLICE_S should be a multiple of it. 0 keeps every sample for STORE_RETENTION_S.",
 )
 
 
@@ -187,6 +209,7 @@ PROMETHEUS_QUERIES_AT_ONCE = _PROMETHEUS.whole(
 
 _SCRIPT = Section("misc/influxdb.sh only")
 _SCRIPT.whole("INFLUXDB_RETENTION_S", 2592000, 3600, 10**12, "Retention of the bucket that the script makes, seconds.")
+_SCRIPT.whole("INFLUXDB_COARSE_RETENTION_S", 31536000, 3600, 10**12, "Retention of INFLUXDB_COARSE_BUCKET, seconds.")
 _SCRIPT.text("INFLUXDB_LISTEN", "127.0.0.1", "Address on which the server listens.")
 _SCRIPT.text("INFLUXDB_USER", "scroogevm", "Account of the web page.")
 _SCRIPT.text("INFLUXDB_PASSWORD", "", "Password of that account. The script makes one when it is empty.", secret=True)
@@ -197,13 +220,29 @@ _SCRIPT.whole("INFLUXDB_WAIT_S", 60, 1, 3600, "Seconds to wait until the server 
 
 @dataclass(frozen=True, slots=True)
 class InfluxSettings:
-    """An InfluxDB bucket and the credentials for it."""
+    """An InfluxDB bucket and the credentials for it.
+
+    Attributes
+    ----------
+    coarse_bucket : str
+        Has one sample per ``step_s`` seconds; empty when there is none.
+    """
 
     url: str
     token: str = field(repr=False)
     org: str
     bucket: str
     timeout_s: float
+    coarse_bucket: str = ""
+    step_s: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """Of samples older than ``full_s`` seconds, one per ``step_s`` seconds remains."""
+
+    full_s: float
+    step_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +286,15 @@ class StoreSettings:
         File of the embedded store.
     retention_s : float
         For how long the embedded store keeps a sample.
+    thinning : Thinning or None
+        Which samples the embedded store thins; None: none.
     prometheus : PrometheusSettings or None
     """
 
     influx: InfluxSettings | None
     path: Path
     retention_s: float
+    thinning: Thinning | None = None
     prometheus: PrometheusSettings | None = None
 
     @property
@@ -283,10 +325,12 @@ def store_settings(env: Environment, *, written: bool = False) -> StoreSettings:
     if path.is_dir():
         env.fault(STORE_PATH, f"{path} is a folder, not a file")
     prometheus = None if written else _prometheus(env)
+    step_s, full_s = env.read(STORE_COARSE_STEP_S), env.read(STORE_FULL_S)
     return StoreSettings(
-        influx=_influx(env) if prometheus is None else None,
+        influx=_influx(env, step_s) if prometheus is None else None,
         path=path,
         retention_s=env.read(STORE_RETENTION_S),
+        thinning=Thinning(full_s, step_s) if step_s else None,
         prometheus=prometheus,
     )
 
@@ -324,9 +368,14 @@ def _prometheus(env: Environment) -> PrometheusSettings | None:
     )
 
 
-def _influx(env: Environment) -> InfluxSettings | None:
+def _influx(env: Environment, step_s: int) -> InfluxSettings | None:
+    coarse_bucket = env.read(INFLUXDB_COARSE_BUCKET)
     if not env.is_set(INFLUXDB_URL):
         return None
+    if coarse_bucket and not step_s:
+        env.fault(STORE_COARSE_STEP_S, "INFLUXDB_COARSE_BUCKET requires one that is not 0")
+    if coarse_bucket and coarse_bucket == env.read(INFLUXDB_BUCKET):
+        env.fault(INFLUXDB_COARSE_BUCKET, "is INFLUXDB_BUCKET")
     reason = "INFLUXDB_URL requires it"
     return InfluxSettings(
         url=env.read(INFLUXDB_URL),
@@ -334,4 +383,6 @@ def _influx(env: Environment) -> InfluxSettings | None:
         org=env.require(INFLUXDB_ORG, reason),
         bucket=env.require(INFLUXDB_BUCKET, reason),
         timeout_s=env.read(INFLUXDB_TIMEOUT_S),
+        coarse_bucket=coarse_bucket,
+        step_s=step_s,
     )

@@ -6,14 +6,17 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common.atomic_files import identity, make_folder_of, resolve_database
 from ..samples import LastConfig, Period, ScrapeSample
-from .base import Encoded, FleetRow, StoreRefused, StoreUnavailable
+from . import sqlite_queries as queries
+from .base import Encoded, FleetRow, Resolution, StoreRefused, StoreUnavailable
+from .settings import Thinning
 from .sqlite_blocks import (
     Layout,
     config_keys,
@@ -22,11 +25,15 @@ from .sqlite_blocks import (
     decode_sample,
     encode_block,
 )
+from .sqlite_coarse import COARSE_SCHEMA, Steps, add_functions
 from .sqlite_fleet import DELETE_FLEET, FLEET_SCHEMA, INSERT_FLEET, SELECT_FLEET, decode_fleet, encode_fleet
 from .sqlite_layouts import LAYOUT_SCHEMA, LayoutNumbers, delete_unused, read_layouts, upgrade
 
 #: Rows deleted by one transaction; a writer waits at most for that many.
 _DELETED_AT_ONCE = 2000
+
+#: Longest pause between two of them.
+_LONGEST_REST_S = 0.5
 
 #: How long a transaction waits for another one.
 _LOCK_TIMEOUT_S = 10.0
@@ -51,20 +58,16 @@ _SCHEMA = (
     "layout INTEGER NOT NULL, data BLOB NOT NULL)",
     "CREATE UNIQUE INDEX IF NOT EXISTS tick_of_node ON tick(node, time_ms)",
     "CREATE INDEX IF NOT EXISTS tick_by_age ON tick(time_ms)",
+    *COARSE_SCHEMA,
     *FLEET_SCHEMA,
 )
 
-_OF_NODE = "FROM tick WHERE node = (SELECT id FROM node WHERE name = ?)"
-_OF_PERIOD = f"{_OF_NODE} AND time_ms >= ? AND time_ms < ?"
-_SELECT_PERIOD = f"SELECT time_ms, layout, data {_OF_PERIOD} ORDER BY time_ms"
-_SELECT_NEWEST = f"SELECT time_ms, layout, data {_OF_PERIOD} ORDER BY time_ms DESC LIMIT ?"
-_SELECT_LAYOUTS = f"SELECT DISTINCT layout {_OF_PERIOD}"
-_SELECT_START = f"SELECT min(time_ms) {_OF_PERIOD}"
-_SELECT_LAST = f"SELECT time_ms, layout, data {_OF_NODE} ORDER BY time_ms DESC LIMIT 1"
-_SELECT_NODES = "SELECT name FROM node WHERE EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id) ORDER BY name"
-_INSERT = "INSERT OR IGNORE INTO tick(node, time_ms, layout, data) VALUES (?, ?, ?, ?)"
-_DELETE = "DELETE FROM tick WHERE id IN (SELECT id FROM tick WHERE time_ms < ? LIMIT ?)"
-_DELETE_NODES = "DELETE FROM node WHERE NOT EXISTS (SELECT 1 FROM tick WHERE tick.node = node.id)"
+
+class Expired(NamedTuple):
+    """What was done to old samples."""
+
+    deleted: int
+    thinned: int
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +89,14 @@ class SqliteStore:
     path : Path
     retention_s : float
         :meth:`expire` deletes older samples.
+    thinning : Thinning, optional
+        Which samples :meth:`expire` thins; None: none.
     """
 
-    def __init__(self, path: Path, retention_s: float) -> None:
+    def __init__(self, path: Path, retention_s: float, thinning: Thinning | None = None) -> None:
         self.path = path.expanduser().absolute()
         self.retention_s = retention_s
+        self.thinning = thinning
         # A connection per thread: with WAL, a reader and a writer do not block each other.
         self._local = threading.local()
         self._opened: list[_Opened] = []
@@ -136,12 +142,12 @@ class SqliteStore:
                 (self._node(connection, node), time_ms, self._layouts.number(connection, layout, time_ms), block)
                 for node, time_ms, layout, block in (sample.payload for sample in samples)
             ]
-            connection.executemany(_INSERT, rows)
+            connection.executemany(queries.INSERT, rows)
         return 0
 
     def read(self, node: str, start_ms: int, end_ms: int, fields: Collection[str], *, domains: bool = True) -> Period:
         """Read all rows of a period with one query."""
-        rows = self._query(_SELECT_PERIOD, (node, start_ms, end_ms))
+        rows = self._query(queries.SELECT_PERIOD, (node, start_ms, end_ms))
         layouts = self._read_layouts({layout for _, layout, _ in rows})
         # A row that expires at the same time may have lost its layout.
         rows = [row for row in rows if row[1] in layouts]
@@ -149,7 +155,7 @@ class SqliteStore:
 
     def last_configs(self, node: str, start_ms: int, end_ms: int) -> dict[str, LastConfig]:
         """Search backwards from the newest row until all configurations are found; usually one row is enough."""
-        rows = self._query(_SELECT_LAYOUTS, (node, start_ms, end_ms))
+        rows = self._query(queries.SELECT_LAYOUTS, (node, start_ms, end_ms))
         layouts = self._read_layouts({layout for (layout,) in rows})
         missing = config_keys(layouts.values())
         configs: dict[str, dict[str, float]] = {}
@@ -157,7 +163,7 @@ class SqliteStore:
         # The configuration of a domain that left early is far back: read more rows each time.
         before, limit = end_ms, _FIRST_SEARCH
         while missing:
-            rows = self._query(_SELECT_NEWEST, (node, start_ms, before, limit))
+            rows = self._query(queries.SELECT_NEWEST, (node, start_ms, before, limit))
             for time_ms, number, block in rows:
                 if number not in layouts:
                     layouts |= self._read_layouts({number})  # a row that was written in the meantime
@@ -176,40 +182,87 @@ class SqliteStore:
 
     def nodes(self) -> list[str]:
         """Names of the nodes that have a row, sorted."""
-        return [name for (name,) in self._query(_SELECT_NODES, ())]
+        return [name for (name,) in self._query(queries.SELECT_NODES, ())]
 
     def begins_ms(self, node: str, start_ms: int, end_ms: int) -> int | None:
         """Time of the first row of a node in a period."""
-        ((time_ms,),) = self._query(_SELECT_START, (node, start_ms, end_ms))
-        return None if time_ms is None else int(time_ms)
+        starts = self._query(queries.SELECT_STARTS, (node, start_ms, end_ms))
+        return min((int(time_ms) for (time_ms,) in starts if time_ms is not None), default=None)
 
     def last(self, node: str) -> ScrapeSample | None:
         """Newest sample of a node."""
-        for time_ms, number, block in self._query(_SELECT_LAST, (node,)):
+        for time_ms, number, block in self._query(queries.SELECT_LAST, (node,)):
             for layout in self._read_layouts({number}).values():
                 return decode_sample(node, time_ms, layout, block)
         return None
 
-    def expire(self, now_s: float | None = None) -> int:
-        """Delete samples older than the retention, a part at a time; the number of deleted samples.
+    def resolution(self, node: str, start_ms: int, end_ms: int) -> Resolution | None:
+        """The last thinned row of a period tells."""
+        for time_ms, step_ms in self._query(queries.SELECT_COARSE, (node, start_ms, end_ms)):
+            return Resolution((time_ms // step_ms + 1) * step_ms, step_ms)
+        return None
 
-        Layouts and nodes that no sample uses any more are deleted as well.
+    def expire(self, now_s: float | None = None, stopped: threading.Event | None = None) -> Expired:
+        """Delete samples older than the retention, and thin old ones, a part at a time.
+
+        Layouts and nodes that no sample uses any more are deleted as well. The file does not become smaller: SQLite
+        uses the space again.
+
+        Parameters
+        ----------
+        now_s : float, optional
+            Unix seconds; the present by default.
+        stopped : threading.Event, optional
+            Ends it after the next part. Between two parts it rests as long as the first one took.
+
+        Raises
+        ------
+        StoreUnavailable
+            What was done until then is complete.
         """
-        oldest_ms = ((time.time() if now_s is None else now_s) - self.retention_s) * 1000.0
-        total = 0
-        while True:
-            with self._transaction() as connection:
-                deleted = connection.execute(_DELETE, (oldest_ms, _DELETED_AT_ONCE)).rowcount
+        now_s = time.time() if now_s is None else now_s
+        oldest_ms = (now_s - self.retention_s) * 1000.0
+        rest = _Rest(stopped)
+        deleted = 0
+        for statement in queries.DELETE:
+            deleted += self._repeat(partial(_delete, statement, oldest_ms), rest)
+        thinned = self._thin(now_s, rest)
+        self._repeat(partial(_delete_unused, oldest_ms), rest)
+        return Expired(deleted, thinned)
+
+    def _repeat(self, delete: Callable[[sqlite3.Connection], int], rest: _Rest) -> int:
+        """Delete in successive transactions until one has little to delete; the number of deleted rows."""
+        total, deleted = 0, _DELETED_AT_ONCE
+        while deleted >= _DELETED_AT_ONCE and not rest.stopped:
+            with rest, self._transaction() as connection:
+                deleted = delete(connection)
             total += deleted
-            if deleted < _DELETED_AT_ONCE:
-                break
-        deleted = _DELETED_AT_ONCE
-        while deleted >= _DELETED_AT_ONCE:
-            with self._transaction() as connection:
-                upgrade(connection)
-                deleted = delete_unused(connection, oldest_ms, _DELETED_AT_ONCE)
-                connection.execute(_DELETE_NODES)
-                connection.execute(DELETE_FLEET, (oldest_ms,))
+        return total
+
+    def _thin(self, now_s: float, rest: _Rest) -> int:
+        """Thin the samples that are old enough, some steps of a node at a time; the number of samples replaced."""
+        if self.thinning is None:
+            return 0
+        step_ms = self.thinning.step_s * 1000
+        before_ms = int((now_s - self.thinning.full_s) * 1000) // step_ms * step_ms
+        total = 0
+        while not rest.stopped:
+            with rest:
+                # Read and computed without a lock: a writer waits for the replacement alone.
+                try:
+                    with self._connection() as connection:
+                        steps = Steps(connection, before_ms, step_ms)
+                except (sqlite3.Error, OSError) as error:
+                    raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
+                if not steps.number:
+                    return total
+                try:
+                    with self._transaction() as connection:
+                        if not steps.replace(connection):
+                            raise _Changed
+                except _Changed:
+                    continue
+            total += steps.number
         return total
 
     def write_fleet(self, row: FleetRow) -> None:
@@ -224,7 +277,7 @@ class SqliteStore:
     def check(self) -> str:
         """Count samples and nodes in a transaction that could write."""
         with self._transaction() as connection:
-            ((samples,),) = connection.execute("SELECT count(*) FROM tick").fetchall()
+            ((samples,),) = connection.execute(queries.COUNT_SAMPLES).fetchall()
         return f"SQLite {sqlite3.sqlite_version}, {samples} samples of {len(self.nodes())} nodes"
 
     def close(self) -> None:
@@ -271,6 +324,7 @@ class SqliteStore:
         path = resolve_database(self.path)
         connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
+            add_functions(connection)
             # A killed process loses no committed transaction; a power failure may lose the last few.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -335,6 +389,46 @@ class SqliteStore:
                 return read_layouts(connection, numbers)
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path}: {_message(error)}") from None
+
+
+class _Changed(Exception):
+    """Another process has changed the samples that were to be thinned."""
+
+
+class _Rest:
+    """Rests after each part of a long work as long as the part took, so that others get their turn.
+
+    Parameters
+    ----------
+    event : threading.Event or None
+        Ends the work; None: it neither rests nor ends.
+    """
+
+    def __init__(self, event: threading.Event | None) -> None:
+        self._event = event
+        self._begin_s = 0.0
+
+    @property
+    def stopped(self) -> bool:
+        return self._event is not None and self._event.is_set()
+
+    def __enter__(self) -> None:
+        self._begin_s = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        if self._event is not None:
+            self._event.wait(min(time.monotonic() - self._begin_s, _LONGEST_REST_S))
+
+
+def _delete(statement: str, oldest_ms: float, connection: sqlite3.Connection) -> int:
+    return connection.execute(statement, (oldest_ms, _DELETED_AT_ONCE)).rowcount
+
+
+def _delete_unused(oldest_ms: float, connection: sqlite3.Connection) -> int:
+    upgrade(connection)
+    connection.execute(queries.DELETE_NODES)
+    connection.execute(DELETE_FLEET, (oldest_ms,))
+    return delete_unused(connection, oldest_ms, _DELETED_AT_ONCE)
 
 
 def _message(error: BaseException) -> str:

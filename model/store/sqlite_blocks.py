@@ -15,6 +15,7 @@ import numpy as np
 
 from ..numerics import FloatArray
 from ..samples import Period, Samples, ScrapeSample
+from .thinning import Part, thin
 
 CONFIG_FIELDS = ("cpu", "mem")
 
@@ -63,6 +64,16 @@ def decode_sample(node: str, time_ms: int, layout: Layout, block: bytes) -> Scra
     return ScrapeSample(node, time_ms, dict(zip(layout.node_fields, values, strict=True)), domains)
 
 
+def thin_rows(node: str, rows: Sequence[Row], layouts: Mapping[int, Layout]) -> ScrapeSample:
+    """The sample that remains of the rows of a step, at the time of the last one."""
+    parts = []
+    for start, end in _runs([layout for _, layout, _ in rows]):
+        layout = layouts[rows[start][1]]
+        nodes, tables = _split(layout, rows[start:end])
+        parts.append(Part(layout.node_fields, nodes, layout.domains, layout.domain_fields, tables))
+    return ScrapeSample(node, rows[-1][0], *thin(parts))
+
+
 def config_keys(layouts: Collection[Layout]) -> set[tuple[str, str]]:
     """Domain and field of each configuration that some layout holds."""
     return {
@@ -94,15 +105,21 @@ def decode_period(
     for start, end in _runs([layout for _, layout, _ in rows]):
         layout = layouts[rows[start][1]]
         times = np.array([time_ms for time_ms, _, _ in rows[start:end]], dtype=np.int64)
-        blocks = np.frombuffer(b"".join(data for _, _, data in rows[start:end])).reshape(end - start, -1)
-        size = len(layout.node_fields)
-        node.append(times, blocks[:, :size], layout.node_fields)
+        nodes, tables = _split(layout, rows[start:end])
+        node.append(times, nodes, layout.node_fields)
         if domains:
-            tables = blocks[:, size:].reshape(end - start, len(layout.domains), len(layout.domain_fields))
             for i, name in enumerate(layout.domains):
                 columns = by_domain.setdefault(name, _Columns(fields))
                 columns.append(times, tables[:, i, :], layout.domain_fields)
     return Period(node.samples(), {name: columns.samples() for name, columns in sorted(by_domain.items())})
+
+
+def _split(layout: Layout, rows: Sequence[Row]) -> tuple[FloatArray, FloatArray]:
+    """The (rows, fields) table of a node and the (rows, domains, fields) table of its domains."""
+    size = len(layout.node_fields)
+    shape = len(layout.domains), len(layout.domain_fields)
+    blocks = np.frombuffer(b"".join(data for _, _, data in rows)).reshape(len(rows), size + shape[0] * shape[1])
+    return blocks[:, :size], blocks[:, size:].reshape(len(rows), *shape)
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -330,7 +330,7 @@ def test_samples_older_than_the_retention_are_deleted(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "s", 3600)
     write(store, *(sample(k) for k in range(5000)))
     # At this time, half of the samples are older than an hour.
-    assert store.expire((T0 + 2500 * 5000) / 1000 + 3600) == 2500
+    assert store.expire((T0 + 2500 * 5000) / 1000 + 3600).deleted == 2500
     assert store.read(NODE, 0, T0 + 10**9, ("cpu",)).node.time_ms[0] == T0 + 2500 * 5000
 
 

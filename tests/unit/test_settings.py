@@ -87,7 +87,7 @@ FREE_TEXT = {
     "PLACEMENT_STATE_PATH",
     *("AGGREG_SPOOL_PATH", "SCHED_MASTER"),
     *("PROMETHEUS_TOKEN", "PROMETHEUS_USER", "PROMETHEUS_PASSWORD"),
-    *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "PLACEMENT_TOKEN"),
+    *("INFLUXDB_TOKEN", "INFLUXDB_ORG", "INFLUXDB_BUCKET", "INFLUXDB_COARSE_BUCKET", "PLACEMENT_TOKEN"),
     *(key for key in SETTINGS if key.startswith("OS_") and key not in {"OS_AUTH_TYPE", "OS_AUTH_URL", "OS_CACERT"}),
     *(key for key, setting in SETTINGS.items() if setting.section == "misc/influxdb.sh only"),
 }

@@ -70,7 +70,7 @@ def test_layouts_words_and_nodes_expire_with_their_samples(store: SqliteStore) -
     last_ms = T0 + 10 * DAY_S * 1000
     write(store, sample(last_ms, "new"))
     assert count(store, "layout") == 49
-    assert store.expire(last_ms / 1000) == 48
+    assert store.expire(last_ms / 1000).deleted == 48
     assert [count(store, table) for table in ("tick", "layout", "node")] == [1, 1, 1]
     assert count(store, "word") == 2  # the fields, which node and domain have in common here, and the name
     assert store.last(NODE) == sample(last_ms, "new")
@@ -147,7 +147,7 @@ def test_older_file_is_read_and_written_without_loss(store: SqliteStore) -> None
     assert store.last(NODE) == new
     assert store.last_configs(NODE, 0, 2 * T0)["b0"] == LastConfig({"cpu": 4.0}, old[1].time_ms)
     # A day after the newest sample of the older file, its layouts are still there; then they expire.
-    assert store.expire((T0 + 9 * HOUR_MS) / 1000 + DAY_S) == 9
+    assert store.expire((T0 + 9 * HOUR_MS) / 1000 + DAY_S).deleted == 9
     assert store.read(NODE, 0, 2 * T0, FIELDS).domains["b4"].time_ms.size == 2
     store.expire((T0 + 10 * HOUR_MS) / 1000 + 3 * DAY_S)
     assert [count(store, table) for table in ("tick", "layout", "word")] == [0, 0, 0]
@@ -158,7 +158,7 @@ def test_older_file_is_upgraded_once(store: SqliteStore) -> None:
     for k in range(1, 4):
         with closing(SqliteStore(store.path, DAY_S)) as other:
             write(other, sample(T0 + k, "a"))
-            assert other.expire(T0 / 1000) == 0
+            assert other.expire(T0 / 1000).deleted == 0
     assert count(store, "layout") == 2
 
 
