@@ -290,7 +290,7 @@ thinning_task() {
     cat <<FLUX
 import "date"
 
-option task = {name: $(flux_quoted "thin $BUCKET into $COARSE_BUCKET"), every: 30m}
+option task = {name: $(flux_quoted "thin $BUCKET into $COARSE_BUCKET"), every: 1h}
 
 step = ${STEP_S}s
 align = (t) => time(v: int(v: t) / int(v: step) * int(v: step))
@@ -321,7 +321,6 @@ steps = (tables=<-, fn) =>
         |> timeShift(duration: -1ms)
 write = (tables=<-) =>
     tables
-        |> group()
         |> to(bucket: $(flux_quoted "$COARSE_BUCKET"), tagColumns: ["domain", "url"])
 $(stream "$machines and $largest") |> steps(fn: max) |> write()
 $(stream "$machines and $sums") |> steps(fn: sum) |> write()

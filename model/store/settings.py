@@ -58,10 +58,12 @@ STORE_RETENTION_S = _STORE.number(
 )
 STORE_FULL_S = _STORE.number(
     "STORE_FULL_S",
-    2 * 86400.0,
+    6 * 86400.0,
     3600,
     1e12,
-    "Seconds for which the embedded store keeps every sample. Of older ones it keeps one per STORE_COARSE_STEP_S.",
+    "Seconds for which the embedded store keeps every sample. Of older ones it keeps one per STORE_COARSE_STEP_S. The "
+    "default is longer than what the estimator reads when it starts without a checkpoint: some strategies publish more "
+    "from fewer samples.",
 )
 STORE_COARSE_STEP_S = _STORE.whole(
     "STORE_COARSE_STEP_S",

@@ -19,7 +19,7 @@ import pytest
 from dotenv import dotenv_values
 
 from tests.conftest import ROOT, bare_environment
-from tests.support.servers import free_port
+from tests.support.servers import free_port, wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -289,6 +289,11 @@ def test_waiting_is_bounded_and_ends_with_the_container(run: Run, fake: Path) ->
         ({"INFLUXDB_ORG": "o\nrg"}, "INFLUXDB_ORG"),
         ({"INFLUXDB_BUCKET": "it's"}, "BUCKET"),
         ({"INFLUXDB_WAIT_S": "long"}, "INFLUXDB_WAIT_S"),
+        ({"INFLUXDB_COARSE_BUCKET": "scroogevm"}, "INFLUXDB_COARSE_BUCKET"),
+        ({"INFLUXDB_COARSE_BUCKET": "it's"}, "_COARSE_BUCKET"),
+        ({"INFLUXDB_COARSE_BUCKET": "c", "STORE_COARSE_STEP_S": "0"}, "STORE_COARSE_STEP_S"),
+        ({"INFLUXDB_COARSE_BUCKET": "c", "STORE_COARSE_STEP_S": "700"}, "STORE_COARSE_STEP_S"),
+        ({"INFLUXDB_COARSE_RETENTION_S": "60"}, "INFLUXDB_COARSE_RETENTION_S"),
     ],
     ids=str,
 )
@@ -454,6 +459,47 @@ def test_real_influxdb_is_set_up_and_keeps_its_data_over_a_stop(run: Run, fake: 
         assert done.returncode == 1
         assert 'bucket \\"none\\" not found' in done.stderr
         assert not [line for line in calls(fake) if token in line]
+    finally:
+        if (fake / "pid").exists() and (fake / "state").read_text() == "true\n":
+            os.kill(int((fake / "pid").read_text()), signal.SIGTERM)
+
+
+@pytest.mark.skipif(shutil.which("influxd") is None, reason="influxd is not installed")
+def test_coarse_bucket_and_its_task_are_made_once_also_beside_an_older_bucket(run: Run, fake: Path) -> None:
+    base = unused_url()
+    settings = {
+        "INFLUXD": str(shutil.which("influxd")),
+        "INFLUXDB_URL": base,
+        "INFLUXDB_TOKEN": TOKEN,
+        "INFLUXDB_BUCKET": "raw $x\\ ${z}",
+        "INFLUXDB_WAIT_S": "60",
+    }
+    coarse = {"INFLUXDB_COARSE_BUCKET": "a ${y} \\b & c", "INFLUXDB_COARSE_RETENTION_S": "86400"}
+
+    def request(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Token {TOKEN}", "Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(base + path, data, headers), timeout=30) as response:
+            return json.loads(response.read())
+
+    try:
+        done = run(**settings)
+        assert done.returncode == 0, done.stderr
+        assert request("/api/v2/tasks")["tasks"] == []
+        for more in ({}, {}, {"STORE_COARSE_STEP_S": "600"}):
+            done = run(**settings, **coarse, **more)
+            assert done.returncode == 0, done.stderr
+        buckets = {one["name"]: one for one in request("/api/v2/buckets")["buckets"]}
+        assert buckets[coarse["INFLUXDB_COARSE_BUCKET"]]["retentionRules"][0]["everySeconds"] == 86400
+        (task,) = request("/api/v2/tasks")["tasks"]
+        assert task["status"] == "active"
+        assert "step = 600s" in task["flux"]
+        request(f"/api/v2/tasks/{task['id']}/runs", {})
+        path, ended = f"/api/v2/tasks/{task['id']}/runs", {"success", "failed"}
+        assert wait_for(lambda: {one["status"] for one in request(path)["runs"]} & ended) == {"success"}
+        done = run(**{**settings, **coarse, "INFLUXDB_TOKEN": "another"})
+        assert done.returncode == 1
+        assert not [line for line in calls(fake) if TOKEN in line]
     finally:
         if (fake / "pid").exists() and (fake / "state").read_text() == "true\n":
             os.kill(int((fake / "pid").read_text()), signal.SIGTERM)
