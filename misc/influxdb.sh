@@ -321,7 +321,6 @@ steps = (tables=<-, fn) =>
         |> timeShift(duration: -1ms)
 write = (tables=<-) =>
     tables
-        |> group()
         |> to(bucket: $(flux_quoted "$COARSE_BUCKET"), tagColumns: ["domain", "url"])
 $(stream "$machines and $largest") |> steps(fn: max) |> write()
 $(stream "$machines and $sums") |> steps(fn: sum) |> write()
