@@ -286,6 +286,25 @@ def test_run_that_is_repeated_changes_nothing(influx: tuple[str, str, str]) -> N
         assert numbers.sum() == len(samples) + len(history(1260, 30))
 
 
+def test_what_a_run_did_not_finish_is_made_up_for_by_the_next_one(influx: tuple[str, str, str]) -> None:
+    url, token, org = influx
+    bucket = f"broken{time.time_ns()}"
+    make_bucket(url, token, org, bucket)
+    make_bucket(url, token, org, f"{bucket}-coarse")
+    with (
+        closing(InfluxStore(settings_of_bucket(url, token, org, bucket))) as store,
+        closing(InfluxStore(settings_of_bucket(url, token, org, f"{bucket}-coarse"))) as coarse,
+    ):
+        write(store, history(0, 200))
+        call(url, token, f"/api/v2/query?org={org}", {"query": task(bucket), "type": "flux"})
+        written = {"start": utc(T0), "stop": utc(T0 + 2 * HOUR_MS), "predicate": '_measurement="domain"'}
+        call(url, token, f"/api/v2/delete?org={org}&bucket={bucket}-coarse", written)
+        assert coarse.read(NODE, T0, T0 + 2 * HOUR_MS, FIELDS).domains == {}
+        call(url, token, f"/api/v2/query?org={org}", {"query": task(bucket), "type": "flux"})
+        wanted = [in_store_time(coarse, sample) for sample in expected(history(0, 200))]
+        assert_same(coarse.read(NODE, T0, T0 + 2 * HOUR_MS, FIELDS), wanted)
+
+
 def test_bucket_without_samples_is_thinned_without_a_fault(influx: tuple[str, str, str]) -> None:
     url, token, org = influx
     bucket = f"empty{time.time_ns()}"

@@ -231,8 +231,9 @@ def test_status_on_a_terminal_of_any_width_shows_every_node_and_figure(
             "misc/benchmarks/bench_aggregator.py",
             "misc/benchmarks/bench_backlog.py",
             "misc/benchmarks/bench_ballooning.py",
+            "misc/benchmarks/bench_history.py",
         ),
-        *("misc/benchmarks/bench_live.py", "misc/benchmarks/bench_stability.py"),
+        *("misc/benchmarks/bench_live.py", "misc/benchmarks/bench_scan.py", "misc/benchmarks/bench_stability.py"),
         *("misc/benchmarks/bench_hostile.py", "misc/benchmarks/soak.py"),
     ],
 )
