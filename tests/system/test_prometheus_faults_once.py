@@ -48,11 +48,22 @@ def broken(server: str) -> Iterator[Proxy]:
 #: With nodes in the settings, the estimator has to read them; without, it does not find any.
 FOUND, SET = {}, {"SCHED_NODES": '["w1", "w3"]'}
 OLD = "old answers of a cache"
+#: The daemon meets all of them.
+CHOSEN = (
+    "slow",
+    "truncated body",
+    "HTML",
+    "every query too large",
+    "warnings",
+    "no number",
+    "redirect",
+    "unauthorized",
+)
 
 
 @pytest.mark.parametrize(
     ("name", "nodes"),
-    [*((name, SET) for name in UNAVAILABLE if name != OLD), ("slow", FOUND), ("HTML", FOUND), ("overloaded", FOUND)],
+    [*((name, SET) for name in CHOSEN), ("slow", FOUND), ("HTML", FOUND), ("overloaded", FOUND)],
 )
 def test_modes_that_run_once_end_with_a_line_and_exit_code_1(
     name: str, nodes: dict[str, str], broken: Proxy, tmp_path: Path

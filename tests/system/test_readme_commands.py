@@ -40,6 +40,7 @@ NOT_RUN = {
     "scroogevm-env/bin/pip install": "test_install.py installs the package",
     ".venv/bin/python -m pytest": "would run unit tests a second time",
     ".venv/bin/python misc/traceconvert.py bitbrains": "the data set is not here; test_convert_bitbrains.py reads files of its format",
+    ".venv/bin/python scroogevm.py --scan --simulate": "needs a day of history; test_scan_command.py has two",
     ".venv/bin/jupyter notebook": "opens a browser; test_report.py runs the notebook",
     ".venv/bin/dask": "needs a fixed port; test_evaluate_cluster.py runs a cluster",
     ".venv/bin/python misc/evaluate.py traces": "needs that cluster",
