@@ -20,6 +20,8 @@ from .prometheus_samples import Agreed, add_bookings, build_period, compare, dom
 from .prometheus_server import Grid, PrometheusServer
 from .settings import NodePair, PrometheusSettings
 
+#: Nodes that are read together.
+_MOST_NODES = 100
 #: Size of all groups that are kept for the nodes that have not been read yet, bytes.
 _MOST_BYTES = 256 * 2**20
 #: Groups that are kept, whatever their size: of the present period, and of the one before.
@@ -239,7 +241,7 @@ class PrometheusStore:
         """The nodes that are read together with this one."""
         alike = [other for other in nodes if other.step_s == node.step_s]
         points = grid.points + lookback_points(grid.step_s)
-        size = min(self._settings.most_nodes, max(1, self._settings.max_samples // (points * DOMAINS_PER_NODE)))
+        size = min(_MOST_NODES, max(1, self._settings.max_samples // (points * DOMAINS_PER_NODE)))
         first = alike.index(node) // size * size
         return tuple(alike[first : first + size])
 

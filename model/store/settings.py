@@ -264,8 +264,6 @@ class PrometheusSettings:
         0 for the scrape interval.
     max_samples : int
         Of one query.
-    most_nodes : int
-        Nodes that are read together; 1 where each node is read by a process of its own.
     """
 
     access: Access
@@ -274,7 +272,6 @@ class PrometheusSettings:
     nodes: Mapping[str, NodePair] = field(default_factory=dict)
     step_s: int = 0
     max_samples: int = 5_000_000
-    most_nodes: int = 100
 
 
 @dataclass(frozen=True, slots=True)

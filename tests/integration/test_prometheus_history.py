@@ -11,7 +11,7 @@ import pytest
 from model.samples import Period, Samples
 from model.store.prometheus import PrometheusStore
 from model.store.prometheus_history import steps_of
-from tests.support.prometheus import OpenMetrics, Value, prometheus_server, settings_of, victoria_metrics_server
+from tests.support.prometheus import SERVERS, OpenMetrics, Value, settings_of
 from tests.support.prometheus_pages import GB, P0, add_domain, add_node, constant, growing, without
 
 STEP_S = 15
@@ -55,11 +55,9 @@ def history() -> str:
 GAPS = {"down": (1800.0, 2700.0)}
 
 
-@pytest.fixture(scope="module", params=["prometheus", "victoria-metrics"])
+@pytest.fixture(scope="module", params=SERVERS)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp(request.param)
-    start = prometheus_server if request.param == "prometheus" else victoria_metrics_server
-    with start(folder, history()) as address:
+    with SERVERS[request.param](tmp_path_factory.mktemp(request.param), history()) as address:
         yield address
 
 

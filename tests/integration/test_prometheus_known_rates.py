@@ -14,7 +14,7 @@ from model.store.base import FleetRow, StoreRefused, StoreUnavailable
 from model.store.prometheus import PrometheusStore
 from model.store.prometheus_queries import parse_matchers
 from model.store.settings import NodePair
-from tests.support.prometheus import OpenMetrics, prometheus_server, settings_of, victoria_metrics_server
+from tests.support.prometheus import SERVERS, OpenMetrics, prometheus_server, settings_of
 from tests.support.prometheus_pages import GB, P0, add_domain, add_node, after, constant, without
 from tests.support.servers import free_port
 
@@ -50,11 +50,9 @@ def history() -> str:
     return page.text()
 
 
-@pytest.fixture(scope="module", params=["prometheus", "victoria-metrics"])
+@pytest.fixture(scope="module", params=SERVERS)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp(request.param)
-    start = prometheus_server if request.param == "prometheus" else victoria_metrics_server
-    with start(folder, history()) as address:
+    with SERVERS[request.param](tmp_path_factory.mktemp(request.param), history()) as address:
         yield address
 
 

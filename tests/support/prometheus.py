@@ -137,5 +137,8 @@ def victoria_metrics_server(folder: Path, text: str) -> Iterator[str]:
         yield url
 
 
+SERVERS = {"prometheus": prometheus_server, "victoria-metrics": victoria_metrics_server}
+
+
 def settings_of(url: str, *, timeout_s: float = 30.0, queries_at_once: int = 4, **more: object) -> PrometheusSettings:
     return PrometheusSettings(Access(url, timeout_s=timeout_s, queries_at_once=queries_at_once), **more)  # type: ignore[arg-type]
