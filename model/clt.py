@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from .feedback import ResourceFeedback
+from .numerics import zero_if_missing
 from .slices import Resource
 from .vmmoments import VmFigures
 
@@ -50,18 +53,23 @@ def moment_bound(resource: Resource, risk: float, scope: int, vms: VmFigures, fe
     machines", ASPLOS 2024, compares a bound by the central limit theorem with others. Prior, correlation and the
     feedback are of this project.
     """
-    alive = vms.alive
-    size = np.nan_to_num(vms.config[alive])
+    alive: Any = slice(None) if vms.alive.all() else vms.alive
+    size = zero_if_missing(vms.config[alive])
     weight = vms.ages[alive] / (vms.ages[alive] + _PRIOR_SHARE * scope)
-    classes = vms.classes[alive]
-    class_mean, class_square = (np.array(values)[classes] for values in (feedback.mean, feedback.square))
+    by_class = np.array((feedback.mean, feedback.square))[:, vms.classes[alive]]
+    class_mean, class_square = by_class[0], by_class[1]
     class_variance = _PRIOR_VARIANCE * np.maximum(class_square - class_mean**2, 0.0)
     means = weight * vms.means[alive] + (1.0 - weight) * class_mean * size
-    mean = float(means.sum())
-    variance = float((weight * vms.variances[alive] + (1.0 - weight) * class_variance * size**2).sum())
-    z = max(NormalDist().inv_cdf(1.0 - risk) + min(feedback.level, 0.0), 0.0)
-    bound = mean + z * math.sqrt(variance + (feedback.common * mean) ** 2)
+    mean = float(np.add.reduce(means))
+    variances = weight * vms.variances[alive] + (1.0 - weight) * class_variance * size**2
+    z = max(_normal_quantile(1.0 - risk) + min(feedback.level, 0.0), 0.0)
+    bound = mean + z * math.sqrt(float(np.add.reduce(variances)) + (feedback.common * mean) ** 2)
     if at_once := _VMS_AT_ONCE[resource.name]:
         room = np.sort(np.maximum(size - means, 0.0))
-        bound = max(bound, mean + float(room[-at_once:].sum()))
+        bound = max(bound, mean + float(np.add.reduce(room[-at_once:])))
     return bound
+
+
+@cache
+def _normal_quantile(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)

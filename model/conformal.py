@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .numerics import FloatArray, round_up
+from .numerics import BoolArray, FloatArray, round_up, zero_if_missing
 from .slices import is_full
 from .violations import RATE_SLICES, is_exceeded
 from .vmmoments import previous_rows
@@ -217,6 +217,27 @@ class ConformalBound:
             Mean usage of the VMs that arrived less that of those that left.
         """
         mean, peak = observation.vm_mean, observation.vm_peak
+        sampled = ~np.isnan(mean)
+        if observation.vms == self._names and sampled.all():
+            self._top = np.maximum(peak, self._top + _VM_DECAY * (peak - self._top))
+            self._usual = self._usual + _VM_DECAY * (mean - self._usual)
+            used, arrived, left = _running_sum(mean), 0.0, 0.0
+        else:
+            used, arrived, left = self._track_changes(observation, sampled)
+        own = observation.mean - used
+        self.own = self.own + _VM_DECAY * (own - self.own) if self.slices else own
+        self.own_most = max(self.own_most, own, observation.peak - observation.booked)
+        return arrived - left
+
+    def _track_changes(self, observation: SliceObservation, sampled: BoolArray) -> tuple[float, float, float]:
+        """Update the levels of VMs some of which come, leave, or have no samples.
+
+        Returns
+        -------
+        tuple of three floats
+            Mean usage of all VMs, of those that arrived, and of those that left.
+        """
+        mean, peak = observation.vm_mean, observation.vm_peak
         usual, top, known, left = self._usual, self._top, np.ones(len(observation.vms), dtype=bool), 0.0
         if observation.vms != self._names:
             index = previous_rows(self._names, observation.vms)
@@ -225,19 +246,14 @@ class ConformalBound:
             gone[index[known]] = False
             left = _running_sum(self._usual[gone])
             usual, top = (np.append(levels, 0.0)[index] for levels in (usual, top))
-        sampled = ~np.isnan(mean)
         # No samples: keep the previous levels; a new VM may use its whole allocation.
-        start = np.where(sampled, peak, np.nan_to_num(observation.vm_config))
+        start = np.where(sampled, peak, zero_if_missing(observation.vm_config))
         moved = np.maximum(peak, top + _VM_DECAY * (peak - top))
         self._top = np.where(known, np.where(sampled, moved, top), start)
         self._usual = np.where(sampled, np.where(known, usual + _VM_DECAY * (mean - usual), mean), usual)
         self._names = observation.vms
         used = _running_sum(np.where(sampled, mean, usual))
-        arrived = _running_sum(mean[sampled & ~known])
-        own = observation.mean - used
-        self.own = self.own + _VM_DECAY * (own - self.own) if self.slices else own
-        self.own_most = max(self.own_most, own, observation.peak - observation.booked)
-        return arrived - left
+        return used, _running_sum(mean[sampled & ~known]), left
 
     def _score_published(self, observation: SliceObservation) -> None:
         """Compare the last published figure and all candidates with the usage of this slice."""
@@ -247,7 +263,7 @@ class ConformalBound:
         self.violations = [*self.violations, int(violated)][-RATE_SLICES:]
         self.surplus = min(max(self.surplus + violated - self.risk, _SURPLUS_LEAST), _SURPLUS_MOST)
         needed = observation.peak - growth
-        self.errors = np.column_stack([self.errors, needed - self.forecasts])[:, -_ERRORS_KEPT:]
+        self.errors = _with_column(self.errors[:, 1 - _ERRORS_KEPT :], needed - self.forecasts)
         shortfall = needed - self.bounds
         self.losses = _LOSS_DISCOUNT * self.losses + np.where(shortfall > 0, _UNDER_COST * shortfall, -shortfall)
 
@@ -260,7 +276,8 @@ class ConformalBound:
             max(peak, level + decay * (peak - level)) for level, decay in zip(moved, _ENVELOPE_DECAYS, strict=True)
         ]
         if observation.positions > 1:
-            self.season = {position: level + shift for position, level in self.season.items()}
+            if shift != 0.0:
+                self.season = {position: level + shift for position, level in self.season.items()}
             old = self.season.get(observation.position, peak)
             self.season[observation.position] = max(peak, old + _SEASON_DECAY * (peak - old))
 
@@ -276,14 +293,15 @@ class ConformalBound:
         """q_i, (i,) float64."""
         candidates, count = self.errors.shape
         prior = np.full(candidates, _PRIOR_STDS * self.spread * _PRIOR_DECAY**count)
-        ordered = np.sort(np.column_stack([self.errors, prior]), axis=1)
+        ordered = _with_column(self.errors, prior)
+        ordered.sort(axis=1)
         # Conformal ranks include the next error: the k-th of n is the quantile k / (n + 1).
         rank = min(max((count + 2) * (1.0 - _TAIL_SHARE) - 1.0, 0.0), float(count))
         below = int(rank)
         above = min(below + 1, count)
         body = ordered[:, below] + (rank - below) * (ordered[:, above] - ordered[:, below])
         excesses = max(1, round((count + 1) * _TAIL_SHARE))
-        mean_excess = np.maximum(ordered[:, -excesses:] - body[:, None], 0.0).mean(axis=1)
+        mean_excess = np.add.reduce(np.maximum(ordered[:, -excesses:] - body[:, None], 0.0), axis=1) / excesses
         independent = excesses / _DEPENDENCE
         length = independent * math.expm1(math.log(_TAIL_SHARE / self.risk) / independent)
         return body + mean_excess * max(0.0, length + self._pressure())
@@ -301,11 +319,11 @@ class ConformalBound:
 
     def _weights(self) -> FloatArray:
         """w_i, (i,) float64."""
-        mean = self.losses.mean()
+        mean = float(np.add.reduce(self.losses)) / self.losses.size
         if mean <= 0.0:
             return np.full(self.losses.size, 1.0 / self.losses.size)
-        weights = np.exp(-_WEIGHT_RATE * (self.losses - self.losses.min()) / mean)
-        return weights / weights.sum()
+        weights = np.exp(-_WEIGHT_RATE * (self.losses - np.minimum.reduce(self.losses)) / mean)
+        return weights / np.add.reduce(weights)
 
     def state(self) -> dict[str, Any]:
         """The state as numbers, lists and dicts: N errors per candidate, two levels per VM, one per position."""
@@ -327,7 +345,11 @@ class ConformalBound:
 
 def _running_sum(values: FloatArray) -> float:
     """The sum, added in the order of the values (numpy adds in pairs, which differs in the last bit)."""
-    return float(np.cumsum(values)[-1]) if values.size else 0.0
+    return float(np.add.accumulate(values)[-1]) if values.size else 0.0
+
+
+def _with_column(rows: FloatArray, column: FloatArray) -> FloatArray:
+    return np.concatenate((rows, column[:, None]), axis=1)
 
 
 def _plain(value: Any) -> Any:

@@ -6,15 +6,16 @@ sums into the :class:`Feedback` that the nodes use in their next slice. A fleet 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .numerics import FloatArray
-from .slices import CPU, RESOURCES, Resource, Usage
+from .slices import CPU, RESOURCES, Resource, Usage, sums_of
 from .vmmoments import SIZE_CLASSES, VmFigures
 
 #: A class with fewer observations (a VM in a slice) takes the figures of all VMs.
@@ -85,35 +86,50 @@ class SliceCounts:
         """The counts of one resource."""
         return self.cpu if resource is CPU else self.mem
 
+    def plus(self, other: SliceCounts) -> SliceCounts:
+        """The counts of the nodes of both."""
+        if self is _NOTHING:
+            return other
+        return SliceCounts(self.cpu.plus(other.cpu), self.mem.plus(other.mem))
+
+
+def total_of(counts: Iterable[SliceCounts]) -> SliceCounts:
+    """The counts of all nodes together."""
+    return functools.reduce(SliceCounts.plus, counts, _NOTHING)
+
+
+_NOTHING = SliceCounts()
+#: The rows of the state of a fleet.
+_BY_CLASS = ("observations", "shares", "squares")
+
 
 def count_usage(usage: Usage, vms: VmFigures, *, full: bool) -> ResourceCounts:
     """Count one resource of a node in a slice; nothing is counted of a node without samples."""
     if not usage.measured:
         return ResourceCounts()
-    # Readings may exceed the size of a VM a little.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sizes = np.where(usage.vm_config > 0, usage.vm_config, np.nan)
-        shares = np.minimum(np.maximum(usage.vm_usage / sizes[:, None], 0.0), 1.0)
-    present = ~np.isnan(shares)
-    samples = present.sum(axis=1)
-    sampled = samples > 0
-    filled = np.where(present, shares, 0.0)
-    number = np.maximum(samples, 1)
-
-    def by_class(values: FloatArray) -> tuple[float, ...]:
-        return tuple(np.bincount(vms.classes, values, SIZE_CLASSES).tolist())
-
-    followed = ~np.isnan(vms.expected) & ~np.isnan(vms.used)
+    observations, shares, squares = _by_class(usage, vms)
+    followed = ~(np.isnan(vms.expected) | np.isnan(vms.used))
     return ResourceCounts(
         nodes=1.0,
         full=float(full),
-        observations=by_class(sampled.astype(np.float64)),
-        shares=by_class(filled.sum(axis=1) / number),
-        squares=by_class((filled * filled).sum(axis=1) / number),
+        observations=observations,
+        shares=shares,
+        squares=squares,
         largest=float(np.fmax.reduce(usage.vm_config, initial=0.0)),
-        expected=float(vms.expected[followed].sum()),
-        used=float(vms.used[followed].sum()),
+        expected=float(np.add.reduce(vms.expected[followed])),
+        used=float(np.add.reduce(vms.used[followed])),
     )
+
+
+def _by_class(usage: Usage, vms: VmFigures) -> Iterator[tuple[float, ...]]:
+    """By size class: VMs with samples, the sums of their mean share of their size, and of its mean square."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes = np.where(usage.vm_config > 0, usage.vm_config, np.nan)
+        # Readings may exceed the size of a VM a little.
+        shares = np.minimum(np.maximum(usage.vm_usage / sizes[:, None], 0.0), 1.0)
+    sums = sums_of(shares)
+    for values in (sums.number > 0, sums.mean, sums.square):
+        yield tuple(np.bincount(vms.classes, values, SIZE_CLASSES).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +171,8 @@ class Feedback:
 
 @dataclass(slots=True)
 class _ResourceState:
-    observations: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
-    shares: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
-    squares: FloatArray = field(default_factory=lambda: np.zeros(SIZE_CLASSES))
+    #: (3, 8) float64: observations, shares and squares by size class.
+    by_class: FloatArray = field(default_factory=lambda: np.zeros((3, SIZE_CLASSES)))
     level: float = 0.0
     largest: float = 0.0
     deviation: float = 0.0
@@ -176,27 +191,27 @@ class FleetModel:
     def __init__(self, risk_cpu: float, risk_mem: float) -> None:
         self._aims = {"cpu": _AIM * risk_cpu, "mem": _AIM * risk_mem}
         self._states = {resource.name: _ResourceState() for resource in RESOURCES}
+        self._feedback: Feedback | None = None
 
     def update(self, counts: Iterable[SliceCounts]) -> Feedback:
         """Add the counts of a slice; the feedback for the next one."""
-        total = SliceCounts()
-        for one in counts:
-            total = SliceCounts(total.cpu.plus(one.cpu), total.mem.plus(one.mem))
+        total = total_of(counts)
         for resource in RESOURCES:
             _add(self._states[resource.name], total.of(resource), self._aims[resource.name])
+        self._feedback = None
         return self.feedback()
 
     def feedback(self) -> Feedback:
         """The feedback after the last slice."""
-        return Feedback(*(_feedback(self._states[resource.name]) for resource in RESOURCES))
+        if self._feedback is None:
+            self._feedback = Feedback(*(_feedback(self._states[resource.name]) for resource in RESOURCES))
+        return self._feedback
 
     def state(self) -> dict[str, Any]:
         """The state as numbers, lists and dicts."""
         return {
             name: {
-                "observations": state.observations.tolist(),
-                "shares": state.shares.tolist(),
-                "squares": state.squares.tolist(),
+                **dict(zip(_BY_CLASS, state.by_class.tolist(), strict=True)),
                 "level": state.level,
                 "largest": state.largest,
                 "deviation": state.deviation,
@@ -214,14 +229,12 @@ class FleetModel:
             When it is not such a state.
         """
         self._states = {resource.name: _restored(state[resource.name]) for resource in RESOURCES}
+        self._feedback = None
 
 
 def _restored(state: Mapping[str, Any]) -> _ResourceState:
-    observations, shares, squares = (_class_array(state[name]) for name in ("observations", "shares", "squares"))
     return _ResourceState(
-        observations,
-        shares,
-        squares,
+        np.array([_class_array(state[name]) for name in _BY_CLASS]),
         float(state["level"]),
         float(state["largest"]),
         float(state["deviation"]),
@@ -240,9 +253,7 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
     if not counts.nodes:
         return
     kept = 1.0 - _DECAY
-    state.observations = kept * state.observations + np.array(counts.observations)
-    state.shares = kept * state.shares + np.array(counts.shares)
-    state.squares = kept * state.squares + np.array(counts.squares)
+    state.by_class = kept * state.by_class + np.array((counts.observations, counts.shares, counts.squares))
     state.largest = max(kept * state.largest, counts.largest)
     gain = min(_STEP / aim, _MOST_GAIN) if aim > 0 else _MOST_GAIN
     step = min(gain * (counts.full / counts.nodes - aim), _MOST_STEP)
@@ -256,13 +267,16 @@ def _add(state: _ResourceState, counts: ResourceCounts, aim: float) -> None:
 
 
 def _feedback(state: _ResourceState) -> ResourceFeedback:
-    mean = _means(state.shares, state.observations)
-    square = _means(state.squares, state.observations)
+    mean, square = _means(state.by_class)
     return ResourceFeedback(mean, square, state.level, state.largest, math.sqrt(state.deviation))
 
 
-def _means(sums: FloatArray, observations: FloatArray) -> tuple[float, ...]:
-    total = float(observations.sum())
-    overall = float(sums.sum()) / total if total >= _LEAST_OBSERVATIONS else 1.0
+def _means(by_class: FloatArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean shares and mean squares by size class."""
+    observations, sums = by_class[0], by_class[1:]
+    total = float(np.add.reduce(observations))
+    enough = total >= _LEAST_OBSERVATIONS
+    overall = np.add.reduce(sums, axis=1, keepdims=True) / total if enough else np.ones((2, 1))
     known = observations >= _LEAST_OBSERVATIONS
-    return tuple(np.where(known, sums / np.where(known, observations, 1.0), overall).tolist())
+    mean, square = np.where(known, sums / np.where(known, observations, 1.0), overall).tolist()
+    return tuple(mean), tuple(square)

@@ -18,6 +18,7 @@ import numpy as np
 
 from .contention import Level
 from .feedback import ResourceFeedback
+from .numerics import zero_if_missing
 from .slices import is_full
 from .vmmoments import LEAST_SCOPE, VmFigures, counted_scope
 
@@ -229,13 +230,14 @@ class NodeCondition:
 
     def _young(self, vms: VmFigures, feedback: ResourceFeedback) -> float:
         """What young VMs will use in addition; an older VM counts with what it uses."""
-        missing = 1.0 - np.minimum(vms.ages / (_YOUNG_SHARE * self._settings.day), 1.0)
-        young = (missing > 0) & vms.alive
-        if not young.any():
+        young_slices = _YOUNG_SHARE * self._settings.day
+        if np.minimum.reduce(vms.ages, initial=young_slices) >= young_slices:
             return 0.0
-        usual = np.array(feedback.mean)[vms.classes[young]] * np.nan_to_num(vms.config[young])
-        excess = np.maximum(usual - np.nan_to_num(vms.used[young]), 0.0)
-        return float((missing[young] * excess).sum())
+        missing = 1.0 - np.minimum(vms.ages / young_slices, 1.0)
+        young = (missing > 0) & vms.alive
+        usual = np.array(feedback.mean)[vms.classes[young]] * zero_if_missing(vms.config[young])
+        excess = np.maximum(usual - zero_if_missing(vms.used[young]), 0.0)
+        return float(np.add.reduce(missing[young] * excess))
 
     def state(self) -> dict[str, Any]:
         """The state as numbers."""

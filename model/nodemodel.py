@@ -18,7 +18,7 @@ from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, Stra
 from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
 from .violations import ViolationRecord
-from .vmmoments import VmMoments, mean_samples
+from .vmmoments import VmMoments
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,9 @@ class _Publication:
 class _ResourceModel:
     """One resource of a node at all positions."""
 
-    def __init__(self, resource: Resource, settings: ModelSettings, detector: StabilityDetector, phase: int) -> None:
+    def __init__(
+        self, resource: Resource, settings: ModelSettings, detector: StabilityDetector | None, phase: int
+    ) -> None:
         self.resource = resource
         self.settings = settings
         self.detector = detector
@@ -201,10 +203,9 @@ class _ResourceModel:
         follows, self.measured = self.measured, usage.measured
         if usage.measured:
             self.begun_s = min(self.begun_s, finished.end_s)
-        unknown = ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
         if finished.end_s < self.begun_s:
             # Slices before the first sample of a node are not gaps.
-            return unknown, ResourceCounts()
+            return self._unknown(), ResourceCounts()
         position = self._at(finished.position)
         present = PresentUsage(finished.vms, usage)
         position.slices.append(present)
@@ -212,14 +213,14 @@ class _ResourceModel:
         if not usage.measured:
             if self.tracker is not None:
                 self._act_on(measured, finished)
-            return replace(unknown, contention=measured.contention), ResourceCounts()
-        stable = position.stable(self.detector)
+            return replace(self._unknown(), contention=measured.contention), ResourceCounts()
+        stable = self.detector is not None and position.stable(self.detector)
         # Usage is cut at the size of the node, or of the cores that its VMs share.
         wanted = usage
         if measured.at_quota:
             wanted = usage.without_waits(np.array([name in measured.at_quota for name in finished.vms], dtype=bool))
-        demand = PresentUsage(finished.vms, wanted.demand)
-        peak = demand.peak(99.0, 1)
+        demand = present if wanted.demand is usage else PresentUsage(finished.vms, wanted.demand)
+        peak = demand.usage.peak
         contended = measured.contention.level is Level.HIGH
         vms, counts, node, contention = None, ResourceCounts(), None, measured.contention
         if self.moments is not None:
@@ -228,7 +229,7 @@ class _ResourceModel:
         if self.condition is not None and self.tracker is not None and vms is not None:
             contention = self._act_on(measured, finished)
             # What young VMs wait for is in no figure of a strategy that uses plain usage.
-            young = vms if usage.vm_demand is None else replace(vms, used=mean_samples(usage.vm_usage))
+            young = vms if usage.vm_demand is None else replace(vms, used=usage.vm_sums.means)
             node = self.condition.update(
                 *(usage.config, peak, young, feedback), contended=contended, contention=contention.level
             )
@@ -249,10 +250,14 @@ class _ResourceModel:
         }
         return ResourceEstimate(stable, estimates, contention), counts
 
+    def _unknown(self) -> ResourceEstimate:
+        return ResourceEstimate(False, dict.fromkeys(self.settings.strategies, UNKNOWN))
+
     def _act_on(self, measured: Measured, finished: Slice) -> Contention:
         """The contention of a slice, with the level on which the node acts."""
         assert self.tracker is not None  # noqa: S101
-        return replace(measured.contention, level=self.tracker.update(measured, finished.alive))
+        level = self.tracker.update(measured, finished.alive)
+        return measured.contention if level is measured.contention.level else replace(measured.contention, level=level)
 
     def _estimate(
         self, name: str, strategy: Strategy, observed: Observation, peak: float, node: NodeState | None
@@ -297,7 +302,7 @@ class NodeModel:
     ----------
     settings : ModelSettings
     detectors : mapping of resource name to StabilityDetector, optional
-        Decide whether a slice is stable; by default the mean predictor for both resources.
+        Decide whether a slice is stable; by default the mean predictor for both resources. None: no slice is stable.
     phase : int
         In which slices the guards offer more of the node; nodes of a fleet take turns.
     """
@@ -305,7 +310,7 @@ class NodeModel:
     def __init__(
         self,
         settings: ModelSettings,
-        detectors: Mapping[str, StabilityDetector] | None = None,
+        detectors: Mapping[str, StabilityDetector | None] | None = None,
         phase: int = 0,
     ) -> None:
         self._resources: Sequence[_ResourceModel] = [

@@ -44,14 +44,47 @@ def percentile_of(samples: FloatArray, percent: float) -> float:
     float
         Equal to ``numpy.percentile``.
     """
-    last = samples.size - 1
-    rank = last * (percent / 100.0)
-    below = min(int(rank), last)
-    above = min(below + 1, last)
+    below, above, weight = _ranks(samples.size, percent)
     ordered = np.partition(samples, (below, above))
-    low, high, weight = float(ordered[below]), float(ordered[above]), rank - below
+    low, high = float(ordered[below]), float(ordered[above])
     # From the nearer end, as in numpy: exact at both ends and monotonic in between.
     return low + (high - low) * weight if weight < 0.5 else high - (high - low) * (1.0 - weight)
+
+
+def row_percentile(rows: FloatArray, percent: float) -> FloatArray:
+    """A percentile of each row, linear between the two nearest ranks.
+
+    Parameters
+    ----------
+    rows : (v, m) float64
+        In any order; NaN where there is no sample.
+    percent : float
+        0 to 100.
+
+    Returns
+    -------
+    (v,) float64
+        NaN for a row without samples. Equal to ``numpy.percentile`` of each row.
+    """
+    if not rows.size or np.isnan(rows).any():
+        return row_percentiles(np.sort(rows, axis=1), (percent,))[0]
+    below, above, weight = _ranks(rows.shape[1], percent)
+    ordered = np.partition(rows, (below, above), axis=1)
+    low, high = ordered[:, below], ordered[:, above]
+    return low + (high - low) * weight if weight < 0.5 else high - (high - low) * (1.0 - weight)
+
+
+def _ranks(size: int, percent: float) -> tuple[int, int, float]:
+    """The two nearest ranks of a percentile of so many samples, and the weight of the second one."""
+    last = size - 1
+    rank = last * (percent / 100.0)
+    below = min(int(rank), last)
+    return below, min(below + 1, last), rank - below
+
+
+def zero_if_missing(values: FloatArray) -> FloatArray:
+    """Values with 0 in place of NaN; ``numpy.nan_to_num`` takes ten times as long for few values."""
+    return np.where(np.isnan(values), 0.0, values)
 
 
 def row_percentiles(rows: FloatArray, percentiles: Sequence[float]) -> FloatArray:

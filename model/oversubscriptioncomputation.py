@@ -20,7 +20,7 @@ from .clt import moment_bound
 from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
-from .numerics import aggregate, percentile_of, round_up, row_percentiles
+from .numerics import aggregate, percentile_of, round_up, row_percentile, zero_if_missing
 from .slices import PresentUsage, Resource, Window
 from .vmmoments import VmFigures, counted_scope
 
@@ -367,9 +367,7 @@ class Conformal(Strategy):
     def update(self, observation: Observation) -> float:
         current = observation.wanted
         usage = current.usage
-        samples = np.sort(usage.vm_usage, axis=1)  # NaN last
-        count = samples.shape[1] - np.isnan(samples).sum(axis=1)
-        peak = row_percentiles(samples, (self.resource.vm_peak_percentile,))[0]
+        peak = row_percentile(usage.vm_usage, self.resource.vm_peak_percentile)
         return self.bound.update(
             SliceObservation(
                 position=observation.position,
@@ -377,12 +375,12 @@ class Conformal(Strategy):
                 follows=observation.follows,
                 config=usage.config,
                 booked=usage.booked,
-                peak=float(row_percentiles(np.sort(usage.node)[None, :], (99.0,))[0, 0]),
-                mean=float(usage.node.mean()),
-                std=float(usage.node.std()),
+                peak=usage.peak,
+                mean=usage.mean,
+                std=usage.std,
                 vms=current.vms,
                 vm_config=usage.vm_config,
-                vm_mean=np.nansum(samples, axis=1) / np.where(count > 0, count, np.nan),
+                vm_mean=usage.vm_sums.means,
                 vm_peak=np.fmin(peak, usage.vm_config) if self.resource.vm_peak_capped else peak,
                 contended=observation.contended,
             )
@@ -419,8 +417,8 @@ class CentralLimit(Strategy):
         vms, current = observation.vms, observation.wanted
         assert vms is not None  # noqa: S101  # the node model follows the VMs for this strategy
         scope = counted_scope(observation.positions)
-        own = max(float(current.usage.node.mean()) - float(np.nansum(vms.used)), 0.0)
+        own = max(current.usage.mean - float(np.add.reduce(zero_if_missing(vms.used))), 0.0)
         self.slices += 1
         self.own += max(1.0 / self.slices, 1.0 / scope) * (own - self.own)
         bound = moment_bound(self.resource, self.settings.risk, scope, vms, observation.feedback)
-        return max(self.own + min(bound, current.usage.booked_now), current.peak(99.0, 1))
+        return max(self.own + min(bound, current.usage.booked_now), current.usage.peak)

@@ -5,7 +5,8 @@ A missing value is an absent key in a scrape and NaN in an array, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +126,41 @@ class Samples:
     time_ms: NDArray[np.int64]
     fields: Mapping[str, FloatArray]
 
+    def part(self, start: int, end: int) -> Samples:
+        """Some of the samples, by their indices."""
+        return Samples(self.time_ms[start:end], {name: values[start:end] for name, values in self.fields.items()})
+
+
+class SampleTable(Mapping[str, Samples]):
+    """Samples of several domains at the same times: arrays for all of them, where a loop would take much longer.
+
+    Parameters
+    ----------
+    names : tuple of v str
+        Sorted.
+    time_ms : (n,) int64
+        Unix milliseconds.
+    fields : mapping of field name to (v, n) float64
+        NaN where a sample lacks the field.
+    """
+
+    __slots__ = ("fields", "names", "time_ms")
+
+    def __init__(self, names: tuple[str, ...], time_ms: NDArray[np.int64], fields: Mapping[str, FloatArray]) -> None:
+        self.names = names
+        self.time_ms = time_ms
+        self.fields = fields
+
+    def __getitem__(self, name: str) -> Samples:
+        at = _row(self.names, name)
+        return Samples(self.time_ms, {field: values[at] for field, values in self.fields.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
 
 @dataclass(frozen=True, slots=True)
 class LastConfig:
@@ -148,3 +184,86 @@ class Period:
 
     node: Samples
     domains: Mapping[str, Samples]
+
+
+class DomainHistory(Mapping[str, Samples]):
+    """Samples of the domains of a node at its times, of which parts are taken.
+
+    Parameters
+    ----------
+    names : tuple of d str
+        Sorted.
+    time_ms : (n,) int64
+        Unix milliseconds.
+    present : (d, n) bool
+        Whether a domain has a sample.
+    fields : mapping of field name to (d, n) float64
+        NaN where a sample lacks the field, and where there is none.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        time_ms: NDArray[np.int64],
+        present: NDArray[np.bool_],
+        fields: Mapping[str, FloatArray],
+    ) -> None:
+        self.names = names
+        self.time_ms = time_ms
+        self._present = present
+        self._fields = fields
+
+    @classmethod
+    def of(cls, period: Period) -> DomainHistory | None:
+        """The domains of a period; None when any has a sample at a time at which the node has none."""
+        if isinstance(period.domains, cls):
+            return period.domains
+        domains, times = dict(sorted(period.domains.items())), period.node.time_ms
+        shape = len(domains), times.size
+        names = sorted({name for samples in domains.values() for name in samples.fields})
+        present, fields = np.zeros(shape, dtype=bool), {name: np.full(shape, np.nan) for name in names}
+        for row, samples in enumerate(domains.values()):
+            columns = np.searchsorted(times, samples.time_ms)
+            if columns.size and (columns[-1] == times.size or not (times[columns] == samples.time_ms).all()):
+                return None
+            present[row, columns] = True
+            for name, values in samples.fields.items():
+                fields[name][row, columns] = values
+        return cls(tuple(domains), times, present, fields)
+
+    def __getitem__(self, name: str) -> Samples:
+        return self._samples(_row(self.names, name), 0, self.time_ms.size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, start: int, end: int) -> Mapping[str, Samples]:
+        """The domains that have samples in a part of the period, by the indices of its times."""
+        number = np.count_nonzero(self._present[:, start:end], axis=1)
+        rows = np.flatnonzero(number)
+        names = self.names if rows.size == len(self.names) else tuple(self.names[row] for row in rows.tolist())
+        if not rows.size or (number[rows] != end - start).any():
+            return {name: self._samples(row, start, end) for name, row in zip(names, rows.tolist(), strict=True)}
+        chosen = slice(None) if names is self.names else rows
+        fields = {name: values[chosen, start:end] for name, values in self._fields.items()}
+        return SampleTable(names, self.time_ms[start:end], fields)
+
+    def _samples(self, row: int, start: int, end: int) -> Samples:
+        own = np.flatnonzero(self._present[row, start:end]) + start
+        return Samples(self.time_ms[own], {name: values[row, own] for name, values in self._fields.items()})
+
+
+def _row(names: tuple[str, ...], name: str) -> int:
+    """The index of a name among sorted ones.
+
+    Raises
+    ------
+    KeyError
+    """
+    at = bisect.bisect_left(names, name)
+    if at == len(names) or names[at] != name:
+        raise KeyError(name)
+    return at

@@ -12,9 +12,7 @@ import numpy as np
 from .contention import Contention, present_text
 from .estimates import Estimate, NodeEstimate
 from .guards import CONTENTION, offered_capacity
-from .numerics import percentile_of
 from .slices import CPU, MEMORY, RESOURCES, Resource, Slice, Usage
-from .vmmoments import mean_samples
 
 State = Literal["ok", "stale", "unknown"]
 
@@ -236,16 +234,16 @@ def _figures(
         closed=estimate.closed,
         limits=dict(estimate.limits),
         contention=contention,
-        used=percentile_of(usage.node, 99) / usage.config,
+        used=usage.peak / usage.config,
         own=_own_usage(resource, usage),
     )
 
 
 def _own_usage(resource: Resource, usage: Usage) -> float:
-    of_vms = mean_samples(usage.vm_usage) if resource is CPU else usage.vm_config
+    of_vms = usage.vm_sums.means if resource is CPU else usage.vm_config
     if np.isnan(of_vms).any():
         return 0.0
-    return max(0.0, float(usage.node.mean() - of_vms.sum()))
+    return max(0.0, usage.mean - float(of_vms.sum()))
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -80,18 +80,6 @@ def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.intp]
     return np.fromiter((rows.get(name, -1) for name in now), np.intp, len(now))
 
 
-def mean_samples(samples: FloatArray) -> FloatArray:
-    """The mean of the samples of each VM, (v,) float64; NaN without samples.
-
-    Parameters
-    ----------
-    samples : (v, m) float64
-        NaN where there is none.
-    """
-    number = np.count_nonzero(~np.isnan(samples), axis=1)
-    return np.where(number > 0, np.nansum(samples, axis=1) / np.maximum(number, 1), np.nan)
-
-
 class VmMoments:
     """Follows the VMs of a node; a VM that was absent in a slice starts afresh.
 
@@ -111,26 +99,29 @@ class VmMoments:
         self._ages: FloatArray = np.empty(0)
         self._means: FloatArray = np.empty(0)
         self._squares: FloatArray = np.empty(0)
+        self._sizes: FloatArray = np.empty(0)
+        self._classes: NDArray[np.intp] = np.empty(0, dtype=np.intp)
 
     def update(self, vms: tuple[str, ...], usage: Usage) -> VmFigures:
         """Add a slice."""
         if vms != self._names:
             self._reorder(vms)
-        present = ~np.isnan(usage.vm_usage)
-        number = present.sum(axis=1)
+        number, mean, square = usage.vm_sums
         sampled = number > 0
-        divisor = np.maximum(number, 1)
-        filled = np.where(present, usage.vm_usage, 0.0)
-        mean, square = filled.sum(axis=1) / divisor, (filled * filled).sum(axis=1) / divisor
         expected = np.where(self._ages > 0, self._means, np.nan)
         self._ages = self._ages + sampled
         step = np.where(sampled, np.maximum(1.0 / np.maximum(self._ages, 1.0), 1.0 / self.scope), 0.0)
         self._means = self._means + step * (mean - self._means)
         self._squares = self._squares + step * (square - self._squares)
         alive = np.ones(len(vms), dtype=bool) if usage.vm_alive is None else usage.vm_alive
-        used = np.where(sampled, mean, np.nan)
-        classes = size_classes(self._resource, usage.vm_config)
+        used, classes = np.where(sampled, mean, np.nan), self._classes_of(usage.vm_config)
         return VmFigures(alive, usage.vm_config, self._ages, used, self._means, self._squares, expected, classes)
+
+    def _classes_of(self, sizes: FloatArray) -> NDArray[np.intp]:
+        # Sizes rarely change.
+        if not np.array_equal(sizes, self._sizes):
+            self._sizes, self._classes = sizes, size_classes(self._resource, sizes)
+        return self._classes
 
     def _reorder(self, vms: tuple[str, ...]) -> None:
         index = previous_rows(self._names, vms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numerics import BoolArray, FloatArray
-from ..samples import LastConfig, Samples
+from ..samples import LastConfig, Samples, SampleTable
 from ..slices import CPU, LARGEST, RESOURCES
 
 #: The allocations of a VM, in the order of the resources.
@@ -61,21 +62,105 @@ class Bookings(NamedTuple):
 
     Attributes
     ----------
-    configs : dict of name to tuple of two floats
-        vCPUs and MB of the VMs that were present, sorted by name; NaN where one is unknown.
+    names : tuple of v str
+        Those that were present, sorted.
+    sizes : (2, v) float64
+        Their vCPUs and MB; NaN where one is unknown.
     alive : (v,) bool
         Which of them are alive at the end of the slice.
     problems : list of str
         Why the allocations do not count, by resource; empty where they do.
     """
 
-    configs: _Configs
+    names: tuple[str, ...]
+    sizes: FloatArray
     alive: BoolArray
     problems: list[str]
 
 
-def last_configs(domains: Mapping[str, Samples]) -> dict[str, LastConfig]:
+class ConfigTable(Mapping[str, LastConfig]):
+    """Configurations of several domains that were all reported at the same time.
+
+    Parameters
+    ----------
+    names : tuple of v str
+        Sorted.
+    sizes : (2, v) float64
+        ``cpu`` and ``mem``, without NaN.
+    time_ms : int
+        Unix milliseconds.
+    """
+
+    __slots__ = ("names", "sizes", "time_ms")
+
+    def __init__(self, names: tuple[str, ...], sizes: FloatArray, time_ms: int) -> None:
+        self.names = names
+        self.sizes = sizes
+        self.time_ms = time_ms
+
+    def __getitem__(self, name: str) -> LastConfig:
+        at = bisect.bisect_left(self.names, name)
+        if at == len(self.names) or self.names[at] != name:
+            raise KeyError(name)
+        return LastConfig(dict(zip(CONFIG_FIELDS, self.sizes[:, at].tolist(), strict=True)), self.time_ms)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class UsualBookings:
+    """The bookings of the last slice of a node, which apply to the next one in which nothing has changed.
+
+    Most slices are like the one before them, and to look at each VM again takes most of the time.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[LastConfigs, ConfigTable, list[float], Bookings] | None = None
+
+    def note(
+        self, known: LastConfigs, vms: Mapping[str, LastConfig], totals: list[_Total | None], bookings: Bookings
+    ) -> None:
+        """Note the bookings of a slice, and what is known after it."""
+        self._last = None
+        if not isinstance(vms, ConfigTable) or not _are_of(totals, vms):
+            return
+        if vms.names == bookings.names and bookings.alive.all() and not any(bookings.problems):
+            self._last = replace(known), vms, _amounts(totals), bookings
+
+    def apply(
+        self, known: LastConfigs, vms: Mapping[str, LastConfig], totals: list[_Total | None], end_s: float
+    ) -> Bookings | None:
+        """The bookings of a slice in which nothing has changed, after which ``known`` is updated; otherwise None."""
+        if self._last is None or not isinstance(vms, ConfigTable) or not _are_of(totals, vms):
+            return None
+        before, usual, amounts, bookings = self._last
+        # Identical objects: nothing else has changed them.
+        if known.vms is not before.vms or known.alive is not before.alive or known.sums != before.sums:
+            return None
+        if amounts != _amounts(totals) or vms.names != usual.names or not np.array_equal(vms.sizes, usual.sizes):
+            return None
+        known.booked_s = (end_s, end_s)
+        return bookings
+
+
+def _are_of(totals: Sequence[_Total | None], vms: ConfigTable) -> bool:
+    """Whether the sums and the VMs are those of the last sample of the node."""
+    return all(total is not None and total.is_latest and total.time_ms == vms.time_ms for total in totals)
+
+
+def _amounts(totals: Sequence[_Total | None]) -> list[float]:
+    return [math.nan if total is None else total.amount for total in totals]
+
+
+def last_configs(domains: Mapping[str, Samples]) -> Mapping[str, LastConfig]:
     """The last ``cpu`` and ``mem`` of each domain that has one, as :meth:`~model.store.base.Store.last_configs`."""
+    if isinstance(domains, SampleTable) and domains.time_ms.size:
+        sizes = np.array([domains.fields[field][:, -1] for field in CONFIG_FIELDS])
+        if not np.isnan(sizes).any():
+            return ConfigTable(domains.names, sizes, int(domains.time_ms[-1]))
     configs = {}
     for name, samples in domains.items():
         last = {key: at for key in CONFIG_FIELDS if (at := _last_known(samples.fields[key])) is not None}
@@ -85,7 +170,14 @@ def last_configs(domains: Mapping[str, Samples]) -> dict[str, LastConfig]:
     return configs
 
 
-def book_vms(known: LastConfigs, node: Samples, vms: Mapping[str, LastConfig], end_s: float, hold_s: float) -> Bookings:
+def book_vms(
+    known: LastConfigs,
+    node: Samples,
+    vms: Mapping[str, LastConfig],
+    end_s: float,
+    hold_s: float,
+    usual: UsualBookings | None = None,
+) -> Bookings:
     """Find the VMs of a slice; ``known`` is updated.
 
     Parameters
@@ -98,10 +190,14 @@ def book_vms(known: LastConfigs, node: Samples, vms: Mapping[str, LastConfig], e
         The end of the slice, Unix seconds.
     hold_s : float
         For how long the last known VMs count after they became unknown.
+    usual : UsualBookings, optional
+        Of the slice before.
     """
+    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
+    if usual is not None and (same := usual.apply(known, vms, totals, end_s)) is not None:
+        return same
     reported = dict(_reported(vms))
     alive_before = known.alive if known.alive is not None else frozenset(known.vms)
-    totals = [_last_total(node, i) for i in range(len(CONFIG_FIELDS))]
     configs = _present_vms(known, totals, reported) if node.time_ms.size else {}
     problems = _unknown_bookings(known, totals, configs, end_s, hold_s)
     alive = set(_alive_vms(configs, {name: vms[name].time_ms for name in reported}, totals, known.sums, alive_before))
@@ -109,7 +205,11 @@ def book_vms(known: LastConfigs, node: Samples, vms: Mapping[str, LastConfig], e
         known.alive = frozenset(alive)
     if all(end_s - booked_s > hold_s for booked_s in known.booked_s):
         known.vms = {}
-    return Bookings(configs, np.array([name in alive for name in configs], dtype=bool), problems)
+    sizes = np.array(list(configs.values()), dtype=np.float64).reshape(len(configs), len(CONFIG_FIELDS)).T
+    bookings = Bookings(tuple(configs), sizes, np.array([name in alive for name in configs], dtype=bool), problems)
+    if usual is not None:
+        usual.note(known, vms, totals, bookings)
+    return bookings
 
 
 def _reported(vms: Mapping[str, LastConfig]) -> Iterator[tuple[str, list[float]]]:

@@ -11,7 +11,7 @@ samples that it stands for, and counts as often as they did.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..numerics import FloatArray
-from ..samples import Samples
+from ..samples import Samples, SampleTable
 from ..slices import CPU, LARGEST, MEMORY, RESOURCES, Resource
 
 #: Share of a slice that must be covered, beside one interval at its end, which the next slice covers. What is not
@@ -87,6 +87,8 @@ class _Covers(NamedTuple):
         The number of scrapes that each stands for.
     total_ms : float
     any_repeated : bool
+    is_thinned : bool
+        Whether any stands for several scrapes.
     """
 
     each_ms: FloatArray
@@ -94,6 +96,7 @@ class _Covers(NamedTuple):
     numbers: NDArray[np.intp]
     total_ms: float
     any_repeated: bool
+    is_thinned: bool
 
     def of(self, chosen: NDArray[Any]) -> _Covers:
         """Those of some samples, by a mask or by indices."""
@@ -109,7 +112,8 @@ class _Covers(NamedTuple):
 
 
 def _covers(each_ms: FloatArray, repeats: NDArray[np.intp], numbers: NDArray[np.intp]) -> _Covers:
-    return _Covers(each_ms, repeats, numbers, float(each_ms.sum()), bool((repeats > 1).any()))
+    is_thinned = bool((numbers > 1).any())
+    return _Covers(each_ms, repeats, numbers, float(each_ms.sum()), bool((repeats > 1).any()), is_thinned)
 
 
 def valid_levels(values: FloatArray) -> FloatArray:
@@ -118,7 +122,7 @@ def valid_levels(values: FloatArray) -> FloatArray:
 
 
 def _is_unknown(values: FloatArray | None) -> bool:
-    return values is None or ((math.isnan(values[-1]) if values.size else True) and bool(np.isnan(values).all()))
+    return values is None or bool(np.isnan(values).all())
 
 
 class SliceCoverage:
@@ -146,10 +150,13 @@ class SliceCoverage:
         self._start_ms, self._slice_ms = start_ms, end_ms - start_ms
         (known,) = np.nonzero(~np.isnan(node.fields["oc_cpu"]))
         self._vms_known_ms = int(node.time_ms[known[-1]]) if known.size else start_ms
-        gaps = np.diff(node.time_ms, prepend=start_ms).astype(np.float64)
+        gaps = _gaps(node.time_ms, start_ms)
         scrapes = _numbers(node, "samples", gaps)
-        intervals = np.repeat(_intervals(node, gaps, scrapes), scrapes)[1:]
-        measured_ms = float(np.median(intervals)) if intervals.size else float(self._slice_ms)
+        intervals = _intervals(node, gaps, scrapes)
+        if (scrapes > 1).any():
+            intervals = np.repeat(intervals, scrapes)
+        intervals = intervals[1:]
+        measured_ms = _median(intervals) if intervals.size else float(self._slice_ms)
         expected_ms = min(measured_ms, usual_ms) if usual_ms else measured_ms
         self.interval_ms = usual_ms
         if intervals.size:
@@ -159,7 +166,7 @@ class SliceCoverage:
         elapsed = node.fields["elapsed_time"]
         level = self._level(gaps, scrapes, elapsed, node.fields.get("elapsed_max"))
         # A rate covers the time since the scrape from which it was computed, which may be in an earlier slice.
-        rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), (node.time_ms - start_ms).astype(np.float64))
+        rate = np.minimum(np.where(np.isnan(elapsed), level, elapsed), node.time_ms - start_ms)
         numbers = {
             resource: np.minimum(_numbers(node, _number_field(resource), gaps), scrapes) for resource in RESOURCES
         }
@@ -183,7 +190,7 @@ class SliceCoverage:
         return np.where(even, gaps, level)
 
     def _repeat(self, covers: FloatArray, numbers: NDArray[np.intp]) -> _Covers:
-        usual_ms = float(np.median(covers)) if covers.size else 0.0
+        usual_ms = _median(covers) if covers.size else 0.0
         if (numbers > 1).any():
             usual_ms = self._expected_ms
         base_ms = max(usual_ms, self._slice_ms / max(_MOST_REPEATED, 2 * int(numbers.sum())))
@@ -218,7 +225,7 @@ class SliceCoverage:
         result[place[at_same_time]] = values[at_same_time]
         return result
 
-    def _has_times_of_node(self, samples: Samples) -> bool:
+    def _has_times_of_node(self, samples: Samples | SampleTable) -> bool:
         times = samples.time_ms
         return times.size == self._times.size and bool((times == self._times).all())
 
@@ -228,50 +235,57 @@ class SliceCoverage:
         at_same_time = self._times[place] == samples.time_ms if self._times.size else np.empty(0, dtype=bool)
         return place, at_same_time
 
-    def at_all_scrapes(self, vms: Sequence[Samples | None]) -> list[bool]:
-        """Whether each VM has a sample at every scrape of the node."""
-        return [samples is not None and self._has_times_of_node(samples) for samples in vms]
-
-    def count_vms(self, resource: Resource, vms: Sequence[Samples | None], complete: Sequence[bool]) -> list[Counted]:
-        """The samples of each VM that count; none of None.
-
-        VMs that have a valid sample at every scrape, and do not wait, are counted together: that takes a fifth of the
-        time.
+    def count_vms(
+        self, resource: Resource, names: Sequence[str], vms: Mapping[str, Samples] | None
+    ) -> tuple[Sequence[FloatArray] | FloatArray, list[FloatArray] | None]:
+        """The samples of each VM that count, and what was wanted at them; None when that is not known of any.
 
         Parameters
         ----------
         resource : Resource
-        vms : sequence of Samples or None
-        complete : sequence of bool
-            Of :meth:`at_all_scrapes`.
+        names : sequence of v str
+        vms : mapping of name to Samples, or None
+            None when samples of single VMs are not read.
+
+        Returns
+        -------
+        tuple of (v, m) float64 or v arrays, and v arrays or None
         """
-        name, covers = f"{resource.name}_usage", self._covers[resource]
-        together = [
-            (i, samples)
-            for i, samples in enumerate(vms)
-            if samples is not None
-            and complete[i]
-            and (resource is not CPU or _is_unknown(samples.fields.get("cpu_wait")))
-            and _is_unknown(samples.fields.get(_number_field(resource)))
-        ]
-        counted: dict[int, Counted] = {}
-        is_thinned = bool((covers.numbers > 1).any())
-        if together and not is_thinned and self._times.size and int(self._times[-1]) >= self._vms_known_ms:
-            values = np.array([samples.fields[name] for _, samples in together])
-            valid = np.all((values >= 0) & (values <= LARGEST), axis=1).tolist()
-            # The same for all of them.
-            first = self._count(values[0], np.ones(values.shape[1], dtype=bool), covers, self._slice_ms)
-            if covers.any_repeated:
-                values = np.repeat(values, covers.repeats, axis=1)
-            counted = {
-                i: first if first.missing else Counted(row)
-                for (i, _), row, is_valid in zip(together, values, valid, strict=True)
-                if is_valid
-            }
-        for i, samples in enumerate(vms):
-            if i not in counted:
-                counted[i] = Counted(_NO_SAMPLES) if samples is None else self.count_vm(resource, samples)
-        return [counted[i] for i in range(len(vms))]
+        if vms is None:
+            return [_NO_SAMPLES] * len(names), None
+        if isinstance(vms, SampleTable) and names == vms.names:
+            values = self._count_together(resource, vms)
+            if values is not None:
+                return values, None
+        counted = [self.count_vm(resource, vms[name]) if name in vms else Counted(_NO_SAMPLES) for name in names]
+        rows = [one.values for one in counted]
+        if all(one.demand is None for one in counted):
+            return rows, None
+        return rows, [one.values if one.demand is None else one.demand for one in counted]
+
+    def _count_together(self, resource: Resource, vms: SampleTable) -> FloatArray | None:
+        """(v, m) float64: the samples of VMs that have all or no samples, and do not wait; None for other ones.
+
+        Their samples count as often as those of the node.
+        """
+        covers = self._covers[resource]
+        others = vms.fields.get(_number_field(resource)), vms.fields.get("cpu_wait") if resource is CPU else None
+        if covers.is_thinned or not all(map(_is_unknown, others)) or not self._has_times_of_node(vms):
+            return None
+        if not self._times.size or int(self._times[-1]) < self._vms_known_ms:
+            return None
+        values = vms.fields[f"{resource.name}_usage"]
+        valid = (values >= 0) & (values <= LARGEST)
+        if not valid.all():
+            whole = np.logical_and.reduce(valid, axis=1)
+            if (valid & ~whole[:, None]).any():
+                return None
+            if not whole.any():
+                return np.empty((len(vms), 0))
+            values = np.where(whole[:, None], values, np.nan)
+        if self._lacks(int(covers.numbers.sum()), self._slice_ms) or self._leaves_gaps(covers, self._slice_ms):
+            return np.empty((len(vms), 0))
+        return np.repeat(values, covers.repeats, axis=1) if covers.any_repeated else values
 
     def count_vm(self, resource: Resource, samples: Samples) -> Counted:
         """The samples of a VM that count; none when they cover too little, so that its allocation counts instead.
@@ -283,7 +297,7 @@ class SliceCoverage:
         values = samples.fields[f"{resource.name}_usage"]
         waits = samples.fields.get("cpu_wait") if resource is CPU else None
         covers = self._covers[resource]
-        numbers = _numbers(samples, _number_field(resource), np.diff(samples.time_ms, prepend=self._start_ms))
+        numbers = _numbers(samples, _number_field(resource), _gaps(samples.time_ms, self._start_ms))
         if not self._has_times_of_node(samples):
             place, at_same_time = self._place(samples)
             values, covers = values[at_same_time], covers.of(place[at_same_time])
@@ -300,21 +314,48 @@ class SliceCoverage:
         required_ms: float,
         waits: FloatArray | None = None,
     ) -> Counted:
-        number = int(covers.numbers[valid].sum())
-        needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
-        if number < needed:
-            return Counted(_NO_SAMPLES, f"{number} valid samples, at least {needed} are needed")
+        whole = bool(valid.all())
+        if lack := self._lacks(int((covers.numbers if whole else covers.numbers[valid]).sum()), required_ms):
+            return Counted(_NO_SAMPLES, lack)
         waits = None if waits is None else valid_levels(waits)
         demand = None if waits is None or np.isnan(waits).all() else values + np.nan_to_num(waits)
-        if not valid.all():
+        if not whole:
             values, covers = values[valid], covers.of(valid)
             demand = None if demand is None else demand[valid]
-        if covers.total_ms < _COVERED * required_ms - self._expected_ms:
-            return Counted(_NO_SAMPLES, f"valid samples cover {100 * covers.total_ms / self._slice_ms:.0f} % of it")
+        if gaps := self._leaves_gaps(covers, required_ms):
+            return Counted(_NO_SAMPLES, gaps)
         if covers.any_repeated:
             values = np.repeat(values, covers.repeats)
             demand = None if demand is None else np.repeat(demand, covers.repeats)
         return Counted(values, demand=demand)
+
+    def _lacks(self, number: int, required_ms: float) -> str:
+        """Why so many valid samples are too few; empty when they are not."""
+        needed = max(self._min_samples, math.ceil(_NUMBER * required_ms / self._expected_ms))
+        return f"{number} valid samples, at least {needed} are needed" if number < needed else ""
+
+    def _leaves_gaps(self, covers: _Covers, required_ms: float) -> str:
+        """Why what valid samples cover is too little; empty when it is not."""
+        if covers.total_ms >= _COVERED * required_ms - self._expected_ms:
+            return ""
+        return f"valid samples cover {100 * covers.total_ms / self._slice_ms:.0f} % of it"
+
+
+def _gaps(time_ms: NDArray[np.int64], start_ms: int) -> FloatArray:
+    """(n,) float64: the time since the sample before, or since the start of the slice, ms."""
+    gaps = np.empty(time_ms.size)
+    if time_ms.size:
+        gaps[0] = time_ms[0] - start_ms
+        np.subtract(time_ms[1:], time_ms[:-1], out=gaps[1:])
+    return gaps
+
+
+def _median(values: FloatArray) -> float:
+    """``numpy.median`` of few values, without NaN, in a tenth of the time."""
+    ordered, middle = np.sort(values), values.size // 2
+    if values.size % 2:
+        return float(ordered[middle])
+    return float(ordered[middle - 1] + ordered[middle]) / 2.0
 
 
 def _number_field(resource: Resource) -> str:
@@ -330,7 +371,7 @@ def _intervals(node: Samples, gaps: FloatArray, scrapes: NDArray[np.intp]) -> Fl
     return np.where((shortest > 0) & (means > _REGULAR * shortest), shortest, means)
 
 
-def _numbers(samples: Samples, name: str, gaps: Any) -> NDArray[np.intp]:
+def _numbers(samples: Samples, name: str, gaps: FloatArray) -> NDArray[np.intp]:
     """(n,) int: how many scrapes each sample stands for, at least 1.
 
     Parameters
@@ -338,7 +379,7 @@ def _numbers(samples: Samples, name: str, gaps: Any) -> NDArray[np.intp]:
     samples : Samples
     name : str
         Of the field that has the number.
-    gaps : (n,) float64 or int64
+    gaps : (n,) float64
         Since the sample before, ms.
     """
     values = samples.fields.get(name)

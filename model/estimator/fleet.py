@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from ..feedback import Feedback, FleetModel, SliceCounts
+from ..feedback import Feedback, FleetModel, SliceCounts, total_of
 from ..publishers.prometheus import EstimatorCounts, FleetFigures
 from ..slices import RESOURCES
 from .checkpoint_format import CheckpointCorrupt, FleetCheckpoint
@@ -222,7 +222,7 @@ class Fleet:
     def _share(self) -> None:
         if len(self._delivered) not in (0, self._shared):
             self._shared = len(self._delivered)
-            self._peers.share(self._number, _total(self._own()))
+            self._peers.share(self._number, total_of(self._own()))
 
     def _is_complete(self, upcoming: Mapping[str, int], due: int, *, at_once: bool) -> bool:
         if self._number >= due:
@@ -244,7 +244,7 @@ class Fleet:
             if others is None:
                 self.reading = True
                 return
-            total = _total([*self._own(), *others])
+            total = total_of([*self._own(), *others])
             self._model.update([total])
             self._checkpoints.save_fleet(FleetCheckpoint(self._number, self._model.state()))
             self._use_model(total)
@@ -268,10 +268,3 @@ class Fleet:
             common={resource.name: feedback.of(resource).common for resource in RESOURCES},
             full_share={name: counts.full / counts.nodes for name, counts in full.items() if counts.nodes},
         )
-
-
-def _total(counts: Sequence[SliceCounts]) -> SliceCounts:
-    total = SliceCounts()
-    for one in counts:
-        total = SliceCounts(total.cpu.plus(one.cpu), total.mem.plus(one.mem))
-    return total

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numerics import FloatArray
-from ..samples import Samples
+from ..samples import Samples, SampleTable
 from ..slices import Waits, padded
 from .coverage import SliceCoverage, valid_levels
 
@@ -51,6 +51,8 @@ def waiting_of(
     vm_samples : mapping of name to Samples, or None
         None when samples of single VMs are not read.
     """
+    if isinstance(vm_samples, SampleTable) and _lacks_waits(vm_samples):
+        vm_samples = None
     of_vms = [None if vm_samples is None else vm_samples.get(name) for name in vms]
     waits = waits_of(node, of_vms)
     sums = [
@@ -63,6 +65,11 @@ def waiting_of(
         return Waiting(waits, np.nansum(sums, axis=0) if sums else of_tasks)
     together: FloatArray = np.nansum(sums, axis=0)
     return Waiting(waits, together if len(sums) == len(of_vms) else np.fmax(together, valid_levels(of_tasks)))
+
+
+def _lacks_waits(vms: SampleTable) -> bool:
+    shares = vms.fields.get("cpu_wait_share")
+    return shares is None or bool(np.isnan(shares).all())
 
 
 def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:

@@ -11,10 +11,8 @@ from ..contention import Level, present_text
 from ..estimates import NodeEstimate, ResourceEstimate
 from ..guards import turn_of
 from ..nodemodel import ModelSettings, NodeModel
-from ..numerics import percentile_of
 from ..slices import RESOURCES, Resource, Slice, Usage
 from ..stability import StabilityDetector
-from ..vmmoments import mean_samples
 from .finding import POINTS, NodeFinding, ResourceFinding, TopVm
 
 #: VMs that are named as those that drive the peak.
@@ -30,9 +28,10 @@ class NodeScan:
     settings : ModelSettings
         The finding is that of the first strategy.
     detectors : mapping of resource name to StabilityDetector
+        None where no strategy asks whether slices are stable.
     """
 
-    def __init__(self, node: str, settings: ModelSettings, detectors: Mapping[str, StabilityDetector]) -> None:
+    def __init__(self, node: str, settings: ModelSettings, detectors: Mapping[str, StabilityDetector | None]) -> None:
         self._node = node
         self._strategy = settings.strategies[0]
         self._model = NodeModel(settings, detectors, turn_of(node))
@@ -80,9 +79,9 @@ class _ResourceScan:
             return
         self._reason = ""
         one = estimate.by_strategy[self._strategy]
-        peak = percentile_of(usage.node, 99)
+        peak = usage.peak
         self._slices += 1
-        self._used += float(usage.node.mean())
+        self._used += usage.mean
         self._compared += not math.isnan(one.violated)
         self._violated += one.violated == 1.0
         self._waited += estimate.contention.level is Level.HIGH
@@ -125,7 +124,7 @@ class _ResourceScan:
 
 def top_vms(names: Sequence[str], usage: Usage) -> tuple[TopVm, ...]:
     """The VMs that used most in a slice, by the mean of their samples."""
-    used = np.nan_to_num(mean_samples(usage.vm_usage), nan=0.0)
+    used = usage.vm_sums.mean
     order = np.argsort(-used, kind="stable")[:_TOP]
     return tuple(TopVm(names[i], float(used[i]), float(usage.vm_config[i])) for i in order if used[i] > 0)
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.text import printable
-from ..estimator.bookings import LastConfigs, last_configs
+from ..estimator.bookings import LastConfigs, UsualBookings, last_configs
 from ..estimator.slicing import SLICE_FIELDS, Calendar, SliceRules, build_slice
 from ..nodemodel import ModelSettings
+from ..oversubscriptioncomputation import STRATEGIES
 from ..parallel.work import Work
 from ..replay.trace import TraceError, read_trace
-from ..samples import Period, Samples
+from ..samples import DomainHistory, Period, Samples
 from ..slices import RESOURCES, Slice
 from ..stability import STABILITY_DETECTORS
 from ..store.base import Store, StoreRefused, StoreUnavailable
@@ -160,7 +161,9 @@ def _read_slices(period: Period, plan: ScanPlan) -> Iterator[Slice]:
 
 def _run(node: str, read: Callable[[], _History], plan: ScanPlan) -> NodeFinding:
     """Scan a node."""
-    detectors = {resource.name: STABILITY_DETECTORS[plan.stability] for resource in RESOURCES}
+    by_stability = any("stability" in STRATEGIES[name].parameters for name in plan.model.strategies)
+    detector = STABILITY_DETECTORS[plan.stability] if by_stability else None
+    detectors = {resource.name: detector for resource in RESOURCES}
     try:
         history = read()
         settings = replace(plan.model, positions=history.positions, historical=history.historical)
@@ -205,22 +208,19 @@ def slices_of(period: Period, numbers: Sequence[int], plan: ScanPlan, known: Las
     """
     calendar = plan.calendar
     bounds = [*(calendar.bounds_ms(number)[0] for number in numbers), calendar.bounds_ms(numbers[-1])[1]]
-    nodes = _cuts(period.node, bounds)
-    domains = {name: _cuts(samples, bounds) for name, samples in period.domains.items()}
+    cuts: list[int] = np.searchsorted(period.node.time_ms, bounds).tolist()
+    domains, usual = DomainHistory.of(period), UsualBookings()
     for i, number in enumerate(numbers):
-        vms = {
-            name: _cut(period.domains[name], cuts[i], cuts[i + 1])
-            for name, cuts in domains.items()
-            if cuts[i] < cuts[i + 1]
-        }
-        node = _cut(period.node, nodes[i], nodes[i + 1])
-        yield build_slice(number, calendar, plan.rules, known, node, last_configs(vms), vms)
+        node = period.node.part(cuts[i], cuts[i + 1])
+        vms = _cut(period, bounds[i : i + 2]) if domains is None else domains.part(cuts[i], cuts[i + 1])
+        yield build_slice(number, calendar, plan.rules, known, node, last_configs(vms), vms, usual)
 
 
-def _cuts(samples: Samples, bounds: Sequence[int]) -> Sequence[int]:
-    cuts: list[int] = np.searchsorted(samples.time_ms, bounds).tolist()
-    return cuts
-
-
-def _cut(samples: Samples, start: int, end: int) -> Samples:
-    return Samples(samples.time_ms[start:end], {name: values[start:end] for name, values in samples.fields.items()})
+def _cut(period: Period, bounds_ms: Sequence[int]) -> dict[str, Samples]:
+    """The samples of domains in a part of a period."""
+    parts = {}
+    for name, samples in period.domains.items():
+        start, end = np.searchsorted(samples.time_ms, bounds_ms).tolist()
+        if start < end:
+            parts[name] = samples.part(start, end)
+    return parts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -127,19 +128,19 @@ def read_history(
     for interval_s in sorted({node.step_s for node in nodes}):
         alike = [node for node in nodes if node.step_s == interval_s]
         steps = steps_of(interval_s, slice_s)
-        fine, of_domains, slow = (_grid(start_ms, end_ms, step_s, steps) for step_s in steps)
-        grids = _Grids(fine, of_domains, slow, steps.node_s // interval_s)
+        slow = _slow_grid(start_ms, end_ms, steps)
+        grids = _Grids(slow.finer(steps.node_s), slow.finer(steps.domain_s), slow, steps.node_s // interval_s)
         size = max(1, max_samples // _SHARE // (grids.domain.points * DOMAINS_PER_NODE))
         for first in range(0, len(alike), size):
             yield from _read_group(reader, alike[first : first + size], grids, start_ms, end_ms)
 
 
-def _grid(start_ms: int, end_ms: int, step_s: int, steps: Steps) -> Grid:
-    """Points of a period, and some before it for its first samples; the last is the same in all steps."""
+def _slow_grid(start_ms: int, end_ms: int, steps: Steps) -> Grid:
+    """Points of a period, and some before it for its first samples."""
     last_s = math.ceil(end_ms / 1000 / steps.node_s) * steps.node_s
     before_s = lookback_points(steps.node_s) * steps.node_s + 2 * steps.domain_s
-    points = math.ceil((last_s - start_ms / 1000 + before_s) / step_s) + 1
-    return Grid(last_s - (points - 1) * step_s, points, step_s)
+    points = math.ceil((last_s - start_ms / 1000 + before_s) / steps.slow_s) + 1
+    return Grid(last_s - (points - 1) * steps.slow_s, points, steps.slow_s)
 
 
 def _read_group(
@@ -156,8 +157,11 @@ def _read_group(
     for node in nodes:
         own = {name: targets.get(node.node, []) for name, targets in found.items()}
         own |= {name: found[name].get(node.libvirt, []) for name in _OF_LIBVIRT}
+        time_s = _scrape_times(_one(own[_NODE_SCRAPES], grids.node), grids.node, grids)
         slow = node_series({name: own[name] for name in (*SLOW_QUERIES, MEMORY_LEAST)}, grids.slow)
-        rows = node_rows(grids.node, _fine_series(own, slow, grids))
+        # timestamp() would take ten times as long.
+        slow = replace(slow, time_s=time_s[:: grids.slow.step_s // grids.node.step_s])
+        rows = node_rows(grids.node, _fine_series(own, time_s, slow, grids))
         _confirm(rows, node_rows(grids.slow, slow), grids)
         # The size of the node at the points of its domains.
         back = np.clip(np.searchsorted(grids.node.times_s, grids.domain.times_s), 0, grids.node.points - 1)
@@ -232,13 +236,15 @@ def _next_of(grid: Grid, slow: Grid) -> _Places:
     return np.clip(np.searchsorted(slow.times_s, grid.times_s), 1, slow.points - 1)
 
 
-def _fine_series(own: Mapping[str, Sequence[Series]], slow: NodeSeries, grids: _Grids) -> NodeSeries:
+def _fine_series(
+    own: Mapping[str, Sequence[Series]], time_s: FloatArray, slow: NodeSeries, grids: _Grids
+) -> NodeSeries:
     """Series of a node in short steps: a CPU that is not idle is busy.
 
     The size of the node is the smaller one of those at two slow points.
     """
     grid = grids.node
-    time_s, idle_s = _scrape_times(_one(own[_NODE_SCRAPES], grid), grid, grids), _one(own[IDLE], grid)
+    idle_s = _one(own[IDLE], grid)
     after = _next_of(grid, grids.slow)
     cores, memory = (np.fmin(size[after - 1], size[after]) for size in (slow.cores, slow.memory_total))
     return NodeSeries(

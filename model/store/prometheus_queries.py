@@ -324,7 +324,10 @@ FINE_DOMAIN_QUERIES: Mapping[str, Query] = {
 }
 
 #: The same in long steps.
-SLOW_QUERIES: Mapping[str, Query] = {**NODE_QUERIES, IDLE_SERIES: _idle_series}
+SLOW_QUERIES: Mapping[str, Query] = {
+    **{name: query for name, query in NODE_QUERIES.items() if name != NODE_TIME},
+    IDLE_SERIES: _idle_series,
+}
 SLOW_DOMAIN_QUERIES: Mapping[str, Query] = {name: SIZE_QUERIES[name] for name in ("vcpus", "allocation", "off")}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
 from ..numerics import BoolArray, FloatArray
-from ..samples import Period, Samples
+from ..samples import DomainHistory, Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
 from .prometheus_server import Grid
 
@@ -475,10 +475,14 @@ def build_period(rows: NodeRows, domains: DomainRows, start_ms: int, end_ms: int
     """
     time_ms = np.rint(1000.0 * np.where(rows.scraped, rows.time_s, -1.0)).astype(np.int64)
     points = rows.scraped & (time_ms >= start_ms) & (time_ms < end_ms)
-    node = Samples(time_ms[points], {name: values[points] for name, values in rows.fields.items()})
-    found = {}
-    for i, name in enumerate(domains.names):
-        own = points & domains.present[i]
-        if own.any():
-            found[name] = Samples(time_ms[own], {field: values[i, own] for field, values in domains.fields.items()})
-    return Period(node, dict(sorted(found.items())))
+    times = time_ms[points]
+    present = domains.present[:, points]
+    ordered = sorted(np.flatnonzero(present.any(axis=1)).tolist(), key=lambda row: domains.names[row])
+    columns = np.ix_(ordered, np.flatnonzero(points))
+    history = DomainHistory(
+        tuple(domains.names[row] for row in ordered),
+        times,
+        present[ordered],
+        {field: values[columns] for field, values in domains.fields.items()},
+    )
+    return Period(Samples(times, {name: values[points] for name, values in rows.fields.items()}), history)

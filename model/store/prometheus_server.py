@@ -79,6 +79,10 @@ class Grid:
         """(points,) float64: Unix seconds."""
         return self.first_s + self.step_s * np.arange(self.points, dtype=np.float64)
 
+    def finer(self, step_s: int) -> Grid:
+        """Instants between the first and the last, in steps of which the present step is a multiple."""
+        return Grid(self.first_s, (self.points - 1) * (self.step_s // step_s) + 1, step_s)
+
     def part(self, offset: int, points: int) -> Grid:
         """Some of the instants."""
         return Grid(self.first_s + offset * self.step_s, points, self.step_s)
@@ -171,6 +175,8 @@ class PrometheusServer:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=access.queries_at_once))
+        # A server takes longer to compress an answer than to compute it. Who reads from afar may set the header.
+        self._session.headers["Accept-Encoding"] = "identity"
         self._session.headers.update(access.headers or {})
         # As `auth`: an entry in .netrc would replace a header.
         if access.token:
@@ -264,8 +270,10 @@ class PrometheusServer:
             bad = next(value.decode(errors="replace") for value in values if not _is_number(value))
             raise StoreUnavailable(f"{self.name}: {bad[:40]!r} is not a sample value") from None
         try:
-            if len(values) == grid.points and (_stamp(stamps[0]), _stamp(stamps[-1])) == (grid.first_s, grid.last_s):
-                return grid.times_s, samples
+            first_s, last_s = _stamp(stamps[0]), _stamp(stamps[-1])
+            if last_s - first_s == (len(values) - 1) * grid.step_s:
+                # A server gives them in order: all instants between the first and the last.
+                return first_s + grid.step_s * np.arange(len(values), dtype=np.float64), samples
             return np.fromiter(map(_stamp, stamps), np.float64, len(stamps)), samples
         except ValueError:
             raise self._not_prometheus(raw) from None

@@ -20,9 +20,9 @@ from model.feedback import Feedback, ResourceFeedback
 from model.guards import CONTENTION
 from model.nodemodel import ModelSettings, NodeModel
 from model.oversubscriptioncomputation import STRATEGIES
-from model.slices import RESOURCES, Slice, Usage, Waits
+from model.slices import RESOURCES, Slice, Usage, Waits, sums_of
 from model.stability import never
-from model.vmmoments import SIZE_CLASSES, mean_samples
+from model.vmmoments import SIZE_CLASSES
 from tests.support.vm_slices import odd_slices, slice_of, vm_usage, with_waits, without_waits
 
 NEVER_STABLE = {"cpu": never, "mem": never}
@@ -167,10 +167,10 @@ def test_waits_at_other_samples_than_those_of_the_node_are_taken_out_as_far_as_t
 
 
 def test_mean_of_samples_is_that_of_each_vm() -> None:
-    means = mean_samples(np.array([[1.0, 3.0], [math.nan, 4.0], [math.nan, math.nan]]))
+    means = sums_of(np.array([[1.0, 3.0], [math.nan, 4.0], [math.nan, math.nan]])).means
     assert repr(means.tolist()) == "[2.0, 4.0, nan]"
-    assert mean_samples(np.empty((2, 0))).tolist() == pytest.approx([math.nan] * 2, nan_ok=True)
-    assert mean_samples(np.empty((0, 0))).tolist() == []
+    assert sums_of(np.empty((2, 0))).means.tolist() == pytest.approx([math.nan] * 2, nan_ok=True)
+    assert sums_of(np.empty((0, 0))).means.tolist() == []
 
 
 # --- levels -------------------------------------------------------------------------------------------
