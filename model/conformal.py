@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from .numerics import BoolArray, FloatArray, round_up, zero_if_missing
-from .slices import is_full
+from .slices import is_full, previous_rows
 from .violations import RATE_SLICES, is_exceeded
-from .vmmoments import previous_rows
 
 # The constants were fitted on 131 nodes made of Bitbrains and PlanetLab VMs and on 18 generated nodes of 2,000 slices.
 # The traces of the published comparison are not among them. A range in brackets changes the misprediction by less than

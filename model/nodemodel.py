@@ -15,7 +15,7 @@ from .estimates import UNKNOWN, Estimate, NodeEstimate, ResourceEstimate
 from .feedback import Feedback, FleetModel, ResourceCounts, ResourceFeedback, SliceCounts, count_usage
 from .guards import FigureGuards, GuardSettings, NodeCondition, NodeState
 from .oversubscriptioncomputation import STRATEGIES, Observation, Strategy, StrategySettings
-from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Window, is_full
+from .slices import CPU, RESOURCES, PresentUsage, Resource, Slice, Usage, Window, is_full
 from .stability import StabilityDetector, is_stable, mean_predictor
 from .violations import ViolationRecord
 from .vmmoments import VmMoments
@@ -63,10 +63,11 @@ class ModelSettings:
         """Whether the guards or any strategy use the moments of single VMs."""
         return self.guarded or any(STRATEGIES[name].uses_vm_moments for name in self.strategies)
 
-    @property
-    def keeps_vm_samples(self) -> bool:
-        """Whether any strategy uses the samples of single VMs in earlier slices too."""
-        return any(STRATEGIES[name].keeps_vm_samples for name in self.strategies)
+    def kept(self, resource: Resource, usage: Usage) -> Usage:
+        """What later slices need of a slice: samples of single VMs are by far its largest part."""
+        if any(STRATEGIES[name].keeps_vm_samples for name in self.strategies):
+            return usage.with_largest(resource.vm_peak_percentile, self.historical + 1)
+        return usage.without_vms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,7 @@ class _ResourceModel:
             name: self._estimate(name, position.strategies[name], observed, peak, node)
             for name in self.settings.strategies
         }
+        position.slices[-1] = present.reduced(self.settings.kept(self.resource, usage))
         return ResourceEstimate(stable, estimates, contention), counts
 
     def _unknown(self) -> ResourceEstimate:

@@ -44,7 +44,7 @@ def percentile_of(samples: FloatArray, percent: float) -> float:
     float
         Equal to ``numpy.percentile``.
     """
-    below, above, weight = _ranks(samples.size, percent)
+    below, above, weight = ranks(samples.size, percent)
     ordered = np.partition(samples, (below, above))
     low, high = float(ordered[below]), float(ordered[above])
     # From the nearer end, as in numpy: exact at both ends and monotonic in between.
@@ -68,13 +68,13 @@ def row_percentile(rows: FloatArray, percent: float) -> FloatArray:
     """
     if not rows.size or np.isnan(rows).any():
         return row_percentiles(np.sort(rows, axis=1), (percent,))[0]
-    below, above, weight = _ranks(rows.shape[1], percent)
+    below, above, weight = ranks(rows.shape[1], percent)
     ordered = np.partition(rows, (below, above), axis=1)
     low, high = ordered[:, below], ordered[:, above]
     return low + (high - low) * weight if weight < 0.5 else high - (high - low) * (1.0 - weight)
 
 
-def _ranks(size: int, percent: float) -> tuple[int, int, float]:
+def ranks(size: int, percent: float) -> tuple[int, int, float]:
     """The two nearest ranks of a percentile of so many samples, and the weight of the second one."""
     last = size - 1
     rank = last * (percent / 100.0)

@@ -15,10 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .numerics import BoolArray, FloatArray, aggregate, percentile_of, row_percentiles
+from .numerics import BoolArray, FloatArray, aggregate, percentile_of, ranks
 
 #: A node is full when the 99th percentile of its samples reaches this share of its capacity.
 FULL_SHARE = 0.999
+#: Of each VM, a slice keeps as many of its largest samples as a percentile of its window needs while no slice of the
+#: window has more samples than this multiple of its own.
+_MORE_SAMPLES = 1.25
 #: Larger than any machine, and small enough that sums of squares do not overflow.
 LARGEST = 1e15
 
@@ -110,6 +113,8 @@ class Usage:
         it is not known how long they waited.
     vm_demand : (v, m) float64, optional
         The same for each VM, at the samples of ``vm_usage``.
+    vm_number : (v,) int, optional
+        The number of samples that each VM had, where ``vm_usage`` has only the largest of them.
     """
 
     config: float
@@ -120,6 +125,7 @@ class Usage:
     vm_alive: BoolArray | None = None
     node_demand: FloatArray | None = None
     vm_demand: FloatArray | None = None
+    vm_number: NDArray[np.intp] | None = None
 
     @cached_property
     def booked(self) -> float:
@@ -167,6 +173,40 @@ class Usage:
         node = self.node if self.node_demand is None else self.node_demand
         vm_usage = self.vm_usage if self.vm_demand is None else self.vm_demand
         return replace(self, node=node, vm_usage=vm_usage, node_demand=None, vm_demand=None)
+
+    def without_vms(self) -> Usage:
+        """What later slices need of this one, when no strategy reads the samples of VMs in it."""
+        vm_usage = np.empty((self.vm_config.size, 0))
+        return replace(self, vm_usage=vm_usage, node_demand=None, vm_demand=None, vm_number=None)
+
+    def with_largest(self, percent: float, slices: int) -> Usage:
+        """What later slices need of this one, when a strategy reads a percentile of the samples of each VM.
+
+        Parameters
+        ----------
+        percent : float
+            0 to 100.
+        slices : int
+            In a window.
+        """
+        key = f"{percent} {slices}"
+        if key not in self._largest:
+            self._largest[key] = self._with_largest(percent, slices)
+        return self._largest[key]
+
+    @cached_property
+    def _largest(self) -> dict[str, Usage]:
+        return {}
+
+    def _with_largest(self, percent: float, slices: int) -> Usage:
+        size = self.vm_usage.shape[1]
+        most = math.ceil(_MORE_SAMPLES * size * slices)
+        number = most - ranks(most, percent)[0]
+        if self.vm_number is not None or number >= size:
+            return replace(self, node_demand=None, vm_demand=None)
+        # NaN last.
+        largest = -np.partition(-self.vm_usage, number - 1, axis=1)[:, :number]
+        return replace(self, vm_usage=largest, vm_number=self.vm_sums.number, node_demand=None, vm_demand=None)
 
     def without_waits(self, rows: BoolArray) -> Usage:
         """The same where some VMs want what they use: what they wait for, the node cannot give them.
@@ -318,37 +358,47 @@ class Slice:
         return tuple(name for name, alive in zip(self.vms, self.cpu.vm_alive.tolist(), strict=True) if alive)
 
 
+def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.intp]:
+    """The row that each VM had before, (v,) int; -1 for a new one.
+
+    Parameters
+    ----------
+    before, now : sequences of str
+        Names in the order of the rows.
+    """
+    rows = {name: i for i, name in enumerate(before)}
+    return np.fromiter((rows.get(name, -1) for name in now), np.intp, len(now))
+
+
 class PresentUsage:
     """One resource of a slice, with the names of the VMs in the order of its rows.
 
     A slice is part of several windows; figures that are used repeatedly are computed once.
     """
 
-    __slots__ = ("_peaks", "_rows", "usage", "vms")
+    __slots__ = ("_peaks", "usage", "vms")
 
-    def __init__(self, vms: tuple[str, ...], usage: Usage) -> None:
+    def __init__(self, vms: tuple[str, ...], usage: Usage, peaks: dict[tuple[float, int], float] | None = None) -> None:
         self.vms = vms
         self.usage = usage
-        self._peaks: dict[tuple[float, int], float] = {}
-        self._rows: dict[str, int] | None = None
+        self._peaks = {} if peaks is None else peaks
 
     def peak(self, percentile: float, aggregation: int) -> float:
         """A percentile of the samples of the node, averaged in groups; NaN if there are none."""
-        if percentile == 99.0 and aggregation == 1:
-            return self.usage.peak
         key = (percentile, aggregation)
         if key not in self._peaks:
             samples = aggregate(self.usage.node, aggregation)
             self._peaks[key] = percentile_of(samples, percentile) if samples.size else math.nan
         return self._peaks[key]
 
+    def reduced(self, usage: Usage) -> PresentUsage:
+        """The same with a part of the usage."""
+        return PresentUsage(self.vms, usage, self._peaks)
+
     @property
-    def rows(self) -> Mapping[str, int]:
-        """The index of the row of each VM that has samples."""
-        if self._rows is None:
-            sampled = np.flatnonzero(~np.isnan(self.usage.vm_usage).all(axis=1))
-            self._rows = {self.vms[i]: i for i in sampled.tolist()}
-        return self._rows
+    def number(self) -> NDArray[np.intp]:
+        """(v,) int: how many samples each VM had."""
+        return self.usage.vm_sums.number if self.usage.vm_number is None else self.usage.vm_number
 
 
 class Window:
@@ -396,19 +446,47 @@ class Window:
         return self._vm_percentiles[percentile]
 
     def _vm_percentile(self, percentile: float) -> FloatArray:
-        result = np.full(len(self.slices[-1].vms), np.nan)
-        if len(self.slices) < self.full_length:
-            return result
-        rows = [present.rows for present in self.slices]
         names = self.slices[-1].vms
-        full = [i for i, name in enumerate(names) if all(name in row for row in rows)]
-        if full:
-            pooled = np.concatenate(
-                [
-                    present.usage.vm_usage[[row[names[i]] for i in full]]
-                    for present, row in zip(self.slices, rows, strict=True)
-                ],
-                axis=1,
-            )
-            result[full] = row_percentiles(np.sort(pooled, axis=1), (percentile,))[0]
+        result = np.full(len(names), np.nan)
+        if len(self.slices) < self.full_length or not names:
+            return result
+        rows = np.array([previous_rows(present.vms, names) for present in self.slices])
+        # Row -1 takes the zero behind the last VM.
+        numbers = np.array([np.append(of.number, 0)[row] for of, row in zip(self.slices, rows, strict=True)])
+        (full,) = np.nonzero((numbers > 0).all(axis=0))
+        if not full.size:
+            return result
+        reduced = [present.usage.with_largest(percentile, self.full_length).vm_usage for present in self.slices]
+        pooled = np.concatenate([values[row[full]] for values, row in zip(reduced, rows, strict=True)], axis=1)
+        sizes = np.array([values.shape[1] for values in reduced])
+        result[full] = _percentile_of_largest(pooled, numbers[:, full], sizes, percentile)
         return result
+
+
+def _percentile_of_largest(
+    pooled: FloatArray, numbers: NDArray[np.intp], sizes: NDArray[np.intp], percent: float
+) -> FloatArray:
+    """A percentile of the samples of VMs of which the largest are held; (f,) float64, NaN where these do not suffice.
+
+    Parameters
+    ----------
+    pooled : (f, k) float64
+        The largest samples of all slices.
+    numbers : (s, f) int
+        How many samples each VM had in each slice.
+    sizes : (s,) int
+        How many of the largest are held of each slice.
+    percent : float
+        0 to 100.
+    """
+    count = numbers.sum(axis=0)
+    last = count - 1
+    rank = last * (percent / 100.0)
+    below = np.floor(rank).astype(np.intp)
+    above = np.minimum(below + 1, last)
+    suffices = ((numbers <= sizes[:, None]) | (count - below <= sizes[:, None])).all(axis=0)
+    descending, rows = -np.sort(-pooled, axis=1), np.arange(count.size)
+    low, high = (descending[rows, np.minimum(last - at, pooled.shape[1] - 1)] for at in (below, above))
+    weight, step = rank - below, high - low
+    # As in numpy: exact at both ends and monotonic in between.
+    return np.where(suffices, np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight)), np.nan)

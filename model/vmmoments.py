@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numerics import BoolArray, FloatArray
-from .slices import Resource, Usage
+from .slices import Resource, Usage, previous_rows
 
 #: Classes of VM sizes: powers of two of the smallest class, cores or MB.
 SIZE_CLASSES = 8
@@ -66,18 +66,6 @@ class VmFigures:
     def variances(self) -> FloatArray:
         """(v,) float64."""
         return np.maximum(self.squares - self.means**2, 0.0)
-
-
-def previous_rows(before: Sequence[str], now: Sequence[str]) -> NDArray[np.intp]:
-    """The row that each VM had before, (v,) int; -1 for a new one.
-
-    Parameters
-    ----------
-    before, now : sequences of str
-        Names in the order of the rows.
-    """
-    rows = {name: i for i, name in enumerate(before)}
-    return np.fromiter((rows.get(name, -1) for name in now), np.intp, len(now))
 
 
 class VmMoments:

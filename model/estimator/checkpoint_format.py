@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ..feedback import SliceCounts
 from ..numerics import BoolArray, FloatArray
@@ -84,6 +85,7 @@ class _PackedUsage(msgspec.Struct, array_like=True):
     vm_config: bytes
     vm_usage: bytes
     vm_alive: bytes | None = None
+    vm_number: bytes | None = None
 
 
 class _PackedSlice(msgspec.Struct, array_like=True):
@@ -103,6 +105,7 @@ def pack_slice(finished: Slice) -> bytes:
             usage.vm_config.tobytes(),
             usage.vm_usage.tobytes(),
             None if usage.vm_alive is None else usage.vm_alive.tobytes(),
+            None if usage.vm_number is None else usage.vm_number.astype(np.uint32).tobytes(),
         )
         for usage in (finished.cpu, finished.mem)
     )
@@ -125,6 +128,7 @@ def unpack_slice(data: bytes) -> Slice:
                 np.frombuffer(usage.vm_config),
                 _matrix(usage.vm_usage, len(packed.vms)),
                 vm_alive=None if usage.vm_alive is None else _flags(usage.vm_alive, len(packed.vms)),
+                vm_number=None if usage.vm_number is None else _numbers(usage.vm_number, len(packed.vms)),
             )
             for usage in (packed.cpu, packed.mem)
         )
@@ -139,6 +143,10 @@ def _matrix(data: bytes, rows: int) -> FloatArray:
 
 def _flags(data: bytes, size: int) -> BoolArray:
     return np.frombuffer(data, dtype=bool).reshape(size)
+
+
+def _numbers(data: bytes, size: int) -> NDArray[np.intp]:
+    return np.frombuffer(data, dtype=np.uint32).astype(np.intp).reshape(size)
 
 
 def encode(value: object) -> bytes:

@@ -18,7 +18,7 @@ from ..guards import turn_of
 from ..nodemodel import ModelSettings, ModelState, NodeModel
 from ..publishers.prometheus import EstimatorCounts
 from ..replay.dump import slice_figures
-from ..slices import Slice, Usage
+from ..slices import RESOURCES, Slice
 from ..stability import StabilityDetector
 from ..status import NodeStatus
 from ..store.base import StoreRefused, StoreUnavailable
@@ -132,7 +132,8 @@ class ModelRunner:
 
     def kept(self, finished: Slice) -> Slice:
         """The part of a slice that later slices need."""
-        return finished if self.settings.keeps_vm_samples else without_vm_samples(finished)
+        cpu, mem = (self.settings.kept(resource, finished.usage(resource)) for resource in RESOURCES)
+        return replace(finished, cpu=cpu, mem=mem)
 
 
 class NodeWorker:
@@ -314,15 +315,6 @@ class NodeWorker:
 def _has_data(finished: Slice) -> bool:
     """Whether anything is known of the node in a slice."""
     return bool(finished.vms) or not (math.isnan(finished.cpu.config) and math.isnan(finished.mem.config))
-
-
-def without_vm_samples(finished: Slice) -> Slice:
-    """A slice without the samples of its VMs, which are by far the largest part."""
-    return replace(finished, cpu=_node_only(finished.cpu), mem=_node_only(finished.mem))
-
-
-def _node_only(usage: Usage) -> Usage:
-    return replace(usage, vm_usage=np.empty((usage.vm_config.size, 0)))
 
 
 def format_utc(seconds: float) -> str:
