@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .lazy import computed_once
 from .numerics import BoolArray, FloatArray, aggregate, percentile_of, ranks
 
 #: A node is full when the 99th percentile of its samples reaches this share of its capacity.
@@ -127,12 +127,12 @@ class Usage:
     vm_demand: FloatArray | None = None
     vm_number: NDArray[np.intp] | None = None
 
-    @cached_property
+    @computed_once
     def booked(self) -> float:
         """The sum of the allocations of the VMs; unknown ones count as 0."""
         return _known_sum(self.vm_config)
 
-    @cached_property
+    @computed_once
     def booked_now(self) -> float:
         """The sum of the allocations of the VMs that are alive at the end of the slice; unknown ones count as 0."""
         return self.booked if self.vm_alive is None else _known_sum(self.vm_config[self.vm_alive])
@@ -142,17 +142,17 @@ class Usage:
         """Whether free resources can be computed: there are samples and a capacity."""
         return self.node.size > 0 and not math.isnan(self.config)
 
-    @cached_property
+    @computed_once
     def peak(self) -> float:
         """99th percentile of the samples of the node; NaN without samples."""
         return percentile_of(self.node, 99.0) if self.node.size else math.nan
 
-    @cached_property
+    @computed_once
     def mean(self) -> float:
         """Mean of the samples of the node; NaN without samples."""
         return float(np.add.reduce(self.node)) / self.node.size if self.node.size else math.nan
 
-    @cached_property
+    @computed_once
     def std(self) -> float:
         """Population standard deviation of the samples of the node; NaN without samples."""
         if not self.node.size:
@@ -160,7 +160,7 @@ class Usage:
         gaps = self.node - self.mean
         return math.sqrt(float(np.add.reduce(gaps * gaps)) / self.node.size)
 
-    @cached_property
+    @computed_once
     def vm_sums(self) -> SampleSums:
         """Number, mean and mean square of the samples of each VM."""
         return sums_of(self.vm_usage)
@@ -194,7 +194,7 @@ class Usage:
             self._largest[key] = self._with_largest(percent, slices)
         return self._largest[key]
 
-    @cached_property
+    @computed_once
     def _largest(self) -> dict[str, Usage]:
         return {}
 
@@ -350,7 +350,7 @@ class Slice:
         """The usage of one resource."""
         return self.cpu if resource is CPU else self.mem
 
-    @cached_property
+    @computed_once
     def alive(self) -> tuple[str, ...]:
         """The VMs that are alive at the end of the slice, sorted."""
         if self.cpu.vm_alive is None or self.cpu.vm_alive.all():
@@ -417,17 +417,17 @@ class Window:
         """The slice that ended."""
         return self.slices[-1].usage
 
-    @cached_property
+    @computed_once
     def pooled(self) -> FloatArray:
         """(n,) float64: the raw node samples of all slices."""
         return np.concatenate([present.usage.node for present in self.slices])
 
-    @cached_property
+    @computed_once
     def mean(self) -> float:
         """Mean of the pooled samples."""
         return float(self.pooled.mean())
 
-    @cached_property
+    @computed_once
     def std(self) -> float:
         """Population standard deviation of the pooled samples."""
         return float(self.pooled.std())

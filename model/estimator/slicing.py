@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..numerics import FloatArray
-from ..samples import LastConfig, Samples
+from ..samples import DomainHistory, LastConfig, Samples
 from ..slices import CPU, LARGEST, RESOURCES, Slice, usage_of
 from ..store.base import Store
 from .bookings import CONFIG_FIELDS, LastConfigs, UsualBookings, book_vms, last_configs, merge
@@ -167,8 +167,9 @@ class SliceReader:
         start_ms, end_ms = self._calendar.bounds_ms(number)
         if self._with_vm_samples:
             period = self._store.read(node, start_ms, end_ms, SLICE_FIELDS)
-            configs, vm_samples = last_configs(period.domains), period.domains
-            return build_slice(number, self._calendar, self._rules, known, period.node, configs, vm_samples)
+            history = DomainHistory.of(period)
+            vms = period.domains if history is None else history.part(0, period.node.time_ms.size)
+            return build_slice(number, self._calendar, self._rules, known, period.node, last_configs(vms), vms)
         period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)
         configs = self._store.last_configs(node, start_ms, end_ms)
         return build_slice(number, self._calendar, self._rules, known, period.node, configs)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..numerics import FloatArray
-from ..samples import Period, Samples, ScrapeSample
+from ..samples import DomainHistory, Period, Samples, ScrapeSample
 from .thinning import Part, thin
 
 CONFIG_FIELDS = ("cpu", "mem")
@@ -100,18 +100,20 @@ def decode_period(
     rows: Sequence[Row], layouts: Mapping[int, Layout], fields: Collection[str], *, domains: bool
 ) -> Period:
     """Arrays of all rows; successive rows of one layout are decoded together."""
-    node = _Columns(fields)
-    by_domain: dict[str, _Columns] = {}
-    for start, end in _runs([layout for _, layout, _ in rows]):
-        layout = layouts[rows[start][1]]
-        times = np.array([time_ms for time_ms, _, _ in rows[start:end]], dtype=np.int64)
+    runs = [(start, end, layouts[rows[start][1]]) for start, end in _runs([layout for _, layout, _ in rows])]
+    times = np.array([time_ms for time_ms, _, _ in rows], dtype=np.int64)
+    names = tuple(sorted({name for _, _, layout in runs for name in layout.domains})) if domains else ()
+    places = {name: row for row, name in enumerate(names)}
+    node, of_domains = _Table(fields, times.size), _Table(fields, len(names), times.size)
+    present = np.zeros((len(names), times.size), dtype=bool)
+    for start, end, layout in runs:
         nodes, tables = _split(layout, rows[start:end])
-        node.append(times, nodes, layout.node_fields)
+        node.fill((slice(start, end),), nodes, layout.node_fields)
         if domains:
-            for i, name in enumerate(layout.domains):
-                columns = by_domain.setdefault(name, _Columns(fields))
-                columns.append(times, tables[:, i, :], layout.domain_fields)
-    return Period(node.samples(), {name: columns.samples() for name, columns in sorted(by_domain.items())})
+            own = np.array([places[name] for name in layout.domains], dtype=np.intp)
+            present[own, start:end] = True
+            of_domains.fill((own, slice(start, end)), tables.swapaxes(0, 1), layout.domain_fields)
+    return Period(Samples(times, node.fields), DomainHistory(names, times, present, of_domains.fields))
 
 
 def _split(layout: Layout, rows: Sequence[Row]) -> tuple[FloatArray, FloatArray]:
@@ -131,21 +133,22 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = end
 
 
-class _Columns:
-    """Columns of a machine, collected block by block; NaN where a block lacks a field."""
+class _Table:
+    """Fields of one or many machines, filled block by block; NaN where no block has a field."""
 
-    def __init__(self, fields: Collection[str]) -> None:
-        self._times: list[Any] = []
-        self._columns: dict[str, list[FloatArray]] = {name: [] for name in fields}
+    def __init__(self, fields: Collection[str], *shape: int) -> None:
+        self._shape = shape
+        # Takes no memory.
+        missing = np.broadcast_to(np.float64(np.nan), shape)
+        self.fields: dict[str, FloatArray] = dict.fromkeys(fields, missing)
+        self._filled: set[str] = set()
 
-    def append(self, times: Any, block: FloatArray, names: Sequence[str]) -> None:
-        self._times.append(times)
-        position = {name: i for i, name in enumerate(names)}
-        for name, parts in self._columns.items():
-            parts.append(block[:, position[name]] if name in position else np.full(times.size, np.nan))
-
-    def samples(self) -> Samples:
-        if not self._times:
-            return Samples(np.empty(0, dtype=np.int64), {name: np.empty(0) for name in self._columns})
-        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        return Samples(np.concatenate(self._times), columns)
+    def fill(self, part: tuple[Any, ...], block: FloatArray, names: Sequence[str]) -> None:
+        """Put a block, whose last axis are the fields of these names, at a part of the shape."""
+        for i, name in enumerate(names):
+            if name not in self.fields:
+                continue
+            if name not in self._filled:
+                self._filled.add(name)
+                self.fields[name] = np.full(self._shape, np.nan)
+            self.fields[name][part] = block[..., i]
