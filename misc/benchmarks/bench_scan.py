@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measures a scan of a whole fleet from a real Prometheus: time, CPU and memory of both.
 
-The history is made by promtool, and kept in --data, so that a second run starts at once. The floor is the time in which
+The history is made by promtool, and kept in --data, so that a second run starts at once. The server compacts it before,
+as one does that has run for two weeks. The floor is the time in which
 the same server gives one figure, the CPU time of all VMs, to a client that only receives it. Needs prometheus and
 promtool.
 """
@@ -31,7 +32,9 @@ with require_libraries("live"):
     from misc.benchmarks.processes import cpu_s, free_port, process
     from misc.benchmarks.prometheus_history import BLOCK_S, FleetHistory
 
-_END = "end"
+_END, _COMPACTED = "end", "compacted"
+#: A server looks once a minute whether there is something to compact.
+_IDLE_S, _IDLE_CPU_S = 90, 1.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         history = FleetHistory(args.nodes, args.vms, args.interval, _blocks(folder, args.days))
         _make(history, folder)
+        _compact(folder)
         url, server = stack.enter_context(_prometheus(folder))
         _floor(url, history)
         return _scan(url, server, args.days)
@@ -80,6 +84,20 @@ def _make_part(job: tuple[FleetHistory, Path, int, int]) -> int:
     return sum(1 for _ in history.make(folder, part, parts))
 
 
+def _compact(folder: Path) -> None:
+    """Wait until a server has merged the blocks of two hours to longer ones."""
+    if (folder / _COMPACTED).exists():
+        return
+    begun = time.monotonic()
+    with _prometheus(folder) as (_, pid):
+        used_s = -_IDLE_CPU_S
+        while (now_s := cpu_s(pid)) - used_s >= _IDLE_CPU_S:
+            used_s = now_s
+            time.sleep(_IDLE_S)
+    (folder / _COMPACTED).touch()
+    print(f"{len(list(folder.glob('*/meta.json')))} blocks after {time.monotonic() - begun:.0f} s", flush=True)
+
+
 @contextlib.contextmanager
 def _prometheus(folder: Path) -> Iterator[tuple[str, int]]:
     """URL and process of a server, once it has loaded its blocks."""
@@ -87,7 +105,7 @@ def _prometheus(folder: Path) -> Iterator[tuple[str, int]]:
     config.write_text('{"scrape_configs": []}')
     command = [
         *("prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}"),
-        *("--storage.tsdb.retention.time=100y", f"--web.listen-address=127.0.0.1:{port}"),
+        *("--storage.tsdb.retention.time=15d", f"--web.listen-address=127.0.0.1:{port}"),
     ]
     with (folder / "log").open("w") as log, process(command, stdout=log, stderr=log) as running:
         url = f"http://127.0.0.1:{port}"

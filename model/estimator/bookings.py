@@ -137,8 +137,7 @@ class UsualBookings:
         if self._last is None or not isinstance(vms, ConfigTable) or not _are_of(totals, vms):
             return None
         before, usual, amounts, bookings = self._last
-        # Identical objects: nothing else has changed them.
-        if known.vms is not before.vms or known.alive is not before.alive or known.sums != before.sums:
+        if known.sums != before.sums or known.alive != before.alive or known.vms != before.vms:
             return None
         if amounts != _amounts(totals) or vms.names != usual.names or not np.array_equal(vms.sizes, usual.sizes):
             return None

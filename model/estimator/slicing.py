@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +157,7 @@ class SliceReader:
         self._calendar = calendar
         self._rules = rules
         self._with_vm_samples = with_vm_samples
+        self._usual: defaultdict[str, UsualBookings] = defaultdict(UsualBookings)
 
     def read(self, node: str, number: int, known: LastConfigs) -> Slice:
         """Read one slice of a node; ``known`` is updated.
@@ -169,7 +171,8 @@ class SliceReader:
             period = self._store.read(node, start_ms, end_ms, SLICE_FIELDS)
             history = DomainHistory.of(period)
             vms = period.domains if history is None else history.part(0, period.node.time_ms.size)
-            return build_slice(number, self._calendar, self._rules, known, period.node, last_configs(vms), vms)
+            configs, usual = last_configs(vms), self._usual[node]
+            return build_slice(number, self._calendar, self._rules, known, period.node, configs, vms, usual)
         period = self._store.read(node, start_ms, end_ms, FIELDS, domains=False)
         configs = self._store.last_configs(node, start_ms, end_ms)
         return build_slice(number, self._calendar, self._rules, known, period.node, configs)

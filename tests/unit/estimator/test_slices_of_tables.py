@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.estimator.bookings import CONFIG_FIELDS, ConfigTable, LastConfigs, UsualBookings, book_vms, last_configs
+from model.estimator.bookings import (
+    CONFIG_FIELDS,
+    Bookings,
+    ConfigTable,
+    LastConfigs,
+    UsualBookings,
+    book_vms,
+    last_configs,
+)
 from model.estimator.slicing import Calendar, SliceRules, build_slice
 from model.numerics import FloatArray
 from model.samples import DomainHistory, Period, Samples, SampleTable
@@ -129,30 +137,26 @@ def test_slice_with_a_domain_that_left_is_no_table() -> None:
     assert (one.names, "a" in one, len(one)) == (("b",), False, 1)
 
 
-def usual_case(known: LastConfigs, usual: UsualBookings, node: Samples, sizes: FloatArray, end_s: float) -> bool:
-    """Whether the bookings of the slice before apply."""
-    vms = ConfigTable(("a", "b"), sizes, int(node.time_ms[-1]))
-    before = usual.apply(known.copy(), vms, [], end_s)
-    assert before is None
-    held = known.vms
-    book_vms(known, node, vms, end_s, 900.0, usual)
-    return known.vms is held
-
-
 def test_bookings_of_the_slice_before_apply_while_nothing_changes() -> None:
     known, usual = LastConfigs(), UsualBookings()
     sizes = np.array([[2.0, 4.0], [1024.0, 2048.0]])
 
-    def node(total: float, end_ms: int = 60_000) -> Samples:
-        one = {"cpu": 16.0, "mem": 65_536.0, "oc_cpu": total / 16, "oc_mem": 3072 / 65_536}
-        return Samples(np.array([end_ms]), {name: np.array([value]) for name, value in one.items()})
+    def node(cores: float) -> Samples:
+        one = {"cpu": 16.0, "mem": 65_536.0, "oc_cpu": cores / 16, "oc_mem": 512 * cores / 65_536}
+        return Samples(np.array([60_000]), {name: np.array([value]) for name, value in one.items()})
 
-    assert not usual_case(known, usual, node(6.0), sizes, 60.0)
-    assert usual_case(known, usual, node(6.0), sizes, 120.0)
+    def book(cores: float, sizes: FloatArray, end_s: float) -> Bookings:
+        return book_vms(known, node(cores), ConfigTable(("a", "b"), sizes, 60_000), end_s, 900.0, usual)
+
+    first = book(6.0, sizes, 60.0)
+    assert book(6.0, sizes, 120.0) is first
     assert known.booked_s == (120.0, 120.0)
-    assert not usual_case(known, usual, node(7.0), sizes, 180.0)
-    assert known.booked_s == (120.0, 180.0)
-    assert not usual_case(known, usual, node(6.0), sizes, 240.0)
-    assert not usual_case(known, usual, node(6.0), 2 * sizes, 300.0)
-    known.vms = dict(known.vms)
-    assert not usual_case(known, usual, node(6.0), 2 * sizes, 360.0)
+    more_is_booked = book(7.0, sizes, 180.0)
+    assert all(more_is_booked.problems)
+    assert known.booked_s == (120.0, 120.0)
+    assert book(6.0, sizes, 240.0) is not more_is_booked
+    larger = book(12.0, 2 * sizes, 300.0)
+    assert larger.sizes.tolist() == (2 * sizes).tolist()
+    assert book(12.0, 2 * sizes, 360.0) is larger
+    known.vms = {**known.vms, "c": (1.0, 512.0)}
+    assert book(12.0, 2 * sizes, 420.0) is not larger
