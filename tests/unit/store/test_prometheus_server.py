@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.server
 import json
 import threading
@@ -149,7 +150,19 @@ def test_credentials_and_headers_are_sent_and_not_shown() -> None:
     basic = [base64.b64decode(text.removeprefix("Basic ")).decode() for text in sent[1:]]
     assert (sent[0], basic) == ("Bearer s3cret", ["ü:s3cret", "me:s3cret"])
     assert stub.headers[0]["X-Scope-OrgID"] == "cloud"
+    assert stub.headers[0]["Accept-Encoding"] == "identity"
     assert "s3cret" not in server.name + repr(Access(url, "s3cret"))
+
+
+def test_compressed_answer_can_be_asked_for() -> None:
+    def compressed(_: Form) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Encoding": "gzip"}, gzip.compress(body_of(({"a": "b"}, series_of("1", "2", "3", "4"))))
+
+    with Stub(compressed) as stub:
+        server = PrometheusServer(Access(stub.url, headers={"Accept-Encoding": "gzip"}))
+        (found,) = server.query_range("up", GRID)
+    assert stub.headers[0]["Accept-Encoding"] == "gzip"
+    assert found.values.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_queries_at_once_are_limited() -> None:
