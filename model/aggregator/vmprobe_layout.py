@@ -26,7 +26,7 @@ _NUMERALS = b"0123456789+-.eE,"
 
 _NEW_LINE = 10
 
-_part: Callable[[bytes, slice], bytes] = operator.getitem
+_part: Callable[[bytes, slice], bytes] = operator.getitem  # type: ignore[assignment]  # of all overloads, this one
 
 _NUMBERS = msgspec.json.Decoder(list[float])
 
