@@ -80,9 +80,8 @@ class VmprobeReader:
             raise PageError(f"no metric of prefix {self.prefix!r} {found}")
         require_complete_lines(page)
         places = self._places(parsed)
-        domain_of = {name: place[0] for name, place in places.items() if place is not None}
-        self._vms.check({domain for domain in domain_of.values() if domain is not None})
-        self._completeness.check(domain_of, parsed.values.get(b"global_probe_epoch", 0.0))
+        self._vms.check({place[0] for place in places.values() if place is not None and place[0] is not None})
+        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), self._names.text)
         machines = _group(parsed, places)
         node = machines[None]
         for metric in _NODE_METRICS:
@@ -92,8 +91,9 @@ class VmprobeReader:
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
         domains = {name: metrics for name, metrics in machines.items() if name is not None}
         names = list(parsed.values)
-        in_order = map(places.__getitem__, names)
-        self._layout = None if parsed.unreadable else page_layout(page, self.prefix, names, in_order, domains)
+        of_names = map(places.__getitem__, names)
+        text = self._names.text
+        self._layout = None if parsed.unreadable else page_layout(page, self.prefix, names, of_names, domains, text)
         contention = self._read_contention(page, node["probe_epoch"], received_ms)
         return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
 

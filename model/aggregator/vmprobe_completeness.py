@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .exposition import PageError
+from .vmprobe_names import PageNames, Place, pack_places
 
 
 class CompletenessCheck:
@@ -18,39 +19,48 @@ class CompletenessCheck:
     """
 
     def __init__(self) -> None:
-        self._names: Mapping[bytes, str | None] = {}
+        self._names: PageNames | Mapping[bytes, Place | None] = {}
         self._optional: dict[bytes, str | None] = {}
         self._refused_epoch_ms: float | None = None
 
-    def check(self, names: Mapping[bytes, str | None], epoch_ms: float) -> None:
+    def check(self, places: dict[bytes, Place | None], epoch_ms: float, text: bytes = b"") -> None:
         """Compare a page with the page before.
 
         Parameters
         ----------
-        names : mapping of name to domain
-            All metrics of the page; the domain None is the node.
+        places : dict of name to Place or None
+            All names of the page; None for a metric that is not used, which may be missing.
         epoch_ms : float
             Time of the page.
+        text : bytes
+            Names that are in memory already, see :class:`~model.aggregator.vmprobe_names.PageNames`.
 
         Raises
         ------
         PageError
             When the page is truncated.
         """
+        names = _domains_of(places)
+        before = _domains_of(self._names.places() if isinstance(self._names, PageNames) else self._names)
         present = set(names.values())
-        absent = self._names.keys() - names.keys() - self._optional.keys()
-        missing = {name for name in absent if self._names[name] in present}
+        absent = before.keys() - names.keys() - self._optional.keys()
+        missing = {name for name in absent if before[name] in present}
         if missing and (self._refused_epoch_ms is None or epoch_ms <= self._refused_epoch_ms):
             if self._refused_epoch_ms is None:
                 self._refused_epoch_ms = epoch_ms
             raise PageError(f"the page is truncated: {len(missing)} metrics of the page before are missing")
         optional = {name: domain for name, domain in self._optional.items() if domain in present}
         # A probe whose metrics always change would fill the memory; a truncated page is found by the next check.
-        self._optional = {} if len(optional) > len(self._names) else optional
-        self._optional |= {name: self._names[name] for name in missing}
-        self._names = names
+        self._optional = {} if len(optional) > len(before) else optional
+        self._optional |= {name: before[name] for name in missing}
+        self._names = pack_places(places, text)
         self._refused_epoch_ms = None
 
     def accept(self) -> None:
         """Note that a page had the same metrics as the last one that :meth:`check` accepted."""
         self._refused_epoch_ms = None
+
+
+def _domains_of(places: Mapping[bytes, Place | None]) -> dict[bytes, str | None]:
+    """The domain of each metric that is used; the domain None is the node."""
+    return {name: place[0] for name, place in places.items() if place is not None}

@@ -114,7 +114,12 @@ def _slice(start: int | None, stop: int | None) -> slice:
 
 
 def page_layout(
-    page: bytes, prefix: str, names: Sequence[bytes], places: Iterable[Place | None], running: Iterable[str]
+    page: bytes,
+    prefix: str,
+    names: Sequence[bytes],
+    places: Iterable[Place | None],
+    running: Iterable[str],
+    text: bytes = b"",
 ) -> PageLayout | None:
     """Layout of a page; None when there is no fast path for it.
 
@@ -128,6 +133,8 @@ def page_layout(
         Of each of them; None for metrics that are not used.
     running : iterable of str
         Domains that are not omitted.
+    text : bytes
+        Used for the names if it is the same, so that they are in memory once.
     """
     cut = f"\n{prefix}_".encode()
     _, *pieces = (b"\n" + page).split(cut)
@@ -152,9 +159,10 @@ def page_layout(
     rows = {domain: metrics for domain, metrics in cells.items() if domain in kept}
     columns = sorted(set().union(*rows.values()))
     table = [[metrics.get(column, len(names)) for column in columns] for metrics in rows.values()]
+    joined = b"".join(heads)
     return PageLayout(
         cut,
-        b"".join(heads),
+        text if text == joined else joined,
         [_slice(None, len(head)) for head in heads],
         texts,
         ends,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from array import array
 from collections.abc import Container, Iterable, Mapping
 
 _SECTIONS = ("probe", "cpu", "memory", "perf", "sched", "stat")
@@ -36,6 +38,9 @@ LONGEST_NAME = 512
 
 #: Counters of perf of one probe, whatever its pages say: each one is a column of the store for ever.
 MOST_PERF_METRICS = 64
+
+#: More domains or metrics cannot be numbered with 16 bits.
+_MOST_PACKED = 2**16
 
 #: Domain, or None for the node, and metric.
 Place = tuple[str | None, str]
@@ -90,15 +95,58 @@ def _is_known(section: str, metric: str) -> bool:
     return metric in _METRICS.get(section, ()) or (section == "perf" and bool(_PERF_METRIC.match(metric)))
 
 
+class PageNames:
+    """The names of a page and their places, at a tenth of the size of a dictionary.
+
+    Parameters
+    ----------
+    places : mapping of name to Place or None
+    text : bytes
+        Used for ``text`` if it is the same, so that it is in memory once.
+
+    Attributes
+    ----------
+    text : bytes
+        The names, each with a blank behind it; no name has one in it.
+    """
+
+    __slots__ = ("_domain_of", "_domains", "_metric_of", "_metrics", "text")
+
+    def __init__(self, places: Mapping[bytes, Place | None], text: bytes = b"") -> None:
+        names = b"".join(name + b" " for name in places)
+        self.text = text if text == names else names
+        domains: dict[str | None, int] = {}
+        metrics: dict[str, int] = {}
+        known = [place if place is not None else (None, "") for place in places.values()]
+        self._domain_of = array("H", [domains.setdefault(domain, len(domains)) for domain, _ in known])
+        self._metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
+        self._domains = list(domains)
+        #: The names of metrics are those of all nodes.
+        self._metrics = list(map(sys.intern, metrics))
+
+    def places(self) -> dict[bytes, Place | None]:
+        """Domain and metric of each name, in the order of the page."""
+        domains = map(self._domains.__getitem__, self._domain_of)
+        metrics = map(self._metrics.__getitem__, self._metric_of)
+        places = ((domain, metric) if metric else None for domain, metric in zip(domains, metrics, strict=True))
+        return dict(zip(self.text.split(b" ")[:-1], places, strict=True))
+
+
 class NameCache:
     """Splits the names of successive pages: those of the page before are split already."""
 
     def __init__(self) -> None:
-        self._places: dict[bytes, Place | None] = {}
+        self._before: PageNames | dict[bytes, Place | None] = {}
+
+    @property
+    def text(self) -> bytes:
+        """The names of the page before, see :class:`PageNames`; empty if there is no such text."""
+        return self._before.text if isinstance(self._before, PageNames) else b""
 
     def split(self, names: Iterable[bytes]) -> dict[bytes, Place | None]:
         """Each name as :func:`split_name`; None for names that are too long."""
-        known, places = self._places, {}
+        known = self._before.places() if isinstance(self._before, PageNames) else self._before
+        places = {}
         domains: set[str] = set()
         for name in names:
             if name in known:
@@ -108,8 +156,15 @@ class NameCache:
             if place is not None and place[0] is not None:
                 domains.add(place[0])
             places[name] = place
-        self._places = places
+        self._before = pack_places(places)
         return places
+
+
+def pack_places(places: dict[bytes, Place | None], text: bytes = b"") -> PageNames | dict[bytes, Place | None]:
+    """The places as :class:`PageNames`; as they are if that is not possible."""
+    if len(places) > _MOST_PACKED or any(b" " in name or not name for name in places):
+        return places
+    return PageNames(places, text)
 
 
 class UsedMetrics:

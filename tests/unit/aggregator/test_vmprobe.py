@@ -16,7 +16,7 @@ from model.aggregator.exposition import PageError
 from model.aggregator.vmprobe import VmprobeReader
 from model.aggregator.vmprobe_completeness import CompletenessCheck
 from model.aggregator.vmprobe_layout import page_layout
-from model.aggregator.vmprobe_names import split_name
+from model.aggregator.vmprobe_names import PageNames, Place, pack_places, split_name
 from model.aggregator.vmprobe_page import parse_page
 from model.samples import Scrape
 from tests.conftest import SHARED
@@ -143,16 +143,25 @@ def test_layout_ignores_what_is_between_the_lines_of_the_probe_unless_a_value_is
 
 def test_completeness_check_refuses_missing_metrics_of_a_present_machine_once() -> None:
     check = CompletenessCheck()
-    names: dict[bytes, str | None] = {b"x": None, b"y": None, b"a": "vm"}
+    one: dict[bytes, Place | None] = {b"x": (None, "x")}
+    names: dict[bytes, Place | None] = {**one, b"y": (None, "y"), b"a": ("vm", "a"), b"unused": None}
     check.check(names, 1.0)
-    check.check({b"x": None, b"y": None}, 2.0)  # the VM has left
+    check.check({**one, b"y": (None, "y")}, 2.0)  # the VM has left
     with pytest.raises(PageError, match="1 metrics"):
-        check.check({b"x": None}, 3.0)
+        check.check(one, 3.0)
     with pytest.raises(PageError, match="1 metrics"):
-        check.check({b"x": None}, 3.0)  # the same page again
-    check.check({b"x": None}, 4.0)
+        check.check(one, 3.0)  # the same page again
+    check.check(one, 4.0)
     check.check(names, 5.0)
-    check.check({b"x": None}, 6.0)  # optional from now on
+    check.check(one, 6.0)  # optional from now on
+
+
+@pytest.mark.parametrize("name", [b"domain_a_cpu_alloc", b"domain_a b_cpu_alloc", b""])
+def test_names_are_packed_without_loss(name: bytes) -> None:
+    places = {b"global_cpu_user": (None, "cpu_user"), name: ("a", "cpu_alloc"), b"other": None}
+    packed = pack_places(places)
+    assert isinstance(packed, PageNames) == (name == b"domain_a_cpu_alloc")
+    assert list((packed.places() if isinstance(packed, PageNames) else packed).items()) == list(places.items())
 
 
 # --- vmprobe ----------------------------------------------------------------------------------------
