@@ -46,14 +46,17 @@ class MachineTable(Mapping[str, dict[str, float]]):
     ----------
     layout : TableLayout
     array : (machines, columns) float64
-        NaN where a machine lacks a figure. Nobody changes it any more.
+        NaN where a machine lacks a figure. It must not be changed any more.
+    order : sequence of str, optional
+        The machines in the order of the mapping; by default that of the rows.
     """
 
-    __slots__ = ("_rows", "array", "layout")
+    __slots__ = ("_order", "_rows", "array", "layout")
 
-    def __init__(self, layout: TableLayout, array: FloatArray) -> None:
+    def __init__(self, layout: TableLayout, array: FloatArray, order: Sequence[str] | None = None) -> None:
         self.layout = layout
         self.array = array
+        self._order = layout.machines if order is None else order
         self._rows: dict[str, int] | None = None
 
     def __getitem__(self, machine: str) -> dict[str, float]:
@@ -63,8 +66,8 @@ class MachineTable(Mapping[str, dict[str, float]]):
         return self._row(self.array[self._rows[machine]].tolist())
 
     def __iter__(self) -> Iterator[str]:
-        """The machines, in the order of the rows."""
-        return iter(self.layout.machines)
+        """The machines, in the order of the mapping."""
+        return iter(self._order)
 
     def __len__(self) -> int:
         """The number of machines."""
@@ -72,7 +75,8 @@ class MachineTable(Mapping[str, dict[str, float]]):
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The same as dictionaries."""
-        return dict(zip(self.layout.machines, map(self._row, self.array.tolist()), strict=True))
+        rows = dict(zip(self.layout.machines, map(self._row, self.array.tolist()), strict=True))
+        return rows if self._order is self.layout.machines else {name: rows[name] for name in self._order}
 
     def _row(self, values: list[float]) -> dict[str, float]:
         pairs = zip(self.layout.columns, values, strict=True)

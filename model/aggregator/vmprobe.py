@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
-from ..samples import Contention, Scrape
+from ..machine_table import MachineTable
+from ..samples import Contention, Metrics, Scrape
 from .contention_metrics import ContentionReader, names_of_probe
 from .exposition import PageError, require_complete_lines
 from .limits import PageLimits, VmLimit
 from .vmprobe_completeness import CompletenessCheck
 from .vmprobe_layout import PageLayout, page_layout
-from .vmprobe_names import NameCache, Place, UsedMetrics
+from .vmprobe_names import NameCache, PageNames, Place, UsedMetrics
 from .vmprobe_page import ParsedPage, parse_page
 
 #: Metrics that each page has; a page without them is truncated.
@@ -81,19 +83,24 @@ class VmprobeReader:
         require_complete_lines(page)
         places = self._places(parsed)
         self._vms.check({place[0] for place in places.values() if place is not None and place[0] is not None})
-        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), self._names.text)
+        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), self._names.before)
         machines = _group(parsed, places)
         node = machines[None]
-        for metric in _NODE_METRICS:
-            if metric not in node:
-                raise PageError(f"the page is truncated: global_{metric} is missing")
+        for name in _NODE_METRICS:
+            if name not in node:
+                raise PageError(f"the page is truncated: global_{name} is missing")
         if not _is_time(node["probe_epoch"]):
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
-        domains = {name: metrics for name, metrics in machines.items() if name is not None}
+        domains: Mapping[str, Metrics] = {name: metrics for name, metrics in machines.items() if name is not None}
         names = list(parsed.values)
         of_names = map(places.__getitem__, names)
-        text = self._names.text
+        like = self._names.before
+        text = like.text if isinstance(like, PageNames) else b""
         self._layout = None if parsed.unreadable else page_layout(page, self.prefix, names, of_names, domains, text)
+        metrics = None if self._layout is None else self._layout.parse(page)
+        if metrics is not None:
+            # The same in less memory.
+            domains = MachineTable(metrics.domains.layout, metrics.domains.array, tuple(domains))
         contention = self._read_contention(page, node["probe_epoch"], received_ms)
         return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
 

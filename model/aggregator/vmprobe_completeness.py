@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .exposition import PageError
-from .vmprobe_names import PageNames, Place, pack_places
+from .vmprobe_names import PageNames, Place, Places, pack_places
 
 
 class CompletenessCheck:
@@ -19,11 +19,11 @@ class CompletenessCheck:
     """
 
     def __init__(self) -> None:
-        self._names: PageNames | Mapping[bytes, Place | None] = {}
+        self._names: Places = {}
         self._optional: dict[bytes, str | None] = {}
         self._refused_epoch_ms: float | None = None
 
-    def check(self, places: dict[bytes, Place | None], epoch_ms: float, text: bytes = b"") -> None:
+    def check(self, places: dict[bytes, Place | None], epoch_ms: float, like: Places | None = None) -> None:
         """Compare a page with the page before.
 
         Parameters
@@ -32,8 +32,8 @@ class CompletenessCheck:
             All names of the page; None for a metric that is not used, which may be missing.
         epoch_ms : float
             Time of the page.
-        text : bytes
-            Names that are in memory already, see :class:`~model.aggregator.vmprobe_names.PageNames`.
+        like : PageNames, optional
+            See :func:`~model.aggregator.vmprobe_names.pack_places`.
 
         Raises
         ------
@@ -53,7 +53,7 @@ class CompletenessCheck:
         # A probe whose metrics always change would fill the memory; a truncated page is found by the next check.
         self._optional = {} if len(optional) > len(before) else optional
         self._optional |= {name: before[name] for name in missing}
-        self._names = pack_places(places, text)
+        self._names = pack_places(places, like)
         self._refused_epoch_ms = None
 
     def accept(self) -> None:

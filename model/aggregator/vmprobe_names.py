@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 _SECTIONS = ("probe", "cpu", "memory", "perf", "sched", "stat")
 
@@ -95,57 +96,76 @@ def _is_known(section: str, metric: str) -> bool:
     return metric in _METRICS.get(section, ()) or (section == "perf" and bool(_PERF_METRIC.match(metric)))
 
 
+@dataclass(frozen=True, slots=True)
 class PageNames:
     """The names of a page and their places, at a tenth of the size of a dictionary.
-
-    Parameters
-    ----------
-    places : mapping of name to Place or None
-    text : bytes
-        Used for ``text`` if it is the same, so that it is in memory once.
 
     Attributes
     ----------
     text : bytes
         The names, each with a blank behind it; no name has one in it.
+    domains : sequence of str or None
+    metrics : sequence of str
+        The empty one is that of names without a place.
+    domain_of, metric_of : array of int
+        Domain and metric of each name.
     """
 
-    __slots__ = ("_domain_of", "_domains", "_metric_of", "_metrics", "text")
-
-    def __init__(self, places: Mapping[bytes, Place | None], text: bytes = b"") -> None:
-        names = b"".join(name + b" " for name in places)
-        self.text = text if text == names else names
-        domains: dict[str | None, int] = {}
-        metrics: dict[str, int] = {}
-        known = [place if place is not None else (None, "") for place in places.values()]
-        self._domain_of = array("H", [domains.setdefault(domain, len(domains)) for domain, _ in known])
-        self._metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
-        self._domains = list(domains)
-        #: The names of metrics are those of all nodes.
-        self._metrics = list(map(sys.intern, metrics))
+    text: bytes
+    domains: Sequence[str | None]
+    metrics: Sequence[str]
+    domain_of: array[int]
+    metric_of: array[int]
 
     def places(self) -> dict[bytes, Place | None]:
         """Domain and metric of each name, in the order of the page."""
-        domains = map(self._domains.__getitem__, self._domain_of)
-        metrics = map(self._metrics.__getitem__, self._metric_of)
+        domains = map(self.domains.__getitem__, self.domain_of)
+        metrics = map(self.metrics.__getitem__, self.metric_of)
         places = ((domain, metric) if metric else None for domain, metric in zip(domains, metrics, strict=True))
         return dict(zip(self.text.split(b" ")[:-1], places, strict=True))
 
 
+#: Packed if that is possible.
+Places = PageNames | dict[bytes, Place | None]
+
+
+def pack_places(places: dict[bytes, Place | None], like: Places | None = None) -> Places:
+    """The places as :class:`PageNames`; as they are if that is not possible.
+
+    Parameters
+    ----------
+    places : dict of name to Place or None
+    like : PageNames, optional
+        Returned if it is the same, so that it is in memory once.
+    """
+    if len(places) > _MOST_PACKED or any(b" " in name or not name for name in places):
+        return places
+    domains: dict[str | None, int] = {}
+    metrics: dict[str, int] = {}
+    known = [place if place is not None else (None, "") for place in places.values()]
+    domain_of = array("H", [domains.setdefault(domain, len(domains)) for domain, _ in known])
+    metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
+    # The names of metrics are those of all nodes.
+    names = list(map(sys.intern, metrics))
+    packed = PageNames(b"".join(name + b" " for name in places), list(domains), names, domain_of, metric_of)
+    return like if like == packed and like is not None else packed
+
+
 class NameCache:
-    """Splits the names of successive pages: those of the page before are split already."""
+    """Splits the names of successive pages: those of the page before are split already.
+
+    Attributes
+    ----------
+    before : PageNames or dict of name to Place or None
+        The last page.
+    """
 
     def __init__(self) -> None:
-        self._before: PageNames | dict[bytes, Place | None] = {}
-
-    @property
-    def text(self) -> bytes:
-        """The names of the page before, see :class:`PageNames`; empty if there is no such text."""
-        return self._before.text if isinstance(self._before, PageNames) else b""
+        self.before: Places = {}
 
     def split(self, names: Iterable[bytes]) -> dict[bytes, Place | None]:
         """Each name as :func:`split_name`; None for names that are too long."""
-        known = self._before.places() if isinstance(self._before, PageNames) else self._before
+        known = self.before.places() if isinstance(self.before, PageNames) else self.before
         places = {}
         domains: set[str] = set()
         for name in names:
@@ -156,15 +176,8 @@ class NameCache:
             if place is not None and place[0] is not None:
                 domains.add(place[0])
             places[name] = place
-        self._before = pack_places(places)
+        self.before = pack_places(places)
         return places
-
-
-def pack_places(places: dict[bytes, Place | None], text: bytes = b"") -> PageNames | dict[bytes, Place | None]:
-    """The places as :class:`PageNames`; as they are if that is not possible."""
-    if len(places) > _MOST_PACKED or any(b" " in name or not name for name in places):
-        return places
-    return PageNames(places, text)
 
 
 class UsedMetrics:

@@ -67,12 +67,13 @@ class DomainWaits:
         if not vcpus and not self._before and not _has_sched(domains):
             return []
         rows = domains.to_dict() if isinstance(domains, MachineTable) else domains
-        if not isinstance(fields, DomainColumns):
-            return self._add_each(fields, rows, vcpus, at_ms)
-        of_domains = fields.rows(("cpu", "cpu_usage"))
-        problems = self._add_each(of_domains, rows, vcpus, at_ms)
-        for name in ("cpu_wait", "cpu_wait_share"):
-            fields.add(name, of_domains)
+        if isinstance(fields, DomainColumns):
+            of_domains = fields.rows(("cpu", "cpu_usage"))
+            problems = self._add_each(of_domains, rows, vcpus, at_ms)
+            for name in ("cpu_wait", "cpu_wait_share"):
+                fields.add(name, of_domains)
+        else:
+            problems = self._add_each(fields, rows, vcpus, at_ms)
         if isinstance(domains, MachineTable) and not vcpus and SteadyWaits.fits(domains, self._before):
             self._steady, self._before = SteadyWaits(domains.layout, self._before), {}
         return problems

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from model.aggregator import vmprobe
 from model.aggregator.exposition import PageError
 from model.aggregator.node_clock import ClockBehind
 from model.aggregator.rates import NodeRates
@@ -156,12 +157,13 @@ class Simulation:
 
 
 def outcome(reader: VmprobeReader, rates: NodeRates, page: bytes, received_ms: float, *, fast: bool) -> Any:
-    if not fast:
-        reader._layout = None
-    try:
-        scrape = reader.read(page, received_ms)
-    except PageError as error:
-        return str(error), None
+    with pytest.MonkeyPatch.context() as patch:
+        if not fast:
+            patch.setattr(vmprobe, "page_layout", lambda *_: None)
+        try:
+            scrape = reader.read(page, received_ms)
+        except PageError as error:
+            return str(error), None
     assert fast or not isinstance(scrape.domains, MachineTable)
     try:
         update = rates.update(scrape)
