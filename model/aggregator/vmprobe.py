@@ -42,9 +42,9 @@ class VmprobeReader:
         self._contention = ContentionReader(limits)
         self._limits = limits
         self._vms = VmLimit(limits.vms)
-        self._names = NameCache()
+        self._names = NameCache(f"{prefix}_".encode())
         self._metrics = UsedMetrics()
-        self._completeness = CompletenessCheck()
+        self._completeness = CompletenessCheck(f"{prefix}_".encode())
         self._layout: PageLayout | None = None
 
     @property

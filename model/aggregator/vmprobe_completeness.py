@@ -16,9 +16,15 @@ class CompletenessCheck:
 
     A page is truncated when a machine is still on it but lacks metrics that it had before. If a later page of
     the probe lacks them too, they have ended; from then on they are optional.
+
+    Parameters
+    ----------
+    prefix : bytes
+        Of all names on the pages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
         self._names: Places = {}
         self._optional: dict[bytes, str | None] = {}
         self._refused_epoch_ms: float | None = None
@@ -53,7 +59,7 @@ class CompletenessCheck:
         # A probe whose metrics always change would fill the memory; a truncated page is found by the next check.
         self._optional = {} if len(optional) > len(before) else optional
         self._optional |= {name: before[name] for name in missing}
-        self._names = pack_places(places, like)
+        self._names = pack_places(places, self._prefix, like)
         self._refused_epoch_ms = None
 
     def accept(self) -> None:

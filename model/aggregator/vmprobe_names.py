@@ -102,8 +102,10 @@ class PageNames:
 
     Attributes
     ----------
+    prefix : bytes
+        Of all names.
     text : bytes
-        The names, each with a blank behind it; no name has one in it.
+        The names with their prefix, each with a blank behind it; no name has one in it.
     domains : sequence of str or None
     metrics : sequence of str
         The empty one is that of names without a place.
@@ -111,6 +113,7 @@ class PageNames:
         Domain and metric of each name.
     """
 
+    prefix: bytes
     text: bytes
     domains: Sequence[str | None]
     metrics: Sequence[str]
@@ -122,19 +125,22 @@ class PageNames:
         domains = map(self.domains.__getitem__, self.domain_of)
         metrics = map(self.metrics.__getitem__, self.metric_of)
         places = ((domain, metric) if metric else None for domain, metric in zip(domains, metrics, strict=True))
-        return dict(zip(self.text.split(b" ")[:-1], places, strict=True))
+        start = len(self.prefix)
+        return dict(zip((name[start:] for name in self.text.split(b" ")[:-1]), places, strict=True))
 
 
 #: Packed if that is possible.
 Places = PageNames | dict[bytes, Place | None]
 
 
-def pack_places(places: dict[bytes, Place | None], like: Places | None = None) -> Places:
+def pack_places(places: dict[bytes, Place | None], prefix: bytes, like: Places | None = None) -> Places:
     """The places as :class:`PageNames`; as they are if that is not possible.
 
     Parameters
     ----------
     places : dict of name to Place or None
+    prefix : bytes
+        Of all names.
     like : PageNames, optional
         Returned if it is the same, so that it is in memory once.
     """
@@ -147,12 +153,18 @@ def pack_places(places: dict[bytes, Place | None], like: Places | None = None) -
     metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
     # The names of metrics are those of all nodes.
     names = list(map(sys.intern, metrics))
-    packed = PageNames(b"".join(name + b" " for name in places), list(domains), names, domain_of, metric_of)
+    text = b"".join(prefix + name + b" " for name in places)
+    packed = PageNames(prefix, text, list(domains), names, domain_of, metric_of)
     return like if like == packed and like is not None else packed
 
 
 class NameCache:
     """Splits the names of successive pages: those of the page before are split already.
+
+    Parameters
+    ----------
+    prefix : bytes
+        Of all names on the pages.
 
     Attributes
     ----------
@@ -160,8 +172,9 @@ class NameCache:
         The last page.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: bytes) -> None:
         self.before: Places = {}
+        self._prefix = prefix
 
     def split(self, names: Iterable[bytes]) -> dict[bytes, Place | None]:
         """Each name as :func:`split_name`; None for names that are too long."""
@@ -176,7 +189,7 @@ class NameCache:
             if place is not None and place[0] is not None:
                 domains.add(place[0])
             places[name] = place
-        self.before = pack_places(places)
+        self.before = pack_places(places, self._prefix)
         return places
 
 

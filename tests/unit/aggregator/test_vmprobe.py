@@ -142,7 +142,7 @@ def test_layout_ignores_what_is_between_the_lines_of_the_probe_unless_a_value_is
 
 
 def test_completeness_check_refuses_missing_metrics_of_a_present_machine_once() -> None:
-    check = CompletenessCheck()
+    check = CompletenessCheck(b"p_")
     one: dict[bytes, Place | None] = {b"x": (None, "x")}
     names: dict[bytes, Place | None] = {**one, b"y": (None, "y"), b"a": ("vm", "a"), b"unused": None}
     check.check(names, 1.0)
@@ -159,7 +159,7 @@ def test_completeness_check_refuses_missing_metrics_of_a_present_machine_once() 
 @pytest.mark.parametrize("name", [b"domain_a_cpu_alloc", b"domain_a b_cpu_alloc", b""])
 def test_names_are_packed_without_loss(name: bytes) -> None:
     places = {b"global_cpu_user": (None, "cpu_user"), name: ("a", "cpu_alloc"), b"other": None}
-    packed = pack_places(places)
+    packed = pack_places(places, b"p_")
     assert isinstance(packed, PageNames) == (name == b"domain_a_cpu_alloc")
     assert list((packed.places() if isinstance(packed, PageNames) else packed).items()) == list(places.items())
 
