@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..machine_table import MachineTable, TableLayout
+from .number_texts import parse_numbers
 from .vmprobe_names import Place
-
-#: All that a number in ordinary form consists of, and the comma between two of them.
-_NUMERALS = b"0123456789+-.eE,"
 
 #: All that is neither white space nor a control character.
 _VISIBLE = bytes(range(33, 256))
 
 _part: Callable[[bytes, slice], bytes] = operator.getitem  # type: ignore[assignment]  # of all overloads, this one
-
-_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 class PageMetrics(NamedTuple):
@@ -94,7 +89,7 @@ class PageLayout:
     def parse(self, page: bytes) -> PageMetrics | None:
         """Metrics of a page; None when the page does not have this layout or a value is not a finite number."""
         texts = self._split(page) if self.pieces is None else self._cut(page, self.pieces)
-        values = None if texts is None else _parse_numbers(texts)
+        values = None if texts is None else parse_numbers(texts)
         if values is None or not math.isfinite(sum(values)):
             return None
         node = dict(zip(self.node_metrics, map(values.__getitem__, self.node_values), strict=True))
@@ -122,22 +117,6 @@ class PageLayout:
         if any(piece[at : at + 1 or None] != b"\n" for piece, at in ((pieces[i], at) for i, at in layout.ends)):
             return None
         return list(map(_part, pieces, layout.texts))
-
-
-def _parse_numbers(texts: Sequence[bytes]) -> list[float] | None:
-    """The numbers; None when a text is not one in ordinary form."""
-    joined = b",".join(texts)
-    if joined.translate(None, _NUMERALS):
-        return None  # float() accepts underscores and white space, the format does not
-    try:
-        numbers = _NUMBERS.decode(b"[%b]" % joined)
-        return numbers if len(numbers) == len(texts) else None
-    except msgspec.MsgspecError:
-        pass  # JSON has neither "+1" nor "1."
-    try:
-        return list(map(float, texts))
-    except ValueError:
-        return None
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,8 @@ import pytest
 
 from model.aggregator import vmprobe
 from model.aggregator.exposition import PageError
+from model.aggregator.label_lines import LabelledMetrics, LabelLines
+from model.aggregator.limits import PageLimits
 from model.aggregator.node_clock import ClockBehind
 from model.aggregator.rates import NodeRates
 from model.aggregator.vmprobe import VmprobeReader
@@ -221,3 +223,46 @@ def test_table_reads_as_a_mapping_of_dictionaries() -> None:
     assert scrape.domains.to_dict() == dict(scrape.domains)
     with pytest.raises(KeyError):
         scrape.domains["another"]
+
+
+def test_lines_with_labels_are_read_as_by_a_reader_without_a_page_before() -> None:
+    metrics = LabelledMetrics({"m_a", "m_b", "m_bc"})
+    fast = 0
+    for seed in range(300):
+        rng = random.Random(seed)
+        lines = [f'{name}{{vm="v {i}",x="\\"{i}"}}' for i in range(4) for name in ("m_a", "m_b", "other", "# TYPE m_a")]
+        lines += ["m_bc", 'm_d{vm="v"}'] if rng.random() < 0.3 else []
+        reader = LabelLines(PageLimits())
+        for _ in range(6):
+            if rng.random() < 0.4:
+                change_lines(rng, lines)
+            values = (rng.choice((rng.random() * 1e9, rng.randrange(10**18), 0)) for _ in lines)
+            page = "".join(f"{line} {value!r}\n" for line, value in zip(lines, values, strict=True)).encode()
+            if rng.random() < 0.3:
+                page = page.replace(b"1", rng.choice((b"NaN", b"1_", b"", b" 1", b"+1", b"1e400", b"x", b"\n")), 1)
+            fresh = LabelLines(PageLimits())
+            seen_before = reader.bad_lines
+            layout = reader._layouts.get(metrics)
+            fast += layout is not None and layout.values(page, metrics.encoded) is not None
+            expected = list(fresh.samples(page, metrics))
+            assert repr(list(reader.samples(page, metrics))) == repr(expected), page
+            assert reader.bad_lines - seen_before == fresh.bad_lines
+    assert fast > 300
+
+
+def change_lines(rng: random.Random, lines: list[str]) -> None:
+    at = rng.randrange(len(lines))
+    match rng.randrange(6):
+        case 0:
+            del lines[at]
+        case 1:
+            lines.insert(at, lines[rng.randrange(len(lines))])
+        case 2:
+            lines[at] = lines[at].replace("v ", "w")
+        case 3:
+            rng.shuffle(lines)
+        case 4:
+            # One line ceases to be a metric, and another one becomes one.
+            lines[at], lines[-1] = lines[-1], lines[at]
+        case 5:
+            lines[at] = rng.choice(("m_a", "m_bb", 'm_b{vm="é"}', "m_a{", 'm_b{x="\\q"}'))
