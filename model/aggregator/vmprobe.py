@@ -81,9 +81,11 @@ class VmprobeReader:
             found = "has one valid value" if parsed.unreadable else "on the page"
             raise PageError(f"no metric of prefix {self.prefix!r} {found}")
         require_complete_lines(page)
-        places = self._places(parsed)
+        all_places = self._names.split((*parsed.values, *parsed.unreadable))
+        places = self._metrics.select(all_places)
         self._vms.check({place[0] for place in places.values() if place is not None and place[0] is not None})
-        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), self._names.before)
+        packed = self._names.before if places == all_places else None
+        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), packed)
         machines = _group(parsed, places)
         node = machines[None]
         for name in _NODE_METRICS:
@@ -94,8 +96,7 @@ class VmprobeReader:
         domains: Mapping[str, Metrics] = {name: metrics for name, metrics in machines.items() if name is not None}
         names = list(parsed.values)
         of_names = map(places.__getitem__, names)
-        like = self._names.before
-        text = like.text if isinstance(like, PageNames) else b""
+        text = self._names.before.text if isinstance(self._names.before, PageNames) else b""
         self._layout = None if parsed.unreadable else page_layout(page, self.prefix, names, of_names, domains, text)
         metrics = None if self._layout is None else self._layout.parse(page)
         if metrics is not None:
@@ -110,10 +111,6 @@ class VmprobeReader:
         found = self._contention.read_node_page(others, epoch_ms if received_ms is None else received_ms)
         vcpus = names_of_probe(found.vcpus)
         return replace(found, vcpus=vcpus) if vcpus or found.node or found.queue else None
-
-    def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
-        """Domain and metric of each name on a page; None for metrics that are not used."""
-        return self._metrics.select(self._names.split((*parsed.values, *parsed.unreadable)))
 
 
 def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> dict[str | None, dict[str, float]]:

@@ -5,7 +5,7 @@ A probe truncates its file and then writes it: a scrape in between gets the begi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from .exposition import PageError
 from .vmprobe_names import PageNames, Place, Places, pack_places
@@ -29,7 +29,7 @@ class CompletenessCheck:
         self._optional: dict[bytes, str | None] = {}
         self._refused_epoch_ms: float | None = None
 
-    def check(self, places: dict[bytes, Place | None], epoch_ms: float, like: Places | None = None) -> None:
+    def check(self, places: dict[bytes, Place | None], epoch_ms: float, packed: Places | None = None) -> None:
         """Compare a page with the page before.
 
         Parameters
@@ -38,8 +38,8 @@ class CompletenessCheck:
             All names of the page; None for a metric that is not used, which may be missing.
         epoch_ms : float
             Time of the page.
-        like : PageNames, optional
-            See :func:`~model.aggregator.vmprobe_names.pack_places`.
+        packed : PageNames, optional
+            The same names, if they are in memory already.
 
         Raises
         ------
@@ -47,7 +47,9 @@ class CompletenessCheck:
             When the page is truncated.
         """
         names = _domains_of(places)
-        before = _domains_of(self._names.places() if isinstance(self._names, PageNames) else self._names)
+        before: Mapping[bytes, str | None] = {}
+        if self._optional or not names.keys() >= _names_of(self._names):
+            before = _domains_of(self._names.places() if isinstance(self._names, PageNames) else self._names)
         present = set(names.values())
         absent = before.keys() - names.keys() - self._optional.keys()
         missing = {name for name in absent if before[name] in present}
@@ -59,12 +61,16 @@ class CompletenessCheck:
         # A probe whose metrics always change would fill the memory; a truncated page is found by the next check.
         self._optional = {} if len(optional) > len(before) else optional
         self._optional |= {name: before[name] for name in missing}
-        self._names = pack_places(places, self._prefix, like)
+        self._names = pack_places(places, self._prefix) if packed is None else packed
         self._refused_epoch_ms = None
 
     def accept(self) -> None:
         """Note that a page had the same metrics as the last one that :meth:`check` accepted."""
         self._refused_epoch_ms = None
+
+
+def _names_of(places: Places) -> Set[bytes]:
+    return set(places.names()) if isinstance(places, PageNames) else places.keys()
 
 
 def _domains_of(places: Mapping[bytes, Place | None]) -> dict[bytes, str | None]:

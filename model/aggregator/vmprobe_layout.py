@@ -149,7 +149,36 @@ def page_layout(
         Used for the names if it is the same, so that they are in memory once.
     """
     start = f"{prefix}_".encode()
-    before, *pieces = (b"\n" + page).split(b"\n" + start)
+    joined = start + (b" " + start).join(names) + b" "
+    is_plain = page.startswith(start) and page.translate(None, _VISIBLE) == b" \n" * len(names)
+    pieces = None if is_plain else _cut(page, start, names)
+    if pieces is None and not is_plain:
+        return None
+    cells: dict[str | None, dict[str, int]] = {}
+    for i, place in enumerate(places):
+        if place is not None:
+            domain, metric = place
+            cells.setdefault(domain, {})[metric] = i
+    node = cells.pop(None, {})
+    kept = set(running)
+    rows = {domain: metrics for domain, metrics in cells.items() if domain in kept}
+    columns = sorted(set().union(*rows.values()))
+    table = [[metrics.get(column, len(names)) for column in columns] for metrics in rows.values()]
+    return PageLayout(
+        start,
+        len(names),
+        text if text == joined else joined,
+        pieces,
+        list(node),
+        list(node.values()),
+        TableLayout(list(rows), columns),
+        np.array(table, dtype=np.int32).reshape(len(rows), len(columns)),
+    )
+
+
+def _cut(page: bytes, start: bytes, names: Sequence[bytes]) -> _Pieces | None:
+    """What a page with other lines is cut into; None when a line of these metrics does not have the usual form."""
+    _, *pieces = (b"\n" + page).split(b"\n" + start)
     heads = [name + b" " for name in names]
     if len(pieces) != len(heads) or not all(map(bytes.startswith, pieces, heads)):
         return None
@@ -161,25 +190,4 @@ def page_layout(
         else:
             ends.append((i, at - len(piece)))
             texts.append(_slice(len(head), at - len(piece)))
-    cells: dict[str | None, dict[str, int]] = {}
-    for i, place in enumerate(places):
-        if place is not None:
-            domain, metric = place
-            cells.setdefault(domain, {})[metric] = i
-    node = cells.pop(None, {})
-    kept = set(running)
-    rows = {domain: metrics for domain, metrics in cells.items() if domain in kept}
-    columns = sorted(set().union(*rows.values()))
-    table = [[metrics.get(column, len(names)) for column in columns] for metrics in rows.values()]
-    joined = start + start.join(heads)
-    is_plain = not before and ends == [(len(pieces) - 1, -1)]
-    return PageLayout(
-        start,
-        len(names),
-        text if text == joined else joined,
-        None if is_plain else _Pieces([_slice(None, len(head)) for head in heads], texts, ends),
-        list(node),
-        list(node.values()),
-        TableLayout(list(rows), columns),
-        np.array(table, dtype=np.int32).reshape(len(rows), len(columns)),
-    )
+    return _Pieces([_slice(None, len(head)) for head in heads], texts, ends)

@@ -125,15 +125,20 @@ class PageNames:
         domains = map(self.domains.__getitem__, self.domain_of)
         metrics = map(self.metrics.__getitem__, self.metric_of)
         places = ((domain, metric) if metric else None for domain, metric in zip(domains, metrics, strict=True))
-        start = len(self.prefix)
-        return dict(zip((name[start:] for name in self.text.split(b" ")[:-1]), places, strict=True))
+        return dict(zip(self.names(), places, strict=True))
 
+    def names(self) -> list[bytes]:
+        """The names without their prefix, in the order of the page."""
+        return self.text[len(self.prefix) : -1].split(b" " + self.prefix)
+
+
+_NO_PLACE: Place = (None, "")
 
 #: Packed if that is possible.
 Places = PageNames | dict[bytes, Place | None]
 
 
-def pack_places(places: dict[bytes, Place | None], prefix: bytes, like: Places | None = None) -> Places:
+def pack_places(places: dict[bytes, Place | None], prefix: bytes) -> Places:
     """The places as :class:`PageNames`; as they are if that is not possible.
 
     Parameters
@@ -141,21 +146,17 @@ def pack_places(places: dict[bytes, Place | None], prefix: bytes, like: Places |
     places : dict of name to Place or None
     prefix : bytes
         Of all names.
-    like : PageNames, optional
-        Returned if it is the same, so that it is in memory once.
     """
-    if len(places) > _MOST_PACKED or any(b" " in name or not name for name in places):
+    text = prefix + (b" " + prefix).join(places) + b" "
+    if not 0 < len(places) <= _MOST_PACKED or b"" in places or text.count(b" ") != len(places):
         return places
     domains: dict[str | None, int] = {}
     metrics: dict[str, int] = {}
-    known = [place if place is not None else (None, "") for place in places.values()]
+    known = [place or _NO_PLACE for place in places.values()]
     domain_of = array("H", [domains.setdefault(domain, len(domains)) for domain, _ in known])
     metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
     # The names of metrics are those of all nodes.
-    names = list(map(sys.intern, metrics))
-    text = b"".join(prefix + name + b" " for name in places)
-    packed = PageNames(prefix, text, list(domains), names, domain_of, metric_of)
-    return like if like == packed and like is not None else packed
+    return PageNames(prefix, text, list(domains), list(map(sys.intern, metrics)), domain_of, metric_of)
 
 
 class NameCache:
