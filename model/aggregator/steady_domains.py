@@ -114,7 +114,6 @@ class SteadyDomains:
             and (vcpus <= LARGEST_ALLOCATION * cores).all()
             and (vcpus > np.maximum(0.0, USED * self._usage)).all()
             and (memory <= LARGEST_ALLOCATION * memory_kib).all()
-            and (memory > 0).all()
             and (usage <= MOST_USAGE * cores).all()
             and not (increase < 0).any()
             and not self._stands_still(cpu == 0)
