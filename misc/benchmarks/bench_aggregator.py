@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Measures the aggregator: CPU compared with a Prometheus server, memory over an hour of scrapes, reading back.
+"""Measures the aggregator: CPU beside Prometheus and vmagent, memory of a node and over an hour, reading back.
 
-All processes run on the loopback and end with the benchmark. Parts that need a missing program (prometheus, influxd)
-are skipped with a message.
+Aggregator, Prometheus and vmagent scrape the same pages at the same time, first of VMs that stay, then of VMs that come
+and go. Each figure is the median of successive periods. All processes run on the loopback and end with the benchmark.
+Parts that need a missing program (prometheus, vmagent, influxd) are skipped with a message.
 """
 
 from __future__ import annotations
@@ -15,20 +16,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.cli.main import require_libraries
+from model.cli.main import require_libraries, run_interruptible
 from model.cli.parser import Parser, whole_number
 
 with require_libraries("live"):
-    from misc.benchmarks.processes import cpu_s, daemon, fake_workers, free_port, influxd_command, process, rss_mb
+    from misc.benchmarks.processes import (
+        control,
+        cpu_s,
+        daemon,
+        fake_workers,
+        free_port,
+        influxd_command,
+        process,
+        rss_mb,
+    )
     from model.samples import ScrapeSample
     from model.store.base import Store
     from model.store.settings import InfluxSettings
@@ -40,74 +53,155 @@ _VMS = 40
 _DELAY_S = 5
 _FIELDS = ("cpu", "mem", "cpu_usage", "mem_usage", "mem_rss")
 _SAMPLES_PER_HOUR = 720
+#: Periods of which the median counts.
+_PERIODS = 5
+#: Memory grows until every node was scraped several times.
+_WARM_UP_S = 4 * _DELAY_S
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = Parser(prog="bench_aggregator.py", description=__doc__)
     for flag, default, meaning in (
-        ("--nodes", 200, "worker nodes, of 40 VMs each"),
-        ("--seconds", 60, "length of each measurement, after the first rounds"),
+        ("--nodes", 200, f"worker nodes, of {_VMS} VMs each"),
+        ("--seconds", 20, f"length of each of {_PERIODS} periods, after the first rounds"),
+        ("--churn", 1, "VMs that come or go per node and minute in the second part"),
     ):
         parser.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=f"{meaning} ({default})")
+    parser.add_argument(
+        "--format", choices=("vmprobe", "vmprobe-textfile", "labels"), default="vmprobe", help="of pages"
+    )
+    parser.add_argument("--quick", action="store_true", help="compare only, without memory and reading back")
     args = parser.parse_args(argv)
+    return run_interruptible(
+        lambda: _run(args.nodes, args.seconds, args.churn, args.format, quick=args.quick), lambda: 130
+    )
+
+
+def _run(nodes: int, seconds: int, churn: int, form: str, *, quick: bool) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _compare_with_prometheus(folder, args.nodes, args.seconds)
-        _watch_memory(folder)
-        _read_back(folder)
+        memory_mb = _compare(folder / "calm", nodes, seconds, 0, form)
+        _compare(folder / "churn", nodes, seconds, churn, form)
+        if not quick:
+            _measure_node(folder, nodes, memory_mb, form)
+            _watch_memory(folder)
+            _read_back(folder)
     return 0
 
 
 # --- scraping ---------------------------------------------------------------------------------------
 
 
-def _compare_with_prometheus(folder: Path, nodes: int, seconds: int) -> None:
-    with fake_workers(nodes, _VMS, _DELAY_S * 1000) as stubs:
-        page = urllib.request.urlopen(stubs[0][0], timeout=10).read()  # noqa: S310  # own server on the loopback
-        samples = sum(1 for line in page.splitlines() if not line.startswith(b"#"))
-        print(f"{nodes} nodes x {_VMS} VMs every {_DELAY_S} s: pages of {samples} samples, {len(page) / 1e3:.0f} kB")
-        per_round = nodes * samples
-        with _aggregator(folder / "store.sqlite", stubs, _DELAY_S) as pid:
-            aggregator_ns = _measure_cpu("vmaggreg.py, into SQLite", pid, seconds, per_round)
-        store = SqliteStore(folder / "store.sqlite", 86400)
-        print(f"    {store.check()}")
-        store.close()
-        if shutil.which("prometheus") is None:
-            print("    skipped: prometheus is not on PATH")
-            return
-        with _prometheus(folder / "prometheus", stubs) as pid:
-            prometheus_ns = _measure_cpu("prometheus", pid, seconds, per_round)
-        print(f"    ratio, CPU per scraped sample: {aggregator_ns / prometheus_ns:.2f}\n", flush=True)
+def _compare(folder: Path, nodes: int, seconds: int, churn: int, form: str) -> float:
+    """Measure all programs at once, and print the figures; the memory of the aggregator, MB."""
+    folder.mkdir()
+    with ExitStack() as stack:
+        stubs = stack.enter_context(fake_workers(nodes, _VMS, _DELAY_S * 1000, f"--format={form}"))
+        urls = _urls(stubs)
+        pages = [urllib.request.urlopen(url, timeout=10).read() for url in urls[: len(urls) // nodes]]  # noqa: S310  # own server on the loopback
+        samples = sum(not line.startswith(b"#") for page in pages for line in page.splitlines())
+        kb = sum(map(len, pages)) / 1e3
+        print(
+            f"{nodes} nodes x {_VMS} VMs every {_DELAY_S} s ({form}): {samples} samples and {kb:.0f} kB each, ", end=""
+        )
+        print(f"{churn} VMs come or go per node and minute" if churn else "VMs stay", flush=True)
+        pids = {"vmaggreg.py, into SQLite": stack.enter_context(_aggregator(folder / "store.sqlite", stubs, _DELAY_S))}
+        for program, start in (("prometheus", _prometheus), ("vmagent", _vmagent)):
+            if shutil.which(program) is None:
+                print(f"    skipped: {program} is not on PATH")
+            else:
+                pids[program] = stack.enter_context(start(folder, urls))
+        if churn:
+            stack.enter_context(_churn(stubs, nodes, churn / 60.0))
+        time.sleep(_WARM_UP_S)
+        used_s: dict[str, list[float]] = {name: [] for name in pids}
+        for _ in range(_PERIODS):
+            before = {name: cpu_s(pid) for name, pid in pids.items()}
+            time.sleep(seconds)
+            for name, pid in pids.items():
+                used_s[name].append(cpu_s(pid) - before[name])
+        _print_cpu(used_s, samples * nodes * seconds / _DELAY_S, seconds, pids)
+        return rss_mb(next(iter(pids.values())))
 
 
-def _measure_cpu(name: str, pid: int, seconds: int, samples_per_round: int) -> float:
-    """Measure, print and return the CPU time per sample, ns, after the first rounds."""
-    time.sleep(3 * _DELAY_S)
-    start = cpu_s(pid)
-    time.sleep(seconds)
-    used_s = cpu_s(pid) - start
-    samples = samples_per_round * seconds / _DELAY_S
-    sample_ns = used_s / samples * 1e9
-    memory_mb = rss_mb(pid)
-    print(
-        f"{name:28} {used_s / seconds:6.1%} of a core, {sample_ns:6.0f} ns per sample, {memory_mb:5.0f} MB", flush=True
-    )
-    return sample_ns
+def _print_cpu(used_s: dict[str, list[float]], samples: float, seconds: int, pids: dict[str, int]) -> None:
+    reference = used_s.get("prometheus")
+    for name, times_s in used_s.items():
+        sample_ns = sorted(time_s / samples * 1e9 for time_s in times_s)
+        line = (
+            f"{name:26} {statistics.median(times_s) / seconds:6.1%} of a core, {statistics.median(sample_ns):5.0f} ns "
+            f"per sample ({sample_ns[0]:.0f} to {sample_ns[-1]:.0f}), {rss_mb(pids[name]):5.0f} MB"
+        )
+        if reference is not None:
+            # The periods are those of all programs: another load of the machine affects each of them.
+            ratios = [time_s / base_s for time_s, base_s in zip(times_s, reference, strict=True)]
+            line += f", {statistics.median(ratios):.2f} x prometheus"
+        print(line)
+    print(flush=True)
+
+
+@contextlib.contextmanager
+def _churn(stubs: list[Any], nodes: int, per_node_s: float) -> Iterator[None]:
+    """Let VMs leave and return, one at a time on a random node, as often as each node is due."""
+    stopped = threading.Event()
+    draw = random.Random(1)  # noqa: S311  # not for cryptography
+    left: set[int] = set()
+
+    def run() -> None:
+        while not stopped.wait(1.0 / (nodes * per_node_s)):
+            worker = draw.randrange(nodes)
+            control(stubs, worker=worker, fault="vm-returns" if worker in left else "vm-leaves", vm=worker % _VMS)
+            left.symmetric_difference_update({worker})
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _measure_node(folder: Path, nodes: int, memory_mb: float, form: str) -> None:
+    """Print the memory of a node: the difference to an aggregator of fewer nodes, which also has what all share."""
+    few = max(1, nodes // 10)
+    with (
+        fake_workers(few, _VMS, _DELAY_S * 1000, f"--format={form}") as stubs,
+        _aggregator(folder / "few.sqlite", stubs, _DELAY_S) as pid,
+    ):
+        time.sleep(_WARM_UP_S + 2 * _DELAY_S)
+        node_mb = (memory_mb - rss_mb(pid)) / max(1, nodes - few)
+        print(
+            f"memory of a node of {_VMS} VMs: {node_mb:.2f} MB, of the program with {few} nodes {rss_mb(pid):.0f} MB\n"
+        )
 
 
 def _watch_memory(folder: Path) -> None:
     """Print the memory during as many scrapes as in an hour, at fifty times the rate."""
-    nodes, delay_s = 10, 0.1
+    nodes, delay_s, parts = 10, 0.1, 6
     with fake_workers(nodes, _VMS, 0) as stubs, _aggregator(folder / "hour.sqlite", stubs, delay_s) as pid:
         memory_mb = []
-        for part in range(1, 7):
-            time.sleep(_SAMPLES_PER_HOUR * delay_s / 6)
-            memory_mb.append(rss_mb(pid))
+        for part in range(1, parts + 1):
+            readings = []
+            for _ in range(_PERIODS):
+                time.sleep(_SAMPLES_PER_HOUR * delay_s / parts / _PERIODS)
+                readings.append(rss_mb(pid))
+            memory_mb.append(statistics.median(readings))
             print(
-                f"after {part * _SAMPLES_PER_HOUR // 6:4} scrapes of {nodes} nodes: {memory_mb[-1]:6.1f} MB", flush=True
+                f"after {part * _SAMPLES_PER_HOUR // parts:4} scrapes of {nodes} nodes: {memory_mb[-1]:6.1f} MB",
+                flush=True,
             )
     print(f"    growth from the first part to the last: {memory_mb[-1] - memory_mb[0]:+.1f} MB\n", flush=True)
+
+
+def _urls(stubs: list[Any]) -> list[str]:
+    """All pages of the simulated workers, those of the first one first."""
+    return [
+        url
+        for stub in stubs
+        for url in ([stub["node_exporter"], stub["libvirt_exporter"]] if isinstance(stub, dict) else [stub[0]])
+    ]
 
 
 @contextlib.contextmanager
@@ -122,21 +216,60 @@ def _aggregator(path: Path, stubs: list[Any], delay_s: float) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _prometheus(folder: Path, stubs: list[list[str]]) -> Iterator[int]:
-    folder.mkdir()
-    targets = []
-    for url, _ in stubs:
-        host, path = url.removeprefix("http://").split("/", 1)
-        targets.append({"targets": [host], "labels": {"__metrics_path__": f"/{path}", "instance": path}})
-    jobs = [{"job_name": "workers", "scrape_interval": f"{_DELAY_S}s", "static_configs": targets}]
-    # YAML is a superset of JSON.
-    (folder / "config.yml").write_text(json.dumps({"scrape_configs": jobs}))
+def _prometheus(folder: Path, urls: list[str]) -> Iterator[int]:
     command = [
-        *("prometheus", f"--config.file={folder / 'config.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+        *("prometheus", f"--config.file={_scrape_config(folder, urls)}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{free_port()}", "--log.level=error"),
     ]
     with process(command) as running:
         yield running.pid
+
+
+@contextlib.contextmanager
+def _vmagent(folder: Path, urls: list[str]) -> Iterator[int]:
+    """Run vmagent with a server that accepts, and forgets, what it sends."""
+    sink = ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
+    thread = threading.Thread(target=sink.serve_forever)
+    thread.start()
+    command = [
+        *("vmagent", f"-promscrape.config={_scrape_config(folder, urls)}", "-loggerLevel=ERROR"),
+        *(f"-remoteWrite.url=http://127.0.0.1:{sink.server_port}/", f"-remoteWrite.tmpDataPath={folder / 'vmagent'}"),
+        f"-httpListenAddr=127.0.0.1:{free_port()}",
+    ]
+    try:
+        with process(command) as running:
+            yield running.pid
+    finally:
+        sink.shutdown()
+        thread.join()
+        sink.server_close()
+
+
+class _Sink(BaseHTTPRequestHandler):
+    """Accepts what is posted."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:  # the name of the base class
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+
+def _scrape_config(folder: Path, urls: list[str]) -> Path:
+    """The configuration of Prometheus and vmagent."""
+    targets = []
+    for url in urls:
+        host, path = url.removeprefix("http://").split("/", 1)
+        targets.append({"targets": [host], "labels": {"__metrics_path__": f"/{path}", "instance": path}})
+    jobs = [{"job_name": "workers", "scrape_interval": f"{_DELAY_S}s", "static_configs": targets}]
+    # YAML is a superset of JSON.
+    file = folder / "scrape.yml"
+    file.write_text(json.dumps({"scrape_configs": jobs}))
+    return file
 
 
 # --- reading back -----------------------------------------------------------------------------------

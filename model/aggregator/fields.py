@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from ..samples import Metrics
@@ -13,7 +13,7 @@ DELTAS = ("sched_runtime", "sched_waittime", "sched_timeslices")
 
 FAULTS = ("stat_minflt", "stat_majflt", "stat_cminflt", "stat_cmajflt")
 
-_RATIOS = (
+RATIOS = (
     ("cpi", "perf_hwcpucycles", "perf_hwinstructions"),
     ("bmr", "perf_hwbranchmisses", "perf_hwbranchinstructions"),
     ("cmr", "perf_hwcachemisses", "perf_hwcachereferences"),
@@ -39,7 +39,7 @@ _RESERVED = {
     *("cpu", "mem", "cpu_time", "cpu_usage", "mem_usage", "mem_rss", "elapsed_time", "elapsed_cpu_time", "sched_busy"),
     *("vm_number", "stat_rss_pages", "stat_rsslim", "stat_vsize"),
     *("samples", "cpu_samples", "mem_samples", "elapsed_min", "elapsed_max"),  # of thinned samples
-    *(name for name, *_ in (*_RATIOS, *FREQUENCIES, *_SHARES, *_SUMS)),
+    *(name for name, *_ in (*RATIOS, *FREQUENCIES, *_SHARES, *_SUMS)),
     *_CONTENTION,
     *DELTAS,
     *FAULTS,
@@ -85,35 +85,48 @@ def add_rates(
 
 
 @lru_cache(maxsize=1024)
-def _performance_names(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Metrics of perf with and without their section; cached, because the names of machines repeat."""
+def performance_names(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Metrics of perf that are stored, and their fields: without their section.
+
+    Cached, because the names of machines repeat.
+    """
     pairs = ((name, name.removeprefix("perf_")) for name in names if name.startswith("perf_"))
     return tuple((name, short) for name, short in pairs if short not in _RESERVED)
 
 
 def add_performance(fields: dict[str, float], now: Metrics) -> None:
     """Add the counters of perf, which the probe resets at each read, and their ratios."""
-    for name, short in _performance_names(tuple(now)):
+    for name, short in performance_names(tuple(now)):
         fields[short] = now[name]
-    for ratio, above, below in _RATIOS:
+    for ratio, above, below in RATIOS:
         if above in now and now.get(below, 0.0) > 0:
             fields[ratio] = now[above] / now[below]
 
 
-def add_sums(fields: dict[str, float], domains: Mapping[str, Metrics]) -> None:
-    """Add sums over the domains; a sum with an unknown part is unknown."""
-    fields["vm_number"] = float(len(domains))
+def add_sums(fields: dict[str, float], number: int, values_of: Callable[[str], Sequence[float] | None]) -> None:
+    """Add sums over the domains; a sum with an unknown part is unknown.
+
+    Parameters
+    ----------
+    fields : dict of field name to value
+    number : int
+        Of the domains.
+    values_of : callable
+        The values of a field of the domains; None when one of them lacks it.
+    """
+    fields["vm_number"] = float(number)
     for name, source, config in _SHARES:
-        total = _sum(domains, source)
-        if total is not None and fields.get(config, 0.0) > 0:
-            fields[name] = total / fields[config]
+        values = values_of(source)
+        if values is not None and fields.get(config, 0.0) > 0:
+            fields[name] = sum(values) / fields[config]
     for name, source in _SUMS:
-        total = _sum(domains, source)
-        if total is not None:
-            fields[name] = total
+        values = values_of(source)
+        if values is not None:
+            fields[name] = sum(values)
 
 
-def _sum(domains: Mapping[str, Metrics], name: str) -> float | None:
+def known_values(domains: Mapping[str, Metrics], name: str) -> list[float] | None:
+    """The values of a field of the domains; None when one of them lacks it."""
     values = [metrics.get(name) for metrics in domains.values()]
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return known if len(known) == len(values) else None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Set
 
 from .exposition import VALUE_PATTERN, Sample, UnusualLines
 from .limits import PageLimits
+from .line_layout import MOST_LINES, LineLayout, line_layout
 
 #: Text of a label with its escapes: each character has one way to match, so that the time is linear. The numbers of
 #: escapes and of labels limit the memory of the search.
@@ -23,9 +25,7 @@ _LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="(%b)"' % _TEXT)
 
 _ESCAPE = re.compile(r'\\([\\n"])')
 
-
-#: Labels that are remembered from one page to the next, of each kind of lines, and their longest text.
-_MOST_LABELS = 4096
+#: The longest labels that are remembered from one page to the next.
 _LONGEST_LABELS = 512
 
 
@@ -71,6 +71,7 @@ class LabelLines:
         self.bad_lines = 0
         self._limits = limits
         self._labels: dict[LabelledMetrics, dict[bytes, Mapping[str, str]]] = {}
+        self._layouts: dict[LabelledMetrics, LineLayout | None] = {}
 
     def samples(
         self, page: bytes, metrics: LabelledMetrics, unusual_lines: UnusualLines | None = None
@@ -90,12 +91,19 @@ class LabelLines:
         LimitError
         """
         self._limits.check_series(page, metrics.encoded)
-        matched = 0
+        layout = self._layouts.get(metrics)
+        values = None if layout is None else layout.values(page, metrics.encoded)
+        if layout is not None and values is not None:
+            yield from zip(layout.names, layout.labels, values, strict=True)
+            return
+        self._layouts[metrics] = None
         # The next page has the same labels.
         known = self._labels.get(metrics, {})
         labels_now = self._labels[metrics] = {}
-        for name, labels, text in metrics.usual.findall(page):
-            matched += 1
+        names_read: list[str] = []
+        labels_read: list[Mapping[str, str]] = []
+        matches = metrics.usual.findall(page)
+        for name, labels, text in matches:
             pairs = known.get(labels)
             if pairs is None:
                 try:
@@ -103,16 +111,20 @@ class LabelLines:
                 except ValueError:
                     self.bad_lines += 1
                     continue
-            if len(labels_now) < _MOST_LABELS and len(labels) <= _LONGEST_LABELS:
+            if len(labels_now) < MOST_LINES and len(labels) <= _LONGEST_LABELS:
                 labels_now[labels] = pairs
             try:
                 value = float(text)
             except ValueError:
                 self.bad_lines += 1
                 value = math.nan
-            yield name.decode(), pairs, value if math.isfinite(value) else math.nan
-        if matched < len(metrics.starts.findall(page)):
+            names_read.append(sys.intern(name.decode()))
+            labels_read.append(pairs)
+            yield names_read[-1], pairs, value if math.isfinite(value) else math.nan
+        if len(matches) < len(metrics.starts.findall(page)):
             yield from self._unusual_samples(page, metrics, unusual_lines or UnusualLines())
+        elif len(names_read) == len(matches):
+            self._layouts[metrics] = line_layout(page, metrics.encoded, names_read, labels_read)
 
     def _unusual_samples(self, page: bytes, metrics: LabelledMetrics, unusual_lines: UnusualLines) -> Iterator[Sample]:
         """The samples of lines that the regular expression does not match."""

@@ -6,16 +6,19 @@ has passed, for a VM that was not on the page before, and when other figures of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
+from ..machine_table import TableLayout
 from ..samples import Contention, Metrics, Scrape, ScrapeSample
 from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
+from .domain_columns import DomainColumns
 from .domain_rates import DomainRates, DomainUpdate
 from .exposition import NS_PER_MS, NS_PER_S
-from .fields import DELTAS, FREQUENCIES, add_performance, add_rates, add_sums, copy_fields
+from .fields import DELTAS, FREQUENCIES, add_performance, add_rates, add_sums, copy_fields, known_values
 from .node_clock import sample_time_ms
 from .sizes import NodeSizes
 from .unconfirmed import Unconfirmed
@@ -39,6 +42,10 @@ class RatesUpdate(NamedTuple):
 
     sample: ScrapeSample | None
     problems: list[Unconfirmed]
+
+
+#: Fields of the domains of a scrape.
+_DomainFields = DomainColumns | dict[str, dict[str, float]]
 
 
 class _Page(NamedTuple):
@@ -71,6 +78,7 @@ class NodeRates:
     _waits: DomainWaits = field(default_factory=DomainWaits)
     _cpu: Attribution = field(default_factory=lambda: Attribution(*CPU_LOSS))
     _memory: Attribution = field(default_factory=lambda: Attribution(*MEMORY_LOSS))
+    _layout: TableLayout | None = None
 
     def update(self, scrape: Scrape) -> RatesUpdate:
         """The sample of a scrape.
@@ -88,7 +96,7 @@ class NodeRates:
             self._start_from(self.recall())
         last_ms = self._epoch_ms
         fields, before = self._node(scrape, problems)
-        domains: dict[str, dict[str, float]] = {}
+        domains: Mapping[str, Metrics] = {}
         if scrape.domains is None:
             problems.append(Unconfirmed("vms", scrape.problem or "unknown"))
         else:
@@ -103,8 +111,7 @@ class NodeRates:
             if before is not None and before.epoch_ms == last_ms and "cpu_usage" in fields:
                 self._compare_with_vms(fields, updated, problems)
             if self._attribute(fields, updated.fields, problems):
-                domains = updated.fields
-                add_sums(fields, domains)
+                domains = self._add_sums(fields, updated.fields)
         if before is not None and "cpu_usage" in fields:
             problems += _add_contention(fields, scrape, before)
         self._epoch_ms = scrape.epoch_ms
@@ -166,15 +173,22 @@ class NodeRates:
             self._cpu.accept(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
             self._memory.accept(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
 
-    def _attribute(
-        self, fields: dict[str, float], vms: dict[str, dict[str, float]], problems: list[Unconfirmed]
-    ) -> bool:
+    def _add_sums(self, fields: dict[str, float], vms: _DomainFields) -> Mapping[str, Metrics]:
+        """Add the sums over the VMs; the fields of the VMs as they are stored."""
+        if isinstance(vms, DomainColumns):
+            add_sums(fields, len(vms.machines), vms.values)
+            table = vms.table(self._layout)
+            self._layout = table.layout
+            return table
+        add_sums(fields, len(vms), partial(known_values, vms))
+        return vms
+
+    def _attribute(self, fields: dict[str, float], vms: _DomainFields, problems: list[Unconfirmed]) -> bool:
         """Compare the usage of the VMs with that of the node; False when the VMs are unknown.
 
         The usage of VMs that stopped while the node did not is removed.
         """
-        cpu = {name: vm.get("cpu_usage") for name, vm in vms.items()}
-        memory = {name: vm.get("mem_rss") for name, vm in vms.items()}
+        cpu, memory = (_known(vms, name) for name in ("cpu_usage", "mem_rss"))
         agrees = self._cpu.agrees(fields.get("cpu_usage"), cpu, fields.get("cpu", 0.0))
         # A VM that used CPU time is missed by that. The memory of an idle one is missed, too.
         if self._cpu.lacks(cpu):
@@ -189,9 +203,7 @@ class NodeRates:
         if agrees:
             self._cpu.accept(fields.get("cpu_usage"), cpu)
         else:
-            for vm in vms.values():
-                for name in ("cpu_usage", "elapsed_cpu_time", "cpu_wait", "cpu_wait_share"):
-                    vm.pop(name, None)
+            _remove(vms, ("cpu_usage", "elapsed_cpu_time", "cpu_wait", "cpu_wait_share"))
             problems.append(Unconfirmed("vms_cpu", "unknown: it fell, the node is as busy as before"))
         self._memory.accept(fields.get("mem_usage"), memory)
         return True
@@ -209,6 +221,23 @@ class NodeRates:
                 f"{busy_ns / NS_PER_S / seconds:.1f}: its usage is unknown"
             )
             problems.append(Unconfirmed("cpu_vms", message))
+
+
+def _known(vms: _DomainFields, field_name: str) -> Mapping[str, float | None]:
+    """A field of the VMs by name; None where it is unknown."""
+    if isinstance(vms, DomainColumns):
+        return vms.known(field_name)
+    return {name: vm.get(field_name) for name, vm in vms.items()}
+
+
+def _remove(vms: _DomainFields, names: Sequence[str]) -> None:
+    """Remove fields of all VMs."""
+    if isinstance(vms, DomainColumns):
+        vms.remove(names)
+        return
+    for vm in vms.values():
+        for name in names:
+            vm.pop(name, None)
 
 
 def _add_contention(fields: dict[str, float], scrape: Scrape, before: _Page) -> list[Unconfirmed]:

@@ -185,6 +185,10 @@ class AcceptedAllocation:
     value: float | None = None
     _pending: _Pending = field(default_factory=_Pending)
 
+    def is_settled_at(self, size: float) -> bool:
+        """Whether this is the allocation that is believed, and no other one is pending."""
+        return self.value == size and self._pending.size is None
+
     def update(self, size: float, largest: float, now_ms: float, least: float) -> bool:
         """Note the allocation on a page; whether it is believed.
 

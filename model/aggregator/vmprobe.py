@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
-from ..samples import Contention, Scrape
+from ..machine_table import MachineTable
+from ..samples import Contention, Metrics, Scrape
 from .contention_metrics import ContentionReader, names_of_probe
 from .exposition import PageError, require_complete_lines
 from .limits import PageLimits, VmLimit
 from .vmprobe_completeness import CompletenessCheck
-from .vmprobe_layout import Machines, PageLayout, page_layout
-from .vmprobe_names import NameCache, Place, UsedMetrics
+from .vmprobe_layout import PageLayout, page_layout
+from .vmprobe_names import NameCache, PageNames, Place, UsedMetrics
 from .vmprobe_page import ParsedPage, parse_page
 
 #: Metrics that each page has; a page without them is truncated.
@@ -40,9 +42,9 @@ class VmprobeReader:
         self._contention = ContentionReader(limits)
         self._limits = limits
         self._vms = VmLimit(limits.vms)
-        self._names = NameCache()
+        self._names = NameCache(f"{prefix}_".encode())
         self._metrics = UsedMetrics()
-        self._completeness = CompletenessCheck()
+        self._completeness = CompletenessCheck(f"{prefix}_".encode())
         self._layout: PageLayout | None = None
 
     @property
@@ -64,17 +66,11 @@ class VmprobeReader:
         PageError
             When the page is empty, truncated, too large or not a page of vmprobe.
         """
-        if self._layout is not None:
-            machines = self._layout.parse(page)
-            if machines is not None and _is_time(machines[None]["probe_epoch"]):
-                self._completeness.accept()
-                running = {
-                    domain: metrics
-                    for domain, metrics in machines.items()
-                    if domain is None or not _DOMAIN_METRICS.isdisjoint(metrics)
-                }
-                # Such a page has no other lines.
-                return _scrape(running, received_ms, None)
+        metrics = None if self._layout is None else self._layout.parse(page)
+        if metrics is not None and _is_time(metrics.node["probe_epoch"]):
+            self._completeness.accept()
+            contention = self._read_contention(page, metrics.node["probe_epoch"], received_ms)
+            return Scrape(metrics.node["probe_epoch"], *metrics, received_ms, contention=contention)
         return self._read_with_parser(page, received_ms)
 
     def _read_with_parser(self, page: bytes, received_ms: float | None) -> Scrape:
@@ -85,34 +81,44 @@ class VmprobeReader:
             found = "has one valid value" if parsed.unreadable else "on the page"
             raise PageError(f"no metric of prefix {self.prefix!r} {found}")
         require_complete_lines(page)
-        places = self._places(parsed)
-        domain_of = {name: place[0] for name, place in places.items() if place is not None}
-        self._vms.check({domain for domain in domain_of.values() if domain is not None})
-        self._completeness.check(domain_of, parsed.values.get(b"global_probe_epoch", 0.0))
+        all_places = self._names.split((*parsed.values, *parsed.unreadable))
+        places = self._metrics.select(all_places)
+        self._vms.check({place[0] for place in places.values() if place is not None and place[0] is not None})
+        packed = self._names.before if places == all_places else None
+        self._completeness.check(places, parsed.values.get(b"global_probe_epoch", 0.0), packed)
         machines = _group(parsed, places)
         node = machines[None]
-        for metric in _NODE_METRICS:
-            if metric not in node:
-                raise PageError(f"the page is truncated: global_{metric} is missing")
+        for name in _NODE_METRICS:
+            if name not in node:
+                raise PageError(f"the page is truncated: global_{name} is missing")
         if not _is_time(node["probe_epoch"]):
             raise PageError(f"the clock of the probe shows {node['probe_epoch']:g}, which is not a valid time")
+        domains: Mapping[str, Metrics] = {name: metrics for name, metrics in machines.items() if name is not None}
         names = list(parsed.values)
-        self._layout = None if parsed.unreadable else page_layout(self.prefix, names, map(places.__getitem__, names))
-        at_ms = node["probe_epoch"] if received_ms is None else received_ms
-        contention = self._contention.read_node_page(_without_probe(page, f"{self.prefix}_".encode()), at_ms)
-        return _scrape(machines, received_ms, contention)
+        of_names = map(places.__getitem__, names)
+        text = self._names.before.text if isinstance(self._names.before, PageNames) else b""
+        self._layout = None if parsed.unreadable else page_layout(page, self.prefix, names, of_names, domains, text)
+        metrics = None if self._layout is None else self._layout.parse(page)
+        if metrics is not None:
+            # The same in less memory.
+            domains = MachineTable(metrics.domains.layout, metrics.domains.array, tuple(domains))
+        contention = self._read_contention(page, node["probe_epoch"], received_ms)
+        return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
 
-    def _places(self, parsed: ParsedPage) -> dict[bytes, Place | None]:
-        """Domain and metric of each name on a page; None for metrics that are not used."""
-        return self._metrics.select(self._names.split((*parsed.values, *parsed.unreadable)))
+    def _read_contention(self, page: bytes, epoch_ms: float, received_ms: float | None) -> Contention | None:
+        """Waits and pressure that are on the page beside the metrics of the probe; None if there are none."""
+        others = _without_probe(page, f"{self.prefix}_".encode())
+        found = self._contention.read_node_page(others, epoch_ms if received_ms is None else received_ms)
+        vcpus = names_of_probe(found.vcpus)
+        return replace(found, vcpus=vcpus) if vcpus or found.node or found.queue else None
 
 
-def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> Machines:
+def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> dict[str | None, dict[str, float]]:
     """Finite values by machine, without domains that have just started.
 
     A domain runs even when the value of the metric that shows it is invalid, or when all of its values are.
     """
-    machines: Machines = {None: {}}
+    machines: dict[str | None, dict[str, float]] = {None: {}}
     running: dict[str | None, None] = {None: None}
     values = parsed.values
     for name, place in places.items():
@@ -125,15 +131,6 @@ def _group(parsed: ParsedPage, places: dict[bytes, Place | None]) -> Machines:
         if math.isfinite(value):
             machines.setdefault(domain, {})[metric] = value
     return {domain: machines.get(domain, {}) for domain in running}
-
-
-def _scrape(machines: Machines, received_ms: float | None, contention: Contention | None) -> Scrape:
-    node = machines[None]
-    domains = {name: metrics for name, metrics in machines.items() if name is not None}
-    if contention is not None:
-        vcpus = names_of_probe(contention.vcpus)
-        contention = replace(contention, vcpus=vcpus) if vcpus or contention.node or contention.queue else None
-    return Scrape(node["probe_epoch"], node, domains, received_ms, contention=contention)
 
 
 def _without_probe(page: bytes, start: bytes) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+import sys
+from array import array
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 _SECTIONS = ("probe", "cpu", "memory", "perf", "sched", "stat")
 
@@ -36,6 +39,9 @@ LONGEST_NAME = 512
 
 #: Counters of perf of one probe, whatever its pages say: each one is a column of the store for ever.
 MOST_PERF_METRICS = 64
+
+#: More domains or metrics cannot be numbered with 16 bits.
+_MOST_PACKED = 2**16
 
 #: Domain, or None for the node, and metric.
 Place = tuple[str | None, str]
@@ -90,15 +96,91 @@ def _is_known(section: str, metric: str) -> bool:
     return metric in _METRICS.get(section, ()) or (section == "perf" and bool(_PERF_METRIC.match(metric)))
 
 
-class NameCache:
-    """Splits the names of successive pages: those of the page before are split already."""
+@dataclass(frozen=True, slots=True)
+class PageNames:
+    """The names of a page and their places, at a tenth of the size of a dictionary.
 
-    def __init__(self) -> None:
-        self._places: dict[bytes, Place | None] = {}
+    Attributes
+    ----------
+    prefix : bytes
+        Of all names.
+    text : bytes
+        The names with their prefix, each with a blank behind it; no name has one in it.
+    domains : sequence of str or None
+    metrics : sequence of str
+        The empty one is that of names without a place.
+    domain_of, metric_of : array of int
+        Domain and metric of each name.
+    """
+
+    prefix: bytes
+    text: bytes
+    domains: Sequence[str | None]
+    metrics: Sequence[str]
+    domain_of: array[int]
+    metric_of: array[int]
+
+    def places(self) -> dict[bytes, Place | None]:
+        """Domain and metric of each name, in the order of the page."""
+        domains = map(self.domains.__getitem__, self.domain_of)
+        metrics = map(self.metrics.__getitem__, self.metric_of)
+        places = ((domain, metric) if metric else None for domain, metric in zip(domains, metrics, strict=True))
+        return dict(zip(self.names(), places, strict=True))
+
+    def names(self) -> list[bytes]:
+        """The names without their prefix, in the order of the page."""
+        return self.text[len(self.prefix) : -1].split(b" " + self.prefix)
+
+
+_NO_PLACE: Place = (None, "")
+
+#: Packed if that is possible.
+Places = PageNames | dict[bytes, Place | None]
+
+
+def pack_places(places: dict[bytes, Place | None], prefix: bytes) -> Places:
+    """The places as :class:`PageNames`; as they are if that is not possible.
+
+    Parameters
+    ----------
+    places : dict of name to Place or None
+    prefix : bytes
+        Of all names.
+    """
+    text = prefix + (b" " + prefix).join(places) + b" "
+    if not 0 < len(places) <= _MOST_PACKED or b"" in places or text.count(b" ") != len(places):
+        return places
+    domains: dict[str | None, int] = {}
+    metrics: dict[str, int] = {}
+    known = [place or _NO_PLACE for place in places.values()]
+    domain_of = array("H", [domains.setdefault(domain, len(domains)) for domain, _ in known])
+    metric_of = array("H", [metrics.setdefault(metric, len(metrics)) for _, metric in known])
+    # The names of metrics are those of all nodes.
+    return PageNames(prefix, text, list(domains), list(map(sys.intern, metrics)), domain_of, metric_of)
+
+
+class NameCache:
+    """Splits the names of successive pages: those of the page before are split already.
+
+    Parameters
+    ----------
+    prefix : bytes
+        Of all names on the pages.
+
+    Attributes
+    ----------
+    before : PageNames or dict of name to Place or None
+        The last page.
+    """
+
+    def __init__(self, prefix: bytes) -> None:
+        self.before: Places = {}
+        self._prefix = prefix
 
     def split(self, names: Iterable[bytes]) -> dict[bytes, Place | None]:
         """Each name as :func:`split_name`; None for names that are too long."""
-        known, places = self._places, {}
+        known = self.before.places() if isinstance(self.before, PageNames) else self.before
+        places = {}
         domains: set[str] = set()
         for name in names:
             if name in known:
@@ -108,7 +190,7 @@ class NameCache:
             if place is not None and place[0] is not None:
                 domains.add(place[0])
             places[name] = place
-        self._places = places
+        self.before = pack_places(places, self._prefix)
         return places
 
 

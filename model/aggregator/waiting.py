@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..machine_table import MachineTable
 from ..samples import ScrapeSample
 from ..store.base import Encoded, Store
 from .sample_codec import count_points, pack_sample, unpack_sample
@@ -68,5 +69,7 @@ class Waiting:
 
 def estimate_size(sample: ScrapeSample) -> int:
     """Approximate memory of a sample that is not packed, bytes."""
+    if isinstance(sample.domains, MachineTable):
+        return _OF_SAMPLE + _OF_VALUE * len(sample.fields) + sample.domains.array.nbytes
     values = len(sample.fields) + sum(map(len, sample.domains.values()))
     return _OF_SAMPLE + _OF_DOMAIN * len(sample.domains) + _OF_VALUE * values

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from ..machine_table import MachineTable
 from ..samples import Contention, Metrics, VcpuTimes
 from .confirmation import TOLERANCE
+from .domain_columns import DomainColumns
 from .exposition import NS_PER_S
+from .steady_waits import SteadyWaits
 from .unconfirmed import Unconfirmed
-
-#: A vCPU waits at most all the time, and this share of it more because pages are not read at the very time, and a time.
-_MOST_WAIT = 1.1
-_READ_S = 0.05
+from .wait_readings import BUSY_CORES, COVERED, PROBE, READ_S, Growth, Reading
 
 #: A share of time may be larger than 1 by this, for the same reason.
 _MOST_SHARE = 1.05
@@ -26,87 +25,26 @@ _MOST_SHARE = 1.05
 #: Tasks in the queue of a core, on average. More is impossible.
 _LONGEST_QUEUE = 1000.0
 
-#: Counters that stand still while this number of cores was used are old.
-_BUSY_CORES = 0.05
-
-#: The counters of one thread are those of a VM when that thread used this share of the CPU time of the VM.
-_COVERED = 0.8
-
 #: CPU time and times of vCPUs may be of different periods of the same length, so that one is larger by this factor.
 _MOST_RUN = 2.0
 
 #: A thread that ran for longer has waited: each time it wakes up, for a moment.
 _HAS_WAITED_S = 0.1
 
-#: Times of vCPUs may have steps of a hundredth of a second.
-_STEP_S = 0.01
-
 #: The clock of node_exporter's page and that of the probe on it are read at different times, s.
 _CLOCKS_S = 1.0
-
-_PROBE = "vmprobe"
-
-
-class _Reading(NamedTuple):
-    """Counters of a VM.
-
-    Attributes
-    ----------
-    times : VcpuTimes
-    cpu_s : float
-        CPU time of the VM.
-    """
-
-    times: VcpuTimes
-    cpu_s: float
-
-
-class _Growth(NamedTuple):
-    """What the counters of a VM grew by between two readings, s.
-
-    Attributes
-    ----------
-    wait_s, run_s : float
-        Of its vCPUs; without a counter of the run time, that is the CPU time of the VM.
-    cpu_s : float
-        CPU time of the VM.
-    elapsed_s : float
-    stands : bool
-        Whether the counters of the vCPUs stand still.
-    """
-
-    wait_s: float
-    run_s: float
-    cpu_s: float
-    elapsed_s: float
-    stands: bool
-
-    def is_old(self, *, confirmed: bool) -> bool:
-        """Whether the counters of the vCPUs are old: they stand still, and the VM does not, or that is unknown."""
-        return self.stands and (not confirmed or self.cpu_s > _BUSY_CORES * self.elapsed_s)
-
-    def longest_s(self, vcpus: float) -> float:
-        """For how long so many vCPUs can have waited, or run."""
-        return vcpus * _MOST_WAIT * self.elapsed_s + _READ_S
-
-    def wait_share(self, vcpus: float) -> float:
-        """Wait of wait and run, 0 to 1; of an idle VM, whose run time is less than its steps, a lower limit."""
-        step_s = vcpus * _STEP_S
-        run_s = self.run_s
-        if run_s < step_s:
-            run_s = step_s if self.wait_s < step_s else max(run_s, min(self.cpu_s, step_s))
-        return self.wait_s / (self.wait_s + run_s) if self.wait_s > 0 else 0.0
 
 
 @dataclass(slots=True)
 class DomainWaits:
     """Computes the waits of the VMs of one node."""
 
-    _before: dict[str, _Reading] = field(default_factory=dict)
+    _before: dict[str, Reading] = field(default_factory=dict)
+    _steady: SteadyWaits | None = None
 
     def add(
         self,
-        fields: Mapping[str, dict[str, float]],
+        fields: DomainColumns | Mapping[str, dict[str, float]],
         domains: Mapping[str, Metrics],
         vcpus: Mapping[str, VcpuTimes],
         at_ms: float,
@@ -115,13 +53,38 @@ class DomainWaits:
 
         Parameters
         ----------
-        fields : mapping of domain name to dict of field name to value
+        fields : DomainColumns or mapping of domain name to dict of field name to value
             With ``cpu_usage`` where it is known.
         domains : mapping of domain name to mapping of metric name to value
         vcpus : mapping of domain name to VcpuTimes
         at_ms : float
             When the metrics were measured, Unix milliseconds.
         """
+        if self._steady is not None:
+            if isinstance(fields, DomainColumns) and not vcpus and self._steady.add(fields, domains, at_ms):
+                return []
+            self._before, self._steady = self._steady.readings(), None
+        if not vcpus and not self._before and not _has_sched(domains):
+            return []
+        rows = domains.to_dict() if isinstance(domains, MachineTable) else domains
+        if isinstance(fields, DomainColumns):
+            of_domains = fields.rows(("cpu", "cpu_usage"))
+            problems = self._add_each(of_domains, rows, vcpus, at_ms)
+            for name in ("cpu_wait", "cpu_wait_share"):
+                fields.add(name, of_domains)
+        else:
+            problems = self._add_each(fields, rows, vcpus, at_ms)
+        if isinstance(domains, MachineTable) and not vcpus and SteadyWaits.fits(domains, self._before):
+            self._steady, self._before = SteadyWaits(domains.layout, self._before), {}
+        return problems
+
+    def _add_each(
+        self,
+        fields: Mapping[str, dict[str, float]],
+        domains: Mapping[str, Metrics],
+        vcpus: Mapping[str, VcpuTimes],
+        at_ms: float,
+    ) -> list[Unconfirmed]:
         # A VM missing from the page is gone; if it returns, start fresh.
         earlier, self._before = self._before, {}
         impossible = 0
@@ -138,7 +101,7 @@ class DomainWaits:
             repeated = growth is not None and growth.is_old(confirmed=usage is not None)
             self._before[name] = before if repeated else reading
             # Of a thread of the probe, the number of vCPUs is that of the VM.
-            of_probe = reading.times.source == _PROBE
+            of_probe = reading.times.source == PROBE
             vcpus_of_vm = fields[name].get("cpu") if of_probe else float(len(reading.times.wait))
             if growth is None or usage is None or repeated or vcpus_of_vm is None:
                 continue
@@ -152,20 +115,25 @@ class DomainWaits:
         return [Unconfirmed("vm_wait", f"{impossible} VMs waited for longer than the time since the page before")]
 
 
-def _read(now: Metrics, times: VcpuTimes | None, at_ms: float) -> _Reading | None:
+def _has_sched(domains: Mapping[str, Metrics]) -> bool:
+    """Whether the probe may report waits of these domains."""
+    return not isinstance(domains, MachineTable) or "sched_waittime" in domains.layout.position
+
+
+def _read(now: Metrics, times: VcpuTimes | None, at_ms: float) -> Reading | None:
     """The counters of a VM on a page; None if there are none, or not all of them are valid."""
     if times is None and "sched_waittime" in now and "sched_runtime" in now:
         wait, run = now["sched_waittime"] / NS_PER_S, now["sched_runtime"] / NS_PER_S
-        times = VcpuTimes(_PROBE, at_ms, {"": wait}, {"": run})
+        times = VcpuTimes(PROBE, at_ms, {"": wait}, {"": run})
     if times is None or "cpu_cputime" not in now:
         return None
     values = (times.at_ms, *times.wait.values(), *times.run.values())
     if not all(map(math.isfinite, values)) or (times.run and times.run.keys() != times.wait.keys()):
         return None
-    return _Reading(times, now["cpu_cputime"] / NS_PER_S)
+    return Reading(times, now["cpu_cputime"] / NS_PER_S)
 
 
-def _grow(before: _Reading, now: _Reading) -> _Growth | None:
+def _grow(before: Reading, now: Reading) -> Growth | None:
     """What all counters grew by; None when they cannot be compared, or one of them decreased."""
     old, new = before.times, now.times
     comparable = old.source == new.source and old.wait.keys() == new.wait.keys() and old.run.keys() == new.run.keys()
@@ -179,18 +147,18 @@ def _grow(before: _Reading, now: _Reading) -> _Growth | None:
         return None
     wait_s, run_s = sum(waits), sum(runs) if runs else cpu_s
     stands = (run_s if runs else wait_s) == 0.0
-    return _Growth(wait_s, run_s, cpu_s, elapsed_s, stands) if math.isfinite(wait_s + run_s + cpu_s) else None
+    return Growth(wait_s, run_s, cpu_s, elapsed_s, stands) if math.isfinite(wait_s + run_s + cpu_s) else None
 
 
-def _is_of_vm(growth: _Growth, reading: _Reading, vcpus: float) -> bool:
+def _is_of_vm(growth: Growth, reading: Reading, vcpus: float) -> bool:
     """Whether the counters are those of the vCPUs and of the same period as the CPU time of the VM."""
     times = reading.times
-    if times.source == _PROBE:
+    if times.source == PROBE:
         # The probe reads the main thread of the VM's process, which need not be the one that works.
-        return growth.cpu_s > 0 and growth.run_s >= _COVERED * growth.cpu_s
+        return growth.cpu_s > 0 and growth.run_s >= COVERED * growth.cpu_s
     if not any(times.wait.values()) and max(sum(times.run.values()), reading.cpu_s) > _HAS_WAITED_S:
         return False  # the kernel does not count it
-    slack_s = _BUSY_CORES * vcpus * growth.elapsed_s + vcpus * _READ_S
+    slack_s = BUSY_CORES * vcpus * growth.elapsed_s + vcpus * READ_S
     return growth.run_s <= min(_MOST_RUN * growth.cpu_s + slack_s, growth.longest_s(vcpus))
 
 
@@ -225,7 +193,7 @@ def add_node_contention(
     waits = [_increase(now.queue, before.queue, cpu) for cpu in now.queue]
     if waits and now.queue.keys() == before.queue.keys() and all(wait >= 0 for wait in waits):
         wait = sum(waits) / elapsed_s
-        is_old = wait == 0.0 and fields["cpu_usage"] > _BUSY_CORES
+        is_old = wait == 0.0 and fields["cpu_usage"] > BUSY_CORES
         problems += _add_node_wait(fields, math.nan if is_old or not any(now.queue.values()) else wait)
     return problems
 

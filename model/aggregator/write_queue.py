@@ -38,6 +38,8 @@ _SPOOL_FILE = 16 * 2**20
 #: A problem with single samples is over when it has not occurred for so long.
 _QUIET_S = 600.0
 _TICK_S = 1.0
+#: After the first sample, further ones are waited for, seconds: a transaction costs as much as several samples.
+_GATHER_S = 0.1
 #: While a backlog is written, the thread rests as long as a batch took, and at most so long, seconds: the scrapes and a
 #: store on the same machine need the CPU, too.
 _LONGEST_REST_S = 0.5
@@ -129,7 +131,9 @@ class WriteQueue:
             while self._bytes > self.most_bytes and len(self._queue) > 1:
                 dropped += self._pop_oldest().points
             self._count_dropped(dropped, "queue")
-            self._changed.notify()
+            # The thread waits for the first one only.
+            if len(self._queue) == 1:
+                self._changed.notify()
 
     def _wrap(self, sample: ScrapeSample) -> Waiting:
         encoded = self._store.encode(sample)
@@ -243,7 +247,8 @@ class WriteQueue:
                 if self._closing:
                     return None
                 # Another instance may end, and leave a spool.
-                self._changed.wait(None if self._spooled is None else RETRY_S)
+                if self._changed.wait(None if self._spooled is None else RETRY_S):
+                    self._changed.wait_for(lambda: self._closing, _GATHER_S)
 
     def _oldest(self, *, most_points: int = 2**31, most_bytes: int = 2**31) -> list[Waiting]:
         """The oldest samples in RAM, at least one if there is any; the caller holds the lock."""

@@ -24,6 +24,7 @@ from .sqlite_blocks import (
     decode_period,
     decode_sample,
     encode_block,
+    encode_layout,
 )
 from .sqlite_coarse import COARSE_SCHEMA, Steps, add_functions
 from .sqlite_fleet import DELETE_FLEET, FLEET_SCHEMA, INSERT_FLEET, SELECT_FLEET, decode_fleet, encode_fleet
@@ -129,7 +130,7 @@ class SqliteStore:
     def encode(self, sample: ScrapeSample) -> Encoded:
         """Encode a sample as node, time, layout and block."""
         layout, block = encode_block(sample)
-        text = layout.to_json()
+        text = encode_layout(sample, layout)
         return Encoded(
             (sample.node, sample.time_ms, text, block), len(block) + 4 * len(text) + 300, 1 + len(layout.domains)
         )

@@ -10,14 +10,19 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..machine_table import MachineTable, TableLayout
 from ..numerics import FloatArray
 from ..samples import DomainHistory, Period, Samples, ScrapeSample
 from .thinning import Part, thin
 
 CONFIG_FIELDS = ("cpu", "mem")
+
+#: Fields of the node and the whole layout as it is stored, by the layout of the domains.
+_TEXTS: WeakKeyDictionary[TableLayout, tuple[Sequence[str], str]] = WeakKeyDictionary()
 
 #: A row of the table: time, number of the layout, block.
 Row = tuple[int, int, bytes]
@@ -46,12 +51,30 @@ def parse_layout(text: str) -> Layout:
 
 def encode_block(sample: ScrapeSample) -> tuple[Layout, bytes]:
     """Layout and block of a sample."""
+    table = sample.domains
+    if isinstance(table, MachineTable) and table.layout.is_sorted and not np.isnan(table.array).all(axis=0).any():
+        names = sorted(sample.fields)
+        machines = [table.layout.machines[i] for i in table.layout.by_name.tolist()]
+        node = np.array([sample.fields[name] for name in names], dtype=np.float64)
+        block = node.tobytes() + table.array[table.layout.by_name].tobytes()
+        return Layout(names, table.layout.columns, machines), block
     layout = Layout(sorted(sample.fields), sorted(set().union(*sample.domains.values())), sorted(sample.domains))
     values = [sample.fields[name] for name in layout.node_fields]
     for name in layout.domains:
         domain = sample.domains[name]
         values += [domain.get(field, math.nan) for field in layout.domain_fields]
     return layout, np.array(values, dtype=np.float64).tobytes()
+
+
+def encode_layout(sample: ScrapeSample, layout: Layout) -> str:
+    """The layout of a sample as it is stored; that of its domains is remembered as long as they share it."""
+    table = sample.domains
+    if not isinstance(table, MachineTable) or layout.domain_fields is not table.layout.columns:
+        return layout.to_json()
+    known = _TEXTS.get(table.layout)
+    if known is None or known[0] != layout.node_fields:
+        known = _TEXTS[table.layout] = (layout.node_fields, layout.to_json())
+    return known[1]
 
 
 def decode_sample(node: str, time_ms: int, layout: Layout, block: bytes) -> ScrapeSample:

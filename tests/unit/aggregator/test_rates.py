@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from model.aggregator.node_clock import ClockBehind
 from model.aggregator.rates import NodeRates
 from model.aggregator.vmprobe import VmprobeReader
+from model.machine_table import MachineTable, TableLayout
 from model.samples import Scrape, ScrapeSample
 from tests.conftest import SHARED
 
@@ -593,3 +596,50 @@ def test_no_field_is_negative_or_infinite(samples: list[Any]) -> None:
         if sample is not None:
             for fields in (sample.fields, *sample.domains.values()):
                 assert all(0 <= value < float("inf") for value in fields.values())
+
+
+# --- the fast path, where random pages rarely lead -------------------------------------------------
+
+
+def steady(*steps: dict[str, float]) -> list[Scrape]:
+    """Scrapes of two VMs, the first of which changes: as a table, in which the figures of a VM may be missing."""
+    columns = ("cpu_alloc", "cpu_cputime", "memory_alloc", "memory_available", "memory_unused")
+    layout = TableLayout(("a", "b"), columns)
+    scrapes = []
+    for k, changes in enumerate(steps):
+        usual = vm(memory_available=1000 * 1024.0, cpu_cputime=50 * NS + k * NS)
+        rows = [[machine.get(name, math.nan) for name in columns] for machine in (usual | changes, usual)]
+        at_ms = k * 5000.0
+        scrapes.append(Scrape(at_ms, node(at_ms, cpu_user=(100 + 4 * k) * NS), MachineTable(layout, np.array(rows))))
+    return scrapes
+
+
+def as_dictionaries(scrapes: list[Scrape]) -> list[Scrape]:
+    return [replace(scrape, domains=dict((scrape.domains or {}).items())) for scrape in scrapes]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        # The guest reports its memory before the balloon moves, not at the scrape before, and another reserve after it.
+        [{"memory_unused": math.nan, "memory_available": 9e5}, {"memory_alloc": 2.0**19, "memory_available": 5e5}],
+        [{"memory_alloc": 2.0**21}, {"memory_alloc": 2.0**21}],
+        [{"memory_alloc": 2.0**19}, {}],
+        [{"memory_alloc": 2.0**30}, {}],
+        [{"memory_alloc": 0.0}, {}],
+        [{"memory_unused": 2.0**30}, {}],
+        [{"memory_unused": -1.0}, {}],
+        [{"cpu_alloc": 1.0}, {}],
+        [{"cpu_alloc": 8.0}, {"cpu_alloc": 8.0}],
+        [{"cpu_alloc": 100.0}, {}],
+        [{"cpu_alloc": math.nan}, {}],
+        [{"cpu_cputime": 65 * NS}, {"cpu_cputime": 68 * NS}, {"cpu_cputime": 83 * NS}],
+        [{"cpu_cputime": 1.0}, {"cpu_cputime": NS}],
+        [{"cpu_cputime": 500 * NS}, {"cpu_cputime": 501 * NS}],
+    ],
+)
+def test_event_on_a_calm_node_gives_the_same_with_tables_and_dictionaries(event: list[dict[str, float]]) -> None:
+    scrapes = steady({}, {}, {}, *event, {}, {})
+    updates = [list(map(NodeRates("u").update, found)) for found in (scrapes, as_dictionaries(scrapes))]
+    assert updates[0] == updates[1]
+    assert isinstance(updates[0][2].sample.domains if updates[0][2].sample else None, MachineTable)

@@ -16,7 +16,7 @@ from model.aggregator.exposition import PageError
 from model.aggregator.vmprobe import VmprobeReader
 from model.aggregator.vmprobe_completeness import CompletenessCheck
 from model.aggregator.vmprobe_layout import page_layout
-from model.aggregator.vmprobe_names import split_name
+from model.aggregator.vmprobe_names import PageNames, Place, pack_places, split_name
 from model.aggregator.vmprobe_page import parse_page
 from model.samples import Scrape
 from tests.conftest import SHARED
@@ -100,34 +100,68 @@ def test_parser_separates_values_unreadable_metrics_and_bad_lines() -> None:
 
 def test_layout_parses_only_pages_with_its_names_in_its_order() -> None:
     names = [b"global_cpu_user", b"global_cpu_total", b"domain_a_cpu_alloc", b"domain_a_memory_alloc"]
-    layout = page_layout("p", names, map(split_name, (name.decode() for name in names)))
-    assert layout is not None
     page = b"".join(b"p_%b %d\n" % (name, k) for k, name in enumerate(names))
-    assert layout.parse(page) == {
-        None: {"cpu_user": 0.0, "cpu_total": 1.0},
-        "a": {"cpu_alloc": 2.0, "memory_alloc": 3.0},
-    }
+    layout = page_layout(page, "p", names, map(split_name, (name.decode() for name in names)), ["a"])
+    assert layout is not None
+    metrics = ({"cpu_user": 0.0, "cpu_total": 1.0}, {"a": {"cpu_alloc": 2.0, "memory_alloc": 3.0}})
+    assert layout.parse(page) == metrics
     lines = page.splitlines(keepends=True)
     for other in (b"".join(lines[:3]), b"".join(lines[::-1]), page + lines[0], page.replace(b" 3", b" NaN"), page[:-1]):
         assert layout.parse(other) is None
 
 
-def test_machine_with_one_metric_has_no_layout() -> None:
-    assert page_layout("p", [b"global_cpu_user"], [(None, "cpu_user")]) is None
+@pytest.mark.parametrize("text", ["1,2", "1_0", "", " 1", "1 ", "\t1", "0x10", "nan", "1e999", "1 2", "1;"])
+def test_layout_takes_no_text_that_is_not_a_finite_number(text: str) -> None:
+    names = [b"global_cpu_user", b"global_cpu_total"]
+    layout = page_layout(b"p_%b 1\np_%b 2\n" % (*names,), "p", names, [(None, "cpu_user"), (None, "cpu_total")], [])
+    assert layout is not None
+    assert layout.parse(f"p_global_cpu_user {text}\np_global_cpu_total 4\n".encode()) is None
+
+
+@pytest.mark.parametrize("text", ["1", "-1", "+1", "1.", ".5", "01", "1e5", "1.5E+10", "9007199254740993", "1" * 40])
+def test_layout_reads_any_form_of_a_number(text: str) -> None:
+    names = [b"global_cpu_user", b"global_cpu_total"]
+    layout = page_layout(b"p_%b 1\np_%b 2\n" % (*names,), "p", names, [(None, "cpu_user"), (None, "cpu_total")], [])
+    assert layout is not None
+    metrics = layout.parse(f"p_global_cpu_user {text}\np_global_cpu_total 4\n".encode())
+    assert metrics is not None
+    assert metrics.node == {"cpu_user": float(text), "cpu_total": 4.0}
+
+
+def test_layout_ignores_what_is_between_the_lines_of_the_probe_unless_a_value_is_cut() -> None:
+    page = b"other 1\n# TYPE p_a untyped\np_global_cpu_user 1\n# TYPE p_b untyped\np_global_cpu_total 2\nlast 3\n"
+    names = [b"global_cpu_user", b"global_cpu_total"]
+    layout = page_layout(page, "p", names, [(None, "cpu_user"), (None, "cpu_total")], [])
+    assert layout is not None
+    metrics = layout.parse(page.replace(b"other 1", b"others 17\nmore 2").replace(b"user 1", b"user 123"))
+    assert metrics is not None
+    assert metrics.node["cpu_user"] == 123.0
+    # What is between them is shorter or longer by a digit.
+    for changed in (page.replace(b"untyped\np_global_cpu_t", b"gauge\np_global_cpu_t"), page.replace(b"last", b"1")):
+        assert layout.parse(changed) is None
 
 
 def test_completeness_check_refuses_missing_metrics_of_a_present_machine_once() -> None:
-    check = CompletenessCheck()
-    names: dict[bytes, str | None] = {b"x": None, b"y": None, b"a": "vm"}
+    check = CompletenessCheck(b"p_")
+    one: dict[bytes, Place | None] = {b"x": (None, "x")}
+    names: dict[bytes, Place | None] = {**one, b"y": (None, "y"), b"a": ("vm", "a"), b"unused": None}
     check.check(names, 1.0)
-    check.check({b"x": None, b"y": None}, 2.0)  # the VM has left
+    check.check({**one, b"y": (None, "y")}, 2.0)  # the VM has left
     with pytest.raises(PageError, match="1 metrics"):
-        check.check({b"x": None}, 3.0)
+        check.check(one, 3.0)
     with pytest.raises(PageError, match="1 metrics"):
-        check.check({b"x": None}, 3.0)  # the same page again
-    check.check({b"x": None}, 4.0)
+        check.check(one, 3.0)  # the same page again
+    check.check(one, 4.0)
     check.check(names, 5.0)
-    check.check({b"x": None}, 6.0)  # optional from now on
+    check.check(one, 6.0)  # optional from now on
+
+
+@pytest.mark.parametrize("name", [b"domain_a_cpu_alloc", b"domain_a b_cpu_alloc", b""])
+def test_names_are_packed_without_loss(name: bytes) -> None:
+    places = {b"global_cpu_user": (None, "cpu_user"), name: ("a", "cpu_alloc"), b"other": None}
+    packed = pack_places(places, b"p_")
+    assert isinstance(packed, PageNames) == (name == b"domain_a_cpu_alloc")
+    assert list((packed.places() if isinstance(packed, PageNames) else packed).items()) == list(places.items())
 
 
 # --- vmprobe ----------------------------------------------------------------------------------------

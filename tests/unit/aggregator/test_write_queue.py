@@ -90,6 +90,15 @@ def test_queued_samples_are_written(store: UnreliableStore) -> None:
     assert (write_queue.counts().queued, write_queue.counts().queued_bytes) == (0, 0)
 
 
+def test_end_does_not_wait_for_further_samples(store: UnreliableStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GATHER_S", 3600.0)
+    write_queue = started(store)
+    for k in range(3):
+        write_queue.put(sample(k))
+    assert write_queue.close(30)
+    assert store.times() == [0, 1, 2]
+
+
 def test_store_that_was_away_gets_every_sample_once_and_in_order(
     store: UnreliableStore, event_log: pytest.LogCaptureFixture
 ) -> None:
