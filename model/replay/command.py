@@ -47,7 +47,9 @@ def run(options: ReplayOptions) -> int:
     _warn_of_gaps(trace)
     settings = model_settings(options.model, options.strategies, trace.config.historical)
     replay = Replay(trace, settings, chosen_detectors(options.model))
-    replay.run(_scope_logger(node_name, trace.config.positions), progress=bar.track)
+    # Most records would be dropped after they are made: at 28 days of hourly scopes a twentieth of the replay.
+    loggers = [_scope_logger(node_name, trace.config.positions)] if options.debug else []
+    replay.run(*loggers, progress=bar.track)
     results = replay_results(trace_name, node_name, replay)
     with bar.busy("writing"):
         _write(options, replay, results)

@@ -193,9 +193,16 @@ def _alive_at_end(
     if listed is not None:
         return np.array([name in listed for name in names], dtype=bool)
     times = node_time[~np.isnan(node_time)]
-    earliest = float(times[-1] - np.median(np.diff(times)) / 2) if times.size > 1 else -math.inf
+    earliest = float(times[-1]) - _median(np.diff(times)) / 2 if times.size > 1 else -math.inf
     # Most VMs share the list of the node.
     return np.array([vm.time is node_time or not _last(vm.time) < earliest for vm in vms], dtype=bool)
+
+
+def _median(values: FloatArray) -> float:
+    """The median of at least one value, none of which is missing; np.median imports numpy.ma, 25 ms."""
+    middle = (values.size - 1) // 2
+    parts = np.partition(values, (middle, values.size // 2))
+    return float(parts[middle] if values.size % 2 else (parts[middle] + parts[middle + 1]) / 2)
 
 
 def _last(values: FloatArray) -> float:
