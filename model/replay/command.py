@@ -131,15 +131,15 @@ def _scope_logger(node_name: str, positions: int) -> SliceSubscriber:
 def _write(options: ReplayOptions, replay: Replay, results: Results) -> None:
     """Write all files of the replay, or none."""
     target = options.output or Path()
-    dumps = replay.dumps(results.node_name, options.model.stability)
+    dumps = replay.dumps_in_pieces(results.node_name, options.model.stability)
     with _created(target), staged() as files:
         if options.output is not None:
-            for strategy, text in dumps:
-                files.write(target / f"dump-{strategy}.json", text)
+            for strategy, pieces in dumps:
+                files.write_pieces(target / f"dump-{strategy}.json", pieces)
             files.write(target / "summary.csv", summary_csv(results.scores).encode())
         elif len(replay.settings.strategies) == 1:
-            for _, text in dumps:
-                files.write(Path(dump_name(results.node_name, replay.settings)), text)
+            for _, pieces in dumps:
+                files.write_pieces(Path(dump_name(results.node_name, replay.settings)), pieces)
         if options.report:
             _write_report(files, target, results, options)
         if options.debug >= 2:

@@ -153,8 +153,8 @@ class DumpRecorder:
         """Three (k,) float64 arrays: tier0, tier1 and tier2 of one strategy."""
         return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
 
-    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """The dump of each strategy as JSON text, one after the other.
+    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """The dump of each strategy as JSON text in two pieces, one strategy after the other.
 
         Parameters
         ----------
@@ -164,60 +164,92 @@ class DumpRecorder:
         shared = self._encode_shared()
         for strategy in self.strategies:
             head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
-            yield strategy, msgspec.json.encode(head | shared)
+            yield strategy, (_opened(head), shared)
 
     def encode_together(self, config: Mapping[str, Any]) -> bytes:
         """One dump: the first strategy, which is published, and the others under ``others``."""
+        return _opened(self._head_of_all(config)) + self._encode_shared()
+
+    def _head_of_all(self, config: Mapping[str, Any]) -> dict[str, Any]:
         first, *others = self.strategies
         head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
         if others:
             head["others"] = {strategy: self._model[strategy] for strategy in others}
-        return msgspec.json.encode(head | self._encode_shared())
+        return head
 
-    def _encode_shared(self) -> dict[str, msgspec.Raw]:
-        rows = [{name: i for i, name in enumerate(figures.vms)} for figures in self._vm_figures]
-        tables = [
-            {name: np.frombuffer(data).reshape(-1, _WIDTH) for name, data in figures.figures.items()}
-            for figures in self._vm_figures
-        ]
-        configs = [{name: np.frombuffer(data) for name, data in figures.config.items()} for figures in self._vm_figures]
-        vms = {name: self._encode_vm(name, rows, tables, configs) for name in self.vms}
-        return {
-            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
-            "node": msgspec.Raw(msgspec.json.encode(self._node_columns())),
-            "vm": msgspec.Raw(msgspec.json.encode(vms)),
-        }
+    def _encode_shared(self) -> bytes:
+        """The keys that all strategies share, and the end of the object that :func:`_opened` began."""
+        figures = _VmColumns(self._vm_figures)
+        # As objects those of a long trace take gigabytes, so each VM is encoded by itself.
+        vms = {name: msgspec.Raw(msgspec.json.encode(figures.of(name))) for name in self.vms}
+        return msgspec.json.encode({"epoch": self.epoch, "node": self._node_columns(), "vm": vms})[1:]
 
     def _node_columns(self) -> dict[str, list[Any]]:
         """The columns of ``node``; that of waiting VMs only where it was measured."""
         measured = any(value is not None for value in self._node.get(_WAITING, ()))
         return {key: values for key, values in self._node.items() if measured or key != _WAITING}
 
-    def _encode_vm(
-        self,
-        name: str,
-        rows: Sequence[Mapping[str, int]],
-        tables: Sequence[Mapping[str, FloatArray]],
-        configs: Sequence[Mapping[str, FloatArray]],
-    ) -> msgspec.Raw:
-        """The columns of one VM as JSON text: as objects those of a long trace take gigabytes."""
-        columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
-        for k, figures in enumerate(self._vm_figures):
-            row = rows[k].get(name)
-            if row is None:
-                continue
-            columns["number_of_values"][k] = figures.count[row]
-            for resource in RESOURCES:
-                columns[f"{resource.name}_config"][k] = float(configs[k][resource.name][row])
-                for key, value in _named(resource, tables[k][resource.name][row]).items():
-                    columns[key][k] = value
-        return msgspec.Raw(msgspec.json.encode(columns))
+
+def _opened(head: Mapping[str, Any]) -> bytes:
+    """An object with some keys as JSON text, to be continued with further ones."""
+    return msgspec.json.encode(head)[:-1] + b","
 
 
-_VM_KEYS = (
-    "number_of_values",
-    *(f"{resource.name}_{figure}" for resource in RESOURCES for figure in ("config", *_FIGURES)),
+#: The percentiles of one slice; encoded in half the time of a dict.
+_Percentiles = msgspec.defstruct(
+    "_Percentiles",
+    [(f"p{key}", float) for key in _PERCENTILE_KEYS],
+    rename={f"p{key}": key for key in _PERCENTILE_KEYS},
 )
+
+
+class _VmColumns:
+    """The columns of each VM, from the figures of all VMs slice by slice."""
+
+    def __init__(self, slices: Sequence[_VmFigures]) -> None:
+        self._slices = len(slices)
+        self._places: dict[str, tuple[list[int], list[int]]] = {}
+        """By VM: the slices in which it is present, and its rows in the tables."""
+        rows = 0
+        for k, figures in enumerate(slices):
+            for i, name in enumerate(figures.vms):
+                where, at = self._places.setdefault(name, ([], []))
+                where.append(k)
+                at.append(rows + i)
+            rows += len(figures.vms)
+        self._count = [count for figures in slices for count in figures.count]
+        names = [resource.name for resource in RESOURCES]
+        self._config = {name: np.frombuffer(b"".join(one.config[name] for one in slices)) for name in names}
+        self._table = {
+            name: np.frombuffer(b"".join(one.figures[name] for one in slices)).reshape(-1, _WIDTH) for name in names
+        }
+
+    def of(self, name: str) -> dict[str, list[Any]]:
+        """The columns of one VM; None in a slice in which it is absent."""
+        where, at = self._places.get(name, ([], []))
+
+        def column(values: Sequence[Any]) -> list[Any]:
+            if len(where) == self._slices:
+                return list(values)
+            result: list[Any] = [None] * self._slices
+            for k, value in zip(where, values, strict=True):
+                result[k] = value
+            return result
+
+        columns = {"number_of_values": column([self._count[row] for row in at])}
+        for resource in RESOURCES:
+            table = self._table[resource.name][at]
+            averages, deviations, maxima = table[:, :3].T
+            missing = np.isnan(maxima)
+            percentiles = [
+                None if absent else _Percentiles(*row)
+                for absent, row in zip(missing.tolist(), table[:, 3:].tolist(), strict=True)
+            ]
+            figures = (averages.tolist(), deviations.tolist(), maxima.tolist(), percentiles)
+            columns[f"{resource.name}_config"] = column(self._config[resource.name][at].tolist())
+            for figure, values in zip(_FIGURES, figures, strict=True):
+                columns[f"{resource.name}_{figure}"] = column(values)
+        return columns
 
 
 def _table(summary: Summary) -> FloatArray:

@@ -80,6 +80,11 @@ class Replay:
         node_name, stability : str
             Entries of ``config``, beside what the trace's own ``config`` holds.
         """
+        for strategy, pieces in self.dumps_in_pieces(node_name, stability):
+            yield strategy, b"".join(pieces)
+
+    def dumps_in_pieces(self, node_name: str, stability: str) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """The same; the second piece of each text is shared by all strategies, and takes almost all of the memory."""
         config = {**self.trace.config_fields, "node_name": node_name}
         return self.recorder.encode(dump_config(config, self.settings, stability))
 
