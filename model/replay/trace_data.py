@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -43,8 +42,7 @@ class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
         return round(self.node_scope / self.slice_scope)
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(msgspec.Struct, frozen=True, eq=False):
     """What a trace holds of a node or a VM in one slice.
 
     Attributes
@@ -66,7 +64,7 @@ class Period:
     cpu_usage: FloatArray
     mem_usage: FloatArray
     has_data: bool
-    waits: Mapping[str, FloatArray] = field(default_factory=dict)
+    waits: Mapping[str, FloatArray] = msgspec.field(default_factory=dict)
 
     @property
     def demand(self) -> FloatArray | None:
