@@ -52,6 +52,13 @@ class RawPeriod(msgspec.Struct):
         )
 
 
+class RawNodePeriod(RawPeriod):
+    """Of a node also the names of its VMs."""
+
+    vm: list[str] | None = None
+    alive: list[str] | None = None
+
+
 _NO_LISTS = RawPeriod()
 
 
@@ -60,23 +67,19 @@ class SharedLists:
 
     All VMs of a scrape share its times, so the ``time`` of a slice is compared with the last one decoded for that
     slice.
-
-    Parameters
-    ----------
-    slices : int
     """
 
-    def __init__(self, slices: int) -> None:
-        self._texts = [b""] * slices
-        self._arrays = [_EMPTY] * slices
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[bytes, FloatArray]] = {}
 
     def find(self, k: int, text: bytes) -> FloatArray | None:
         """The array of slice k, if the last one kept for it has the same text."""
-        return self._arrays[k] if text == self._texts[k] and text else None
+        kept, array = self._kept.get(k, (b"", None))
+        return array if text == kept else None
 
     def keep(self, k: int, text: bytes, array: FloatArray) -> FloatArray:
         """Keep the array of slice k, and return it."""
-        self._texts[k], self._arrays[k] = text, array
+        self._kept[k] = text, array
         return array
 
 
