@@ -254,6 +254,30 @@ def test_cluster_draws_the_same_pictures_and_reports_a_bad_trace(
         assert (out / "traces" / name).read_bytes() == (drawn / "traces" / name).read_bytes()
 
 
+def test_cluster_has_few_tasks_at_a_time(
+    cluster: Cluster, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model.parallel import dask_cluster
+
+    monkeypatch.setattr(dask_cluster, "_LEAST_TASKS", 3)
+    monkeypatch.setattr(dask_cluster, "_TASKS_PER_THREAD", 1)
+    submitted: list[int] = []
+    refill = dask_cluster._Window.refill
+
+    def spy(window: Any) -> None:
+        refill(window)
+        submitted.append(len(window._task_of))
+
+    monkeypatch.setattr(dask_cluster._Window, "refill", spy)
+    cluster.start_workers(1)
+    for i in range(8):
+        shutil.copy(traces / "bursty.json", tmp_path / f"{i}.json")
+    finished = run_main(tmp_path, "--output", tmp_path / "out", *VARIANTS, f"--dask={cluster.address}")
+    assert finished.code == 0
+    assert {row["trace"] for row in table(tmp_path / "out" / "results.csv")} == {str(i) for i in range(8)}
+    assert max(submitted) == 3
+
+
 def test_lost_scheduler_is_reported_and_finished_traces_are_kept(
     held: HeldTrace, expected: Path, tmp_path: Path
 ) -> None:
