@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..contention import WAIT_SHARES, waiting_vms
+from ..contention import waiting_vms
 from ..estimates import Estimate, NodeEstimate
 from ..numerics import PERCENTILES, FloatArray, Summary, summarise
 from ..slices import CPU, RESOURCES, Resource, Slice
+from .histories import waiting_minutes
 from .scoring import History
 
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
@@ -143,7 +144,7 @@ class DumpRecorder:
                 free=_array(self._model[strategy][f"free_{resource.name}"]),
                 published=_array(self._model[strategy][f"published_{resource.name}"]),
                 lag=lag,
-                waiting=_waiting(self._node[_WAITING], self.epoch) if resource is CPU else None,
+                waiting=waiting_minutes(self._node[_WAITING], self.epoch) if resource is CPU else None,
             )
             for strategy in self.strategies
             for resource in RESOURCES
@@ -278,14 +279,6 @@ def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
     }
 
 
-def _waiting(vms: Sequence[Sequence[float] | None], epoch: Sequence[float]) -> FloatArray | None:
-    """VM-minutes of waiting by slice and share, (k, 3) float64, 0 where nothing is known; None where nothing is."""
-    if all(value is None for value in vms):
-        return None
-    minutes = float(np.median(np.diff(epoch))) / 60 if len(epoch) > 1 else 0.0
-    return minutes * np.array([value or (0.0,) * len(WAIT_SHARES) for value in vms], dtype=np.float64)
-
-
 def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
     for key, value in row.items():
         columns.setdefault(key, []).append(value)
@@ -364,7 +357,9 @@ def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag
             free=columns.of(model, f"free_{resource.name}"),
             published=columns.of(model, f"published_{resource.name}"),
             lag=lag,
-            waiting=_waiting(text.node[_WAITING], text.epoch) if resource is CPU and _WAITING in text.node else None,
+            waiting=waiting_minutes(text.node[_WAITING], text.epoch)
+            if resource is CPU and _WAITING in text.node
+            else None,
         )
         for resource in RESOURCES
     }

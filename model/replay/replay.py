@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..nodemodel import ModelSettings, NodeModel
 from ..slices import Slice
 from ..stability import StabilityDetector
 from .dump import DumpRecorder
+from .histories import HistoryRecorder
 from .scoring import History
 from .trace import Trace
 
@@ -45,6 +46,12 @@ class Replay:
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
         self._model = NodeModel(self.settings, detectors, turn_of(trace.config.node_name))
 
+    def run_for_histories(self) -> dict[tuple[str, str], History]:
+        """Replay the trace, once, without recording dumps; the input of the scores, by strategy and resource name."""
+        recorder = HistoryRecorder(self.settings.strategies)
+        self._run([recorder.record], lambda slices, _total: slices)
+        return recorder.histories(self.trace.config.positions)
+
     def run(
         self,
         *on_slice: SliceSubscriber,
@@ -59,14 +66,18 @@ class Replay:
         progress : callable
             Gets the slices and their number; returns the slices and may show how many have passed.
         """
-        subscribers = (self.recorder.record, *on_slice)
+        self._run([self.recorder.record, *on_slice], progress)
+        return self
+
+    def _run(
+        self, subscribers: Sequence[SliceSubscriber], progress: Callable[[Iterable[Slice], int], Iterable[Slice]]
+    ) -> None:
         # Samples that no machine has overflow to infinity, which is null in the dump.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for finished in progress(self.trace.slices(), len(self.trace)):
                 estimate = self._model.update(finished)
                 for notify in subscribers:
                     notify(finished, estimate)
-        return self
 
     def histories(self) -> dict[tuple[str, str], History]:
         """The input of the scores, by strategy and resource name."""

@@ -48,7 +48,7 @@ def expected(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results with pictures, from worker processes."""
     folder = tmp_path_factory.mktemp("drawn")
-    finished = run(*(traces / f"{name}.json" for name in DRAWN), "--output", folder, *VARIANTS)
+    finished = run(*(traces / f"{name}.json" for name in DRAWN), "--output", folder, *VARIANTS, "--pictures")
     assert (finished.returncode, finished.stderr) == (0, "")
     return folder
 
@@ -245,7 +245,9 @@ def test_cluster_draws_the_same_pictures_and_reports_a_bad_trace(
     cluster.start_workers(1)
     bad, out = tmp_path / "bad.json", tmp_path / "out"
     bad.write_text("[1, 2]")
-    finished = run(bad, traces / "bursty.json", "--output", out, *VARIANTS, f"--dask={cluster.address}")
+    finished = run(
+        *(bad, traces / "bursty.json", "--output", out, *VARIANTS), "--pictures", f"--dask={cluster.address}"
+    )
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"evaluate.py: {bad}: ")
     assert finished.stderr.count("\n") == 1
