@@ -131,11 +131,15 @@ def _scope_logger(node_name: str, positions: int) -> SliceSubscriber:
 def _write(options: ReplayOptions, replay: Replay, results: Results) -> None:
     """Write all files of the replay, or none."""
     target = options.output or Path()
-    dumps = replay.dumps_in_pieces(results.node_name, options.model.stability)
+    names = results.node_name, options.model.stability
+    dumps = replay.dumps_in_pieces(*names)
     with _created(target), staged() as files:
         if options.output is not None:
-            for strategy, pieces in dumps:
-                files.write_pieces(target / f"dump-{strategy}.json", pieces)
+            if options.compact:
+                files.write_pieces(target / "dump-all.json", replay.compact_dump(*names))
+            else:
+                for strategy, pieces in dumps:
+                    files.write_pieces(target / f"dump-{strategy}.json", pieces)
             files.write(target / "summary.csv", summary_csv(results.scores).encode())
         elif len(replay.settings.strategies) == 1:
             for _, pieces in dumps:

@@ -171,6 +171,10 @@ class DumpRecorder:
         """One dump: the first strategy, which is published, and the others under ``others``."""
         return _opened(self._head_of_all(config)) + self._encode_shared()
 
+    def encode_compact(self, config: Mapping[str, Any]) -> tuple[bytes, bytes]:
+        """The same in two pieces, with a list per percentile of a VM instead of an object per slice."""
+        return _opened(self._head_of_all(config)), self._encode_shared(by_percentile=True)
+
     def _head_of_all(self, config: Mapping[str, Any]) -> dict[str, Any]:
         first, *others = self.strategies
         head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
@@ -178,9 +182,9 @@ class DumpRecorder:
             head["others"] = {strategy: self._model[strategy] for strategy in others}
         return head
 
-    def _encode_shared(self) -> bytes:
+    def _encode_shared(self, *, by_percentile: bool = False) -> bytes:
         """The keys that all strategies share, and the end of the object that :func:`_opened` began."""
-        figures = _VmColumns(self._vm_figures)
+        figures = _VmColumns(self._vm_figures, by_percentile)
         # As objects those of a long trace take gigabytes, so each VM is encoded by itself.
         vms = {name: msgspec.Raw(msgspec.json.encode(figures.of(name))) for name in self.vms}
         return msgspec.json.encode({"epoch": self.epoch, "node": self._node_columns(), "vm": vms})[1:]
@@ -205,10 +209,18 @@ _Percentiles = msgspec.defstruct(
 
 
 class _VmColumns:
-    """The columns of each VM, from the figures of all VMs slice by slice."""
+    """The columns of each VM, from the figures of all VMs slice by slice.
 
-    def __init__(self, slices: Sequence[_VmFigures]) -> None:
+    Parameters
+    ----------
+    slices : sequence of _VmFigures
+    by_percentile : bool
+        Whether percentiles are a list each, not an object per slice.
+    """
+
+    def __init__(self, slices: Sequence[_VmFigures], by_percentile: bool) -> None:
         self._slices = len(slices)
+        self._by_percentile = by_percentile
         self._places: dict[str, tuple[list[int], list[int]]] = {}
         """By VM: the slices in which it is present, and its rows in the tables."""
         rows = 0
@@ -225,7 +237,7 @@ class _VmColumns:
             name: np.frombuffer(b"".join(one.figures[name] for one in slices)).reshape(-1, _WIDTH) for name in names
         }
 
-    def of(self, name: str) -> dict[str, list[Any]]:
+    def of(self, name: str) -> dict[str, Any]:
         """The columns of one VM; None in a slice in which it is absent."""
         where, at = self._places.get(name, ([], []))
 
@@ -237,19 +249,17 @@ class _VmColumns:
                 result[k] = value
             return result
 
-        columns = {"number_of_values": column([self._count[row] for row in at])}
+        columns: dict[str, Any] = {"number_of_values": column([self._count[row] for row in at])}
         for resource in RESOURCES:
-            table = self._table[resource.name][at]
-            averages, deviations, maxima = table[:, :3].T
-            missing = np.isnan(maxima)
-            percentiles = [
-                None if absent else _Percentiles(*row)
-                for absent, row in zip(missing.tolist(), table[:, 3:].tolist(), strict=True)
-            ]
-            figures = (averages.tolist(), deviations.tolist(), maxima.tolist(), percentiles)
-            columns[f"{resource.name}_config"] = column(self._config[resource.name][at].tolist())
-            for figure, values in zip(_FIGURES, figures, strict=True):
-                columns[f"{resource.name}_{figure}"] = column(values)
+            prefix, table = resource.name, self._table[resource.name][at]
+            columns[f"{prefix}_config"] = column(self._config[prefix][at].tolist())
+            for figure, values in zip(_FIGURES[:3], table.T, strict=False):
+                columns[f"{prefix}_{figure}"] = column(values.tolist())
+            columns[f"{prefix}_percentile"] = (
+                {key: column(values.tolist()) for key, values in zip(_PERCENTILE_KEYS, table.T[3:], strict=True)}
+                if self._by_percentile
+                else column([None if math.isnan(row[2]) else _Percentiles(*row[3:]) for row in table.tolist()])
+            )
         return columns
 
 

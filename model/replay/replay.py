@@ -96,8 +96,14 @@ class Replay:
 
     def dumps_in_pieces(self, node_name: str, stability: str) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
         """The same; the second piece of each text is shared by all strategies, and takes almost all of the memory."""
-        config = {**self.trace.config_fields, "node_name": node_name}
-        return self.recorder.encode(dump_config(config, self.settings, stability))
+        return self.recorder.encode(self._dump_config(node_name, stability))
+
+    def compact_dump(self, node_name: str, stability: str) -> tuple[bytes, bytes]:
+        """One dump of all strategies in two pieces, with a list per percentile of a VM."""
+        return self.recorder.encode_compact(self._dump_config(node_name, stability))
+
+    def _dump_config(self, node_name: str, stability: str) -> dict[str, Any]:
+        return dump_config({**self.trace.config_fields, "node_name": node_name}, self.settings, stability)
 
 
 def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stability: str) -> dict[str, Any]:
