@@ -13,7 +13,6 @@ from ..cli.model_options import chosen_detectors, model_settings
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
-from ..common.targets import is_url
 from ..common.text import printable
 from ..estimates import NodeEstimate
 from ..slices import Slice
@@ -102,6 +101,9 @@ def node_of(text: str) -> str:
     UsageError
         When it is neither.
     """
+    # Imports the parsers of addresses.
+    from ..common.targets import is_url
+
     if is_url(text):
         return text
     try:
