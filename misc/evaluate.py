@@ -2,9 +2,9 @@
 """Compares strategies, with several values of their parameters, on many traces.
 
 Writes results.csv (a row per trace, variant and resource), pooled.csv (all traces together), pareto.png (violated
-slices against published free that was really free) and pictures of every trace. A slice is violated when its usage, the
-99th percentile of its samples, exceeds what was published as free before it. After an interruption the same command
-continues with the traces that are left.
+slices against published free that was really free) and, where asked for, pictures of every trace. A slice is violated
+when its usage, the 99th percentile of its samples, exceeds what was published as free before it. After an interruption
+the same command continues with the traces that are left.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def build_parser() -> Parser:
         help="evaluate on this Dask cluster, such as tcp://master:8786; its workers need the traces under the same "
         "paths",
     )
-    add("--no-pictures", action="store_true", help="only tables and pareto.png")
+    add(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="draw each trace, which takes longer than to evaluate it (default: only tables and pareto.png)",
+    )
     return parser
 
 
@@ -131,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
             after=args.after,
             jobs=args.jobs,
             dask=args.dask,
-            pictures=not args.no_pictures,
+            pictures=args.pictures,
         )
     )
 

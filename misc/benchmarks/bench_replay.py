@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Measures the replay of a large trace with all strategies, and compares it with the minimum cost of reading the trace.
+"""Measures replays with all strategies, and compares them with the minimum cost of reading the trace.
 
-The floor is a process that reads the file and decodes the fields that the strategies need with msgspec. Whole processes
-are timed, including their start, in alternation with those they are compared with; figures are medians. Nothing is
-asserted.
+The floor is a process that reads the file and decodes the lists that a replay decodes with msgspec: the usage and the
+configuration of node and VMs, and the times of the node, which the VMs share. Whole processes are timed, including
+their start, in alternation with those they are compared with, with compiled modules as in an installation; figures are
+medians, CPU seconds first, for wall seconds depend on what else runs. A large synthetic trace is replayed, and the
+traces that are named, such as recorded ones of a week and of a month. Nothing is asserted.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,13 +32,13 @@ import sys
 import msgspec
 
 class Period(msgspec.Struct):
-    time: list[float] = []
     cpu: list[float] = []
     mem: list[float] = []
     cpu_usage: list[float] = []
     mem_usage: list[float] = []
 
 class NodePeriod(Period):
+    time: list[float] = []
     vm: list[str] = []
 
 class Node(msgspec.Struct):
@@ -54,12 +57,16 @@ with open(sys.argv[1], "rb") as file:
     trace = msgspec.json.decode(file.read(), type=Trace)
 """
 
-#: CPU seconds of the original for such a trace: one earlier measurement on a machine of this kind.
-ORIGINAL_SIMPLE_STRATEGY_S = 32.0
-ORIGINAL_FIVE_STRATEGIES_S = 600.0
-
-
 PROGRAM: tuple[str | Path, ...] = (sys.executable, ROOT / "scroogevm.py")
+EVALUATE: tuple[str | Path, ...] = (sys.executable, ROOT / "misc" / "evaluate.py")
+#: Runs a script without the results of the round before in the folder that is named first.
+FRESH = """
+import os, shutil, sys
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+#: Traces of a short and of a long evaluation, whose difference is the cost of further ones.
+FEW, MANY = 2, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Cost:
 
 
 def run(command: Sequence[str | Path]) -> Cost:
-    """Run a command and measure it.
+    """Run a command and measure it and its children.
 
     Raises
     ------
@@ -80,7 +87,8 @@ def run(command: Sequence[str | Path]) -> Cost:
         When it fails.
     """
     start = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
@@ -124,38 +132,72 @@ def generate(path: Path, *, vms: int, samples: int, scopes: int, fields: int) ->
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
     parser = Parser(prog="bench_replay.py", description=__doc__)
-    for flag, default in (("--vms", 120), ("--samples", 360), ("--scopes", 30), ("--fields", 30), ("--rounds", 5)):
+    parser.add_argument("traces", nargs="*", type=Path, metavar="TRACE.json", help="recorded traces to replay as well")
+    for flag, default in (("--vms", 120), ("--samples", 120), ("--scopes", 30), ("--fields", 30), ("--rounds", 5)):
         parser.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=f"(default: {default})")
     args = parser.parse_args(argv)
     size = {"scopes": args.scopes, "fields": args.fields}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        # Not into the checkout; the warm-up round compiles.
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+        (folder / "floor.py").write_text(FLOOR)
         trace = folder / "trace.json"
         generate(trace, vms=args.vms, samples=args.samples, **size)
-        print(
-            f"{trace.stat().st_size / 1e6:.0f} MB: {args.scopes} scopes x {args.samples} samples x {args.vms} VMs x "
-            f"{args.fields} fields; medians of {args.rounds}"
-        )
-        floor_code = folder / "floor.py"
-        floor_code.write_text(FLOOR)
-        everything = [*PROGRAM, f"--load={trace}", "--strategy=all", f"--output={folder / 'out'}"]
-        floor, replayed, one = alternate(
-            [[sys.executable, floor_code, trace], everything, [*everything, "--strategy=percentile"]], args.rounds
-        )
-        print_cost("floor: decode the required fields", floor)
-        print_cost("replay, all strategies, dumps written", replayed, floor)
-        print_cost("replay, one strategy", one, floor)
-        print(
-            f"the original: {ORIGINAL_SIMPLE_STRATEGY_S:.0f} s for a simple strategy, "
-            f"x{ORIGINAL_SIMPLE_STRATEGY_S / one.cpu_s:.0f}; {ORIGINAL_FIVE_STRATEGIES_S:.0f} s for its five, "
-            f"x{ORIGINAL_FIVE_STRATEGIES_S / replayed.cpu_s:.0f}\n"
-        )
+        print(f"{args.scopes} scopes x {args.samples} samples x {args.vms} VMs x {args.fields} fields:")
+        for path in (trace, *args.traces):
+            _print_replays(folder, path, args.rounds)
         _print_growth(folder, (args.vms, args.samples), size, args.rounds)
+        _print_evaluation(folder, args.rounds)
         helped, numpy = alternate([[*PROGRAM, "-h"], [sys.executable, "-c", "import numpy"]], args.rounds)
         print_cost("python -c 'import numpy'", numpy)
         print_cost("scroogevm.py -h", helped, numpy)
     print(f"\npeak memory of the benchmark itself: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
     return 0
+
+
+def _print_replays(folder: Path, trace: Path, rounds: int) -> None:
+    """The costs of one trace, and the sizes of its dumps."""
+    print(f"{trace.stem}, {trace.stat().st_size / 1e6:.1f} MB, medians of {rounds}")
+    compared = [*PROGRAM, f"--load={trace}", "--strategy=all"]
+    commands: dict[str, list[str | Path]] = {
+        "floor: decode the required fields": [sys.executable, folder / "floor.py", trace],
+        "all strategies, a dump each": [*compared, f"--output={folder / 'out'}"],
+        "all strategies, one compact dump": [*compared, f"--output={folder / 'compact'}", "--compact"],
+        "all strategies, compact dump and report": [
+            *compared,
+            f"--output={folder / 'compact'}",
+            "--compact",
+            "--report",
+        ],
+        "all strategies, without dumps": compared,
+        "two strategies, without dumps, as JSON": [*PROGRAM, f"--load={trace}", "--strategy=percentile,clt", "--json"],
+    }
+    costs = alternate(list(commands.values()), rounds)
+    for name, cost in zip(commands, costs, strict=True):
+        print_cost(name, cost, costs[0])
+    for name in ("out", "compact"):
+        sizes = [path.stat().st_size for path in (folder / name).glob("dump-*.json")]
+        print(f"{'dumps' if name == 'out' else 'compact dump':44} {sum(sizes) / 1e6:8.1f} MB in {len(sizes)} files")
+    print(flush=True)
+
+
+def _print_evaluation(folder: Path, rounds: int) -> None:
+    """What a further trace costs in an evaluation, without and with pictures."""
+    generate(folder / "small.json", vms=60, samples=24, scopes=40, fields=6)
+    for flag in ("--no-pictures", "--pictures"):
+        commands: list[list[str | Path]] = []
+        for count in (FEW, MANY):
+            traces = folder / f"traces-{count}"
+            traces.mkdir(exist_ok=True)
+            for i in range(count):
+                if not (traces / f"{i}.json").exists():
+                    shutil.copy(folder / "small.json", traces / f"{i}.json")
+            output = folder / f"results-{count}{flag}"
+            commands.append([sys.executable, "-c", FRESH, output, *EVALUATE[1:], traces, f"--output={output}", flag])
+        few, many = alternate(commands, rounds)
+        print_cost(f"evaluate.py {flag}, {MANY} traces", many)
+        print(f"{'per further trace':44} {(many.cpu_s - few.cpu_s) / (MANY - FEW):8.3f} s CPU\n", flush=True)
 
 
 def _print_growth(folder: Path, largest: tuple[int, int], size: dict[str, int], rounds: int) -> None:
@@ -170,7 +212,7 @@ def _print_growth(folder: Path, largest: tuple[int, int], size: dict[str, int], 
             path = folder / f"{vm_count}-{sample_count}.json"
             generate(path, vms=vm_count, samples=sample_count, **size)
             commands.append([*PROGRAM, f"--load={path}", f"--output={folder / 'out'}"])
-        costs = alternate(commands, min(rounds, 3))
+        costs = alternate(commands, rounds)
         for (vm_count, sample_count), cost in zip(sizes, costs, strict=True):
             print_cost(f"{vm_count} VMs x {sample_count} samples", cost)
         rise = (costs[2].cpu_s - costs[1].cpu_s) / max(costs[1].cpu_s - costs[0].cpu_s, 1e-9)

@@ -5,45 +5,57 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 T = TypeVar("T")
 
 
 class ProgressBar:
-    """A progress bar on stderr where that is a terminal; invisible elsewhere."""
+    """A progress bar on stderr where that is a terminal; invisible elsewhere, where rich is not imported either."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        stream = stream or sys.stderr
-        self._console = Console(file=stream)
-        self._visible = stream.isatty()
+        self._stream = stream or sys.stderr
+        self._visible = self._stream.isatty()
 
-    def busy(self, what: str) -> Progress:
+    def busy(self, what: str) -> AbstractContextManager[object]:
         """A context during which a spinner runs: for work of unknown length."""
-        progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._visible,
-        )
+        if not self._visible:
+            return contextlib.nullcontext()
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        progress = self._progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         progress.add_task(what, total=None)
         return progress
 
     @contextlib.contextmanager
     def counted(self, what: str, total: int) -> Iterator[Callable[[], None]]:
         """A context with a function to call after each of ``total`` steps."""
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True, disable=not self._visible) as progress:
+        if not self._visible:
+            yield lambda: None
+            return
+        with self._counting(what) as progress:
             task = progress.add_task(what, total=total)
             yield lambda: progress.advance(task)
 
     def track(self, items: Iterable[T], total: int) -> Iterator[T]:
         """Yield the items and show how many are done."""
-        columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True, disable=not self._visible) as progress:
+        if not self._visible:
+            yield from items
+            return
+        with self._counting("replaying") as progress:
             yield from progress.track(items, total=total, update_period=0.2)
+
+    def _counting(self, what: str) -> Progress:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+        return self._progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+    def _progress(self, *columns: ProgressColumn) -> Progress:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        return Progress(*columns, console=Console(file=self._stream), transient=True)

@@ -9,9 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: Columns of a table that is not written to a terminal; further ones are left out.
-FILE_WIDTH = 140
-
 _CHECKS_WIDTH = 160
 
 

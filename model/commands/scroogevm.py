@@ -60,6 +60,11 @@ def _add_modes(parser: Parser) -> None:
         help="folder for dumps, in place of older ones (default: the working directory); with --load for "
         "dump-<strategy>.json and summary.csv, without which several strategies are only compared",
     )
+    add(
+        "--compact",
+        action="store_true",
+        help="with --load: one dump-all.json for all strategies instead of a dump each; a fifteenth of the size",
+    )
     add("--report", action="store_true", help="write report.html beside the dumps; needs --output")
     add(
         *("-u", "--url"),
@@ -179,6 +184,7 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(" and ".join(f"--{name.replace('_', '-')}" for name in modes) + " exclude each other")
     for option, possible in (
         ("report", ("load",)),
+        ("compact", ("load",)),
         ("since", ("export", "scan")),
         ("until", ("export", "scan")),
         ("json", ("load", "check", "status", "scan")),
@@ -188,8 +194,9 @@ def _check_combination(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--{option} needs {' or '.join(f'--{name}' for name in possible)}")
     if args.watch and args.json:
         parser.error("--watch and --json exclude each other")
-    if args.report and args.output is None:
-        parser.error("--report needs --output=FOLDER")
+    for option in ("report", "compact"):
+        if option in given and args.output is None:
+            parser.error(f"--{option} needs --output=FOLDER")
     if args.export is not None and args.since is None:
         parser.error("--export needs --since=TIME")
     for one, other in (
@@ -287,6 +294,7 @@ def _replay(args: argparse.Namespace) -> int:
         strategies=strategies_of(model, "all"),
         node_name=None if args.url is None else command.node_of(args.url),
         output=None if args.output is None else command.output_folder(args.output),
+        compact=args.compact,
         report=args.report,
         debug=args.debug,
         json=args.json,

@@ -45,7 +45,7 @@ class EvaluationOptions:
     after: int = 10
     jobs: int | None = None
     dask: str | None = None
-    pictures: bool = True
+    pictures: bool = False
 
 
 def run_evaluation(options: EvaluationOptions) -> int:

@@ -22,15 +22,14 @@ _MARKERS = "osD^vP*X<"
 def pareto_figure(points: Sequence[Pooled]) -> Figure:
     """Usable free against the violation rate, a panel per resource; the Pareto front is dashed."""
     label_of = labels(list(dict.fromkeys(point.variant for point in points)))
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(13, 6))
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.98, bottom=0.18, wspace=0.16)
     for axes, resource in zip(figure.subplots(1, 2), RESOURCES, strict=True):
         _draw_points(axes, [point for point in points if point.resource == resource.name], label_of)
         _scale_axes(axes)
         axes.set_xlabel("violated slices")
         axes.set_ylabel(f"published and really free, share of the node's {resource.title}")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9, frameon=False
-    )
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="lower center", ncols=9, fontsize=9, frameon=False)
     return figure
 
 

@@ -133,8 +133,8 @@ def evaluate(trace: Trace, chosen: Sequence[Variant]) -> Histories:
             mem=parameters,
             guarded=one.guards,
         )
-        replay = Replay(trace, settings, {resource.name: detector for resource in RESOURCES}).run()
-        for (strategy, resource), history in replay.recorder.histories(trace.config.positions).items():
+        replay = Replay(trace, settings, {resource.name: detector for resource in RESOURCES})
+        for (strategy, resource), history in replay.run_for_histories().items():
             histories[one.members[strategy], resource] = history
     return {(variant, resource.name): histories[variant, resource.name] for variant in chosen for resource in RESOURCES}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 _BISECTIONS = 60
 
 
+@functools.lru_cache(maxsize=1024)  # strategies have many counts in common
 def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Clopper-Pearson interval of a success probability.
 
@@ -56,7 +58,8 @@ def _upper(successes: int, trials: int, tail: float) -> float:
     """The p at which ``successes`` or fewer have the chance ``tail``."""
     if successes == trials:
         return 1.0
-    return _bisect(lambda p: binomial_cdf(successes, trials, p) > tail)
+    chance = _cdf(successes, trials)
+    return _bisect(lambda p: chance(p) > tail)
 
 
 def _bisect(is_below: Callable[[float], bool]) -> float:
@@ -67,10 +70,11 @@ def _bisect(is_below: Callable[[float], bool]) -> float:
     return (low + high) / 2
 
 
-def binomial_cdf(successes: int, trials: int, p: float) -> float:
-    """The chance of at most ``successes`` in independent trials of probability p, 0 < p < 1."""
+def _cdf(successes: int, trials: int) -> Callable[[float], float]:
+    """The chance of at most ``successes`` in independent trials, as a function of their probability p, 0 < p < 1."""
     k = np.arange(1, successes + 1)
     # log C(n, k) = sum of log((n - i + 1) / i) for i = 1..k
     log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - k + 1) / k))])
     counts = np.arange(successes + 1)
-    return float(np.exp(log_choose + counts * np.log(p) + (trials - counts) * np.log1p(-p)).sum())
+    others = trials - counts
+    return lambda p: float(np.exp(log_choose + counts * np.log(p) + others * np.log1p(-p)).sum())

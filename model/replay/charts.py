@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..numerics import FloatArray
 from ..slices import RESOURCES, Resource
@@ -87,13 +88,13 @@ class _Axes:
     def path(self, values: FloatArray, close: bool = False) -> str:
         """A line through the values, broken where one is NaN; closed along the axis for an area."""
         kept = _thinned(values)
+        xs, ys, missing = self.x(kept).tolist(), self.y(values[kept]).tolist(), np.isnan(values[kept]).tolist()
         pieces = []
         # A line from one slice to the next, never over a gap.
-        for missing, run in itertools.groupby(kept, lambda k: math.isnan(values[k])):
-            if missing:
+        for gap, run in itertools.groupby(zip(xs, ys, missing, strict=True), lambda point: point[2]):
+            if gap:
                 continue
-            indices = np.array(list(run))
-            points = [f"{x:.1f} {y:.1f}" for x, y in zip(self.x(indices), self.y(values[indices]), strict=True)]
+            points = [f"{x:.1f} {y:.1f}" for x, y, _ in run]
             piece = "M" + "L".join(points)
             if close:
                 floor = HEIGHT - BOTTOM
@@ -105,7 +106,7 @@ class _Axes:
     def dots(self, values: FloatArray, marked: np.ndarray) -> str:
         """A point of length zero, drawn round, for each marked value."""
         indices = np.flatnonzero(marked)
-        places = zip(self.x(indices), self.y(values[indices]), strict=True)
+        places = zip(self.x(indices).tolist(), self.y(values[indices]).tolist(), strict=True)
         return "".join(dict.fromkeys(f"M{x:.1f} {y:.1f}h0" for x, y in places))
 
     def x_ticks(self) -> list[tuple[float, str]]:
@@ -120,18 +121,27 @@ class _Axes:
         return list(zip(self.y(values).tolist(), labels, strict=True))
 
 
-def _thinned(values: FloatArray) -> list[int]:
-    """Indices of the points to draw."""
+def _thinned(values: FloatArray) -> NDArray[np.intp]:
+    """Indices of the points to draw, ascending."""
     if values.size <= 2 * _GROUPS:
-        return list(range(values.size))
-    kept: list[int] = []
-    for group in np.array_split(np.arange(values.size), _GROUPS):
-        column = values[group]
-        if np.isnan(column).all():
-            kept.append(int(group[0]))
-        else:
-            kept += sorted({int(group[np.nanargmin(column)]), int(group[np.nanargmax(column)])})
-    return kept
+        return np.arange(values.size)
+    # Groups of one length and groups of one point more, as np.array_split makes them.
+    length, longer = divmod(values.size, _GROUPS)
+    border = longer * (length + 1)
+    parts = (values[:border].reshape(longer, length + 1), values[border:].reshape(_GROUPS - longer, length))
+    return np.concatenate([_extremes(parts[0]), border + _extremes(parts[1])])
+
+
+def _extremes(groups: FloatArray) -> NDArray[np.intp]:
+    """The flat indices of the least and the largest point of each row, ascending; the first of a row without any."""
+    if not groups.size:
+        return np.empty(0, dtype=np.intp)
+    missing = np.isnan(groups)
+    starts = np.arange(groups.shape[0]) * groups.shape[1]
+    least = starts + np.where(missing, np.inf, groups).argmin(axis=1)
+    largest = starts + np.where(missing, -np.inf, groups).argmax(axis=1)
+    # Both at the first point where every point is missing; np.unique also sorts the two of a row.
+    return np.unique(np.concatenate([least, largest]))
 
 
 def _nice_step(step: float) -> float:

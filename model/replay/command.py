@@ -13,7 +13,6 @@ from ..cli.model_options import chosen_detectors, model_settings
 from ..cli.progress import ProgressBar
 from ..common.atomic_files import Staged, staged
 from ..common.errors import UsageError
-from ..common.targets import is_url
 from ..common.text import printable
 from ..estimates import NodeEstimate
 from ..slices import Slice
@@ -47,7 +46,9 @@ def run(options: ReplayOptions) -> int:
     _warn_of_gaps(trace)
     settings = model_settings(options.model, options.strategies, trace.config.historical)
     replay = Replay(trace, settings, chosen_detectors(options.model))
-    replay.run(_scope_logger(node_name, trace.config.positions), progress=bar.track)
+    # Most records would be dropped after they are made: at 28 days of hourly scopes a twentieth of the replay.
+    loggers = [_scope_logger(node_name, trace.config.positions)] if options.debug else []
+    replay.run(*loggers, progress=bar.track)
     results = replay_results(trace_name, node_name, replay)
     with bar.busy("writing"):
         _write(options, replay, results)
@@ -100,6 +101,9 @@ def node_of(text: str) -> str:
     UsageError
         When it is neither.
     """
+    # Imports the parsers of addresses.
+    from ..common.targets import is_url
+
     if is_url(text):
         return text
     try:
@@ -129,15 +133,19 @@ def _scope_logger(node_name: str, positions: int) -> SliceSubscriber:
 def _write(options: ReplayOptions, replay: Replay, results: Results) -> None:
     """Write all files of the replay, or none."""
     target = options.output or Path()
-    dumps = replay.dumps(results.node_name, options.model.stability)
+    names = results.node_name, options.model.stability
+    dumps = replay.dumps_in_pieces(*names)
     with _created(target), staged() as files:
         if options.output is not None:
-            for strategy, text in dumps:
-                files.write(target / f"dump-{strategy}.json", text)
+            if options.compact:
+                files.write_pieces(target / "dump-all.json", replay.compact_dump(*names))
+            else:
+                for strategy, pieces in dumps:
+                    files.write_pieces(target / f"dump-{strategy}.json", pieces)
             files.write(target / "summary.csv", summary_csv(results.scores).encode())
         elif len(replay.settings.strategies) == 1:
-            for _, text in dumps:
-                files.write(Path(dump_name(results.node_name, replay.settings)), text)
+            for _, pieces in dumps:
+                files.write_pieces(Path(dump_name(results.node_name, replay.settings)), pieces)
         if options.report:
             _write_report(files, target, results, options)
         if options.debug >= 2:

@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..contention import WAIT_SHARES, waiting_vms
+from ..contention import waiting_vms
 from ..estimates import Estimate, NodeEstimate
 from ..numerics import PERCENTILES, FloatArray, Summary, summarise
 from ..slices import CPU, RESOURCES, Resource, Slice
+from .histories import waiting_minutes
 from .scoring import History
 
 _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
@@ -143,7 +144,7 @@ class DumpRecorder:
                 free=_array(self._model[strategy][f"free_{resource.name}"]),
                 published=_array(self._model[strategy][f"published_{resource.name}"]),
                 lag=lag,
-                waiting=_waiting(self._node[_WAITING], self.epoch) if resource is CPU else None,
+                waiting=waiting_minutes(self._node[_WAITING], self.epoch) if resource is CPU else None,
             )
             for strategy in self.strategies
             for resource in RESOURCES
@@ -153,8 +154,8 @@ class DumpRecorder:
         """Three (k,) float64 arrays: tier0, tier1 and tier2 of one strategy."""
         return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
 
-    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """The dump of each strategy as JSON text, one after the other.
+    def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """The dump of each strategy as JSON text in two pieces, one strategy after the other.
 
         Parameters
         ----------
@@ -164,60 +165,102 @@ class DumpRecorder:
         shared = self._encode_shared()
         for strategy in self.strategies:
             head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
-            yield strategy, msgspec.json.encode(head | shared)
+            yield strategy, (_opened(head), shared)
 
     def encode_together(self, config: Mapping[str, Any]) -> bytes:
         """One dump: the first strategy, which is published, and the others under ``others``."""
+        return _opened(self._head_of_all(config)) + self._encode_shared()
+
+    def encode_compact(self, config: Mapping[str, Any]) -> tuple[bytes, bytes]:
+        """The same in two pieces, with a list per percentile of a VM instead of an object per slice."""
+        return _opened(self._head_of_all(config)), self._encode_shared(by_percentile=True)
+
+    def _head_of_all(self, config: Mapping[str, Any]) -> dict[str, Any]:
         first, *others = self.strategies
         head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
         if others:
             head["others"] = {strategy: self._model[strategy] for strategy in others}
-        return msgspec.json.encode(head | self._encode_shared())
+        return head
 
-    def _encode_shared(self) -> dict[str, msgspec.Raw]:
-        rows = [{name: i for i, name in enumerate(figures.vms)} for figures in self._vm_figures]
-        tables = [
-            {name: np.frombuffer(data).reshape(-1, _WIDTH) for name, data in figures.figures.items()}
-            for figures in self._vm_figures
-        ]
-        configs = [{name: np.frombuffer(data) for name, data in figures.config.items()} for figures in self._vm_figures]
-        vms = {name: self._encode_vm(name, rows, tables, configs) for name in self.vms}
-        return {
-            "epoch": msgspec.Raw(msgspec.json.encode(self.epoch)),
-            "node": msgspec.Raw(msgspec.json.encode(self._node_columns())),
-            "vm": msgspec.Raw(msgspec.json.encode(vms)),
-        }
+    def _encode_shared(self, *, by_percentile: bool = False) -> bytes:
+        """The keys that all strategies share, and the end of the object that :func:`_opened` began."""
+        figures = _VmColumns(self._vm_figures, by_percentile)
+        # As objects those of a long trace take gigabytes, so each VM is encoded by itself.
+        vms = {name: msgspec.Raw(msgspec.json.encode(figures.of(name))) for name in self.vms}
+        return msgspec.json.encode({"epoch": self.epoch, "node": self._node_columns(), "vm": vms})[1:]
 
     def _node_columns(self) -> dict[str, list[Any]]:
         """The columns of ``node``; that of waiting VMs only where it was measured."""
         measured = any(value is not None for value in self._node.get(_WAITING, ()))
         return {key: values for key, values in self._node.items() if measured or key != _WAITING}
 
-    def _encode_vm(
-        self,
-        name: str,
-        rows: Sequence[Mapping[str, int]],
-        tables: Sequence[Mapping[str, FloatArray]],
-        configs: Sequence[Mapping[str, FloatArray]],
-    ) -> msgspec.Raw:
-        """The columns of one VM as JSON text: as objects those of a long trace take gigabytes."""
-        columns: dict[str, list[Any]] = {key: [None] * len(self.epoch) for key in _VM_KEYS}
-        for k, figures in enumerate(self._vm_figures):
-            row = rows[k].get(name)
-            if row is None:
-                continue
-            columns["number_of_values"][k] = figures.count[row]
-            for resource in RESOURCES:
-                columns[f"{resource.name}_config"][k] = float(configs[k][resource.name][row])
-                for key, value in _named(resource, tables[k][resource.name][row]).items():
-                    columns[key][k] = value
-        return msgspec.Raw(msgspec.json.encode(columns))
+
+def _opened(head: Mapping[str, Any]) -> bytes:
+    """An object with some keys as JSON text, to be continued with further ones."""
+    return msgspec.json.encode(head)[:-1] + b","
 
 
-_VM_KEYS = (
-    "number_of_values",
-    *(f"{resource.name}_{figure}" for resource in RESOURCES for figure in ("config", *_FIGURES)),
+#: The percentiles of one slice; encoded in half the time of a dict.
+_Percentiles = msgspec.defstruct(
+    "_Percentiles",
+    [(f"p{key}", float) for key in _PERCENTILE_KEYS],
+    rename={f"p{key}": key for key in _PERCENTILE_KEYS},
 )
+
+
+class _VmColumns:
+    """The columns of each VM, from the figures of all VMs slice by slice.
+
+    Parameters
+    ----------
+    slices : sequence of _VmFigures
+    by_percentile : bool
+        Whether percentiles are a list each, not an object per slice.
+    """
+
+    def __init__(self, slices: Sequence[_VmFigures], by_percentile: bool) -> None:
+        self._slices = len(slices)
+        self._by_percentile = by_percentile
+        self._places: dict[str, tuple[list[int], list[int]]] = {}
+        """By VM: the slices in which it is present, and its rows in the tables."""
+        rows = 0
+        for k, figures in enumerate(slices):
+            for i, name in enumerate(figures.vms):
+                where, at = self._places.setdefault(name, ([], []))
+                where.append(k)
+                at.append(rows + i)
+            rows += len(figures.vms)
+        self._count = [count for figures in slices for count in figures.count]
+        names = [resource.name for resource in RESOURCES]
+        self._config = {name: np.frombuffer(b"".join(one.config[name] for one in slices)) for name in names}
+        self._table = {
+            name: np.frombuffer(b"".join(one.figures[name] for one in slices)).reshape(-1, _WIDTH) for name in names
+        }
+
+    def of(self, name: str) -> dict[str, Any]:
+        """The columns of one VM; None in a slice in which it is absent."""
+        where, at = self._places.get(name, ([], []))
+
+        def column(values: Sequence[Any]) -> list[Any]:
+            if len(where) == self._slices:
+                return list(values)
+            result: list[Any] = [None] * self._slices
+            for k, value in zip(where, values, strict=True):
+                result[k] = value
+            return result
+
+        columns: dict[str, Any] = {"number_of_values": column([self._count[row] for row in at])}
+        for resource in RESOURCES:
+            prefix, table = resource.name, self._table[resource.name][at]
+            columns[f"{prefix}_config"] = column(self._config[prefix][at].tolist())
+            for figure, values in zip(_FIGURES[:3], table.T, strict=False):
+                columns[f"{prefix}_{figure}"] = column(values.tolist())
+            columns[f"{prefix}_percentile"] = (
+                {key: column(values.tolist()) for key, values in zip(_PERCENTILE_KEYS, table.T[3:], strict=True)}
+                if self._by_percentile
+                else column([None if math.isnan(row[2]) else _Percentiles(*row[3:]) for row in table.tolist()])
+            )
+        return columns
 
 
 def _table(summary: Summary) -> FloatArray:
@@ -244,14 +287,6 @@ def _model_row(resource: Resource, estimate: Estimate) -> dict[str, float]:
         f"unguarded_{resource.name}": estimate.unguarded,
         f"violated_{resource.name}": estimate.violated,
     }
-
-
-def _waiting(vms: Sequence[Sequence[float] | None], epoch: Sequence[float]) -> FloatArray | None:
-    """VM-minutes of waiting by slice and share, (k, 3) float64, 0 where nothing is known; None where nothing is."""
-    if all(value is None for value in vms):
-        return None
-    minutes = float(np.median(np.diff(epoch))) / 60 if len(epoch) > 1 else 0.0
-    return minutes * np.array([value or (0.0,) * len(WAIT_SHARES) for value in vms], dtype=np.float64)
 
 
 def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
@@ -332,7 +367,9 @@ def _histories(text: _DumpText, model: Mapping[str, Sequence[float | None]], lag
             free=columns.of(model, f"free_{resource.name}"),
             published=columns.of(model, f"published_{resource.name}"),
             lag=lag,
-            waiting=_waiting(text.node[_WAITING], text.epoch) if resource is CPU and _WAITING in text.node else None,
+            waiting=waiting_minutes(text.node[_WAITING], text.epoch)
+            if resource is CPU and _WAITING in text.node
+            else None,
         )
         for resource in RESOURCES
     }

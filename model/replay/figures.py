@@ -13,10 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..numerics import FloatArray
 from ..oversubscriptioncomputation import STRATEGIES
 from ..slices import RESOURCES, Resource
 from .dump import DumpRecorder
 from .results import Results
+from .scoring import TOLERANCE, published_terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,26 +81,35 @@ def oversubscription_figure(results: Sequence[Results]) -> Figure:
 
 def published_figure(results: Results, resource: Resource) -> Figure:
     """What was left of the published amount against what stayed unused, a panel per strategy; red: violated slices."""
-    table, scale = results.slices[resource.name], resource.display_scale
-    names = results.strategies
+    scale, names = resource.display_scale, results.strategies
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(13, 2.6 * rows + 0.6), layout="constrained")
+    width, height = 13.0, 2.6 * rows + 0.6
+    figure = Figure(figsize=(width, height))
+    # Fixed margins in inches: to measure every label first takes as long as to draw the picture.
+    figure.subplots_adjust(
+        *(0.75 / width, 0.6 / height, 1 - 0.1 / width, 1 - 0.65 / height),
+        wspace=0.06,
+        hspace=0.4 / (2.6 - 0.4),
+    )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, name in zip(grid.flat, names, strict=False):
-        one = table[table["strategy"] == name]
-        axes.fill_between(one["scope"], one["unused"] / scale, color="0.85", linewidth=0, label="unused")
-        axes.plot(one["scope"], one["left"] / scale, color=style_of(name)["color"], linewidth=1.2, label="left")
-        violated = one[one["violated"]]
-        axes.plot(violated["scope"], violated["unused"] / scale, ".", color="#c00000", markersize=4, label="violated")
-        axes.set_title(f"{name}: {len(violated)} violated", fontsize=9)
-        axes.set_ylim(0, _size_of_node(table) / scale)
+    histories = {name: results.histories[name, resource.name] for name in names}
+    top = 1.05 * _largest(np.concatenate([history.config for history in histories.values()])) / scale
+    for axes, (name, history) in zip(grid.flat, histories.items(), strict=False):
+        terms, unused = published_terms(history), history.unused / scale
+        scope = np.arange(unused.size) / history.lag
+        violated = terms.violation > TOLERANCE
+        axes.fill_between(scope, unused, color="0.85", linewidth=0, label="unused")
+        axes.plot(scope, terms.prediction / scale, color=style_of(name)["color"], linewidth=1.2, label="left")
+        axes.plot(scope[violated], unused[violated], ".", color="#c00000", markersize=4, label="violated")
+        axes.set_title(f"{name}: {int(violated.sum())} violated", fontsize=9)
+        axes.set_ylim(0, top)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     grid.flat[0].legend(fontsize=7, loc="lower left")
-    figure.supxlabel("scope", fontsize=9)
-    figure.supylabel(f"free {_quantity(resource)}", fontsize=9)
-    figure.suptitle(_plain(f"{results.name}: published and used"), fontsize=11, parse_math=False)
+    figure.supxlabel("scope", fontsize=9, y=0.12 / height)
+    figure.supylabel(f"free {_quantity(resource)}", fontsize=9, x=0.12 / width)
+    figure.suptitle(_plain(f"{results.name}: published and used"), fontsize=11, parse_math=False, y=1 - 0.1 / height)
     return figure
 
 
@@ -187,17 +198,17 @@ def _readable_top(table: pd.DataFrame, column: str) -> float:
 
 def _size_of_node(table: pd.DataFrame) -> float:
     """A little more than the largest capacity of the node; 1 when it is unknown."""
-    return 1.05 * _largest(table["config"])
+    return 1.05 * _largest(table["config"].to_numpy())
 
 
 def _visible_top(truth: pd.Series, estimates: pd.Series) -> float:
-    return min(1.5 * _largest(truth), 1.08 * _largest(estimates))
+    return min(1.5 * _largest(truth.to_numpy()), 1.08 * _largest(estimates.to_numpy()))
 
 
-def _largest(column: pd.Series) -> float:
+def _largest(column: FloatArray) -> float:
     """The largest number of a column; 1 when there is none above 0."""
-    largest = column.max(skipna=True)
-    return float(largest) if largest > 0 else 1.0
+    largest = float(np.fmax.reduce(column, initial=-np.inf))
+    return largest if largest > 0 else 1.0
 
 
 def _plain(text: str, longest: int = 90) -> str:

@@ -30,6 +30,8 @@ class ReplayOptions:
     json : bool
         Print one JSON object instead of the tables.
     model : ModelOptions
+    compact : bool
+        Whether one dump holds all strategies; needs ``output``.
     """
 
     trace: Path | str
@@ -40,6 +42,7 @@ class ReplayOptions:
     debug: int
     json: bool
     model: ModelOptions
+    compact: bool = False
 
     @property
     def target_risks(self) -> Mapping[str, float]:

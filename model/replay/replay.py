@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..nodemodel import ModelSettings, NodeModel
 from ..slices import Slice
 from ..stability import StabilityDetector
 from .dump import DumpRecorder
+from .histories import HistoryRecorder
 from .scoring import History
 from .trace import Trace
 
@@ -45,6 +46,12 @@ class Replay:
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
         self._model = NodeModel(self.settings, detectors, turn_of(trace.config.node_name))
 
+    def run_for_histories(self) -> dict[tuple[str, str], History]:
+        """Replay the trace, once, without recording dumps; the input of the scores, by strategy and resource name."""
+        recorder = HistoryRecorder(self.settings.strategies)
+        self._run([recorder.record], lambda slices, _total: slices)
+        return recorder.histories(self.trace.config.positions)
+
     def run(
         self,
         *on_slice: SliceSubscriber,
@@ -59,14 +66,18 @@ class Replay:
         progress : callable
             Gets the slices and their number; returns the slices and may show how many have passed.
         """
-        subscribers = (self.recorder.record, *on_slice)
+        self._run([self.recorder.record, *on_slice], progress)
+        return self
+
+    def _run(
+        self, subscribers: Sequence[SliceSubscriber], progress: Callable[[Iterable[Slice], int], Iterable[Slice]]
+    ) -> None:
         # Samples that no machine has overflow to infinity, which is null in the dump.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for finished in progress(self.trace.slices(), len(self.trace)):
                 estimate = self._model.update(finished)
                 for notify in subscribers:
                     notify(finished, estimate)
-        return self
 
     def histories(self) -> dict[tuple[str, str], History]:
         """The input of the scores, by strategy and resource name."""
@@ -80,8 +91,19 @@ class Replay:
         node_name, stability : str
             Entries of ``config``, beside what the trace's own ``config`` holds.
         """
-        config = {**self.trace.config_fields, "node_name": node_name}
-        return self.recorder.encode(dump_config(config, self.settings, stability))
+        for strategy, pieces in self.dumps_in_pieces(node_name, stability):
+            yield strategy, b"".join(pieces)
+
+    def dumps_in_pieces(self, node_name: str, stability: str) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """The same; the second piece of each text is shared by all strategies, and takes almost all of the memory."""
+        return self.recorder.encode(self._dump_config(node_name, stability))
+
+    def compact_dump(self, node_name: str, stability: str) -> tuple[bytes, bytes]:
+        """One dump of all strategies in two pieces, with a list per percentile of a VM."""
+        return self.recorder.encode_compact(self._dump_config(node_name, stability))
+
+    def _dump_config(self, node_name: str, stability: str) -> dict[str, Any]:
+        return dump_config({**self.trace.config_fields, "node_name": node_name}, self.settings, stability)
 
 
 def dump_config(trace_config: Mapping[str, Any], settings: ModelSettings, stability: str) -> dict[str, Any]:

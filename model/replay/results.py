@@ -119,6 +119,7 @@ def load_results(folder: str | Path) -> Results:
         if dump.strategy in seen:
             raise DumpError(f"{path}: there is another dump of {dump.strategy}")
         seen.add(dump.strategy)
+    dumps.sort(key=lambda dump: _place_in_registry(dump.strategy))
     histories = {
         (dump.strategy, resource.name): dump.histories[resource.name] for dump in dumps for resource in RESOURCES
     }
@@ -141,6 +142,9 @@ def _same_replay(a: Dump, b: Dump) -> bool:
 
 def _registry_order(path: Path) -> tuple[int, str]:
     """Strategies are always shown in the order of the registry."""
+    return _place_in_registry(path.stem.removeprefix("dump-"))
+
+
+def _place_in_registry(name: str) -> tuple[int, str]:
     names: Sequence[str] = list(STRATEGIES)
-    name = path.stem.removeprefix("dump-")
     return (names.index(name) if name in names else len(names), name)

@@ -8,9 +8,11 @@ fault: ``vm.vm7.raw_data[12].cpu_usage``.
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypedDict
 
 import msgspec
 
@@ -18,20 +20,16 @@ from ..common.json_text import has_literals, not_json, replace_literals, validat
 from ..common.text import printable
 from ..slices import LARGEST
 from .trace_data import Period, Trace, TraceConfig, TraceError
-from .trace_lists import PeriodReader, RawPeriod, SharedLists
+from .trace_lists import PeriodReader, RawNodePeriod, RawPeriod, SharedLists
+from .trace_stream import SHORTEST, StreamedTrace, stream_trace
 
 __all__ = ["Trace", "TraceConfig", "TraceError", "parse_trace", "read_trace"]
 
 _LONGEST_HISTORY = 1_000_000
 
 
-class _RawNodePeriod(RawPeriod):
-    vm: list[str] | None = None
-    alive: list[str] | None = None
-
-
 class _RawNode(msgspec.Struct):
-    raw_data: list[_RawNodePeriod | None]
+    raw_data: list[RawNodePeriod | None]
 
 
 class _RawVm(msgspec.Struct):
@@ -66,13 +64,50 @@ def read_trace(path: str | Path) -> Trace:
         When the file cannot be read or is not a trace; the message names file and place.
     """
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            trace = _streamed(file)
+            data = file.read() if trace is None else b""
     except OSError as error:
         raise TraceError(f"{printable(str(path))}: {error.strerror}") from None
+    if trace is not None:
+        return trace
     try:
         return parse_trace(data)
     except TraceError as error:
         raise TraceError(f"{printable(str(path))}: {error}") from None
+
+
+def _streamed(file: BinaryIO) -> Trace | None:
+    """A large trace, read without what is not used; None, and the file at its beginning, when all has to be decoded."""
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size < SHORTEST:
+        return None
+    streamed = stream_trace(file)
+    try:
+        trace = None if streamed is None else build_streamed(streamed)
+    except TraceError:
+        # The decoder also finds faults that come before this one.
+        trace = None
+    file.seek(0)
+    return trace
+
+
+def build_streamed(streamed: StreamedTrace) -> Trace | None:
+    """Check what was read as a stream; None when the VMs' usage is not in cores.
+
+    Raises
+    ------
+    TraceError
+    """
+    config, config_fields = _config_of(streamed.config)
+    _check_epoch(streamed.epoch)
+    if config.vm_cpu_unit != "cores":
+        return None
+    slices = len(streamed.epoch)
+    for name, periods in streamed.vms.items():
+        _check_length(f"vm.{name}.raw_data", periods, slices)
+    node = _node_of(streamed.node, slices, streamed.time)
+    return Trace(config=config, config_fields=config_fields, epoch=streamed.epoch, **node, vms=streamed.vms)
 
 
 def parse_trace(data: bytes) -> Trace:
@@ -144,25 +179,41 @@ def _checked(raw: msgspec.Raw, kind: Any, place: str) -> Any:
 
 
 def _build(raw: _RawTrace) -> Trace:
-    config: TraceConfig = _checked(raw.config, TraceConfig, "config")
-    config_fields: dict[str, Any] = _checked(raw.config, dict, "config")
-    _check_config(config)
+    config, config_fields = _config_of(raw.config)
     _check_epoch(raw.epoch)
     slices = len(raw.epoch)
-    node_raw = raw.node.raw_data
-    _check_length("node.raw_data", node_raw, slices)
-    time = SharedLists(slices)
-    node = PeriodReader("node", time, is_node=True).periods(node_raw)
-    listed = [_names(period.vm if period else None) for period in node_raw]
-    alive = [_names(period.alive if period else None) for period in node_raw]
+    time = SharedLists()
+    node = _node_of(raw.node.raw_data, slices, time)
     vms: dict[str, Sequence[Period]] = {}
     for name, vm in raw.vm.items():
         _check_length(f"vm.{name}.raw_data", vm.raw_data, slices)
         reader = PeriodReader(f"vm.{name}", time, share=config.vm_cpu_unit == "share")
         vms[name] = reader.periods(vm.raw_data)
-    return Trace(
-        config=config, config_fields=config_fields, epoch=raw.epoch, node=node, listed=listed, alive=alive, vms=vms
-    )
+    return Trace(config=config, config_fields=config_fields, epoch=raw.epoch, **node, vms=vms)
+
+
+class _NodeParts(TypedDict):
+    node: Sequence[Period]
+    listed: Sequence[frozenset[str] | None]
+    alive: Sequence[frozenset[str] | None]
+
+
+def _node_of(raw_data: Sequence[RawNodePeriod | None], slices: int, time: SharedLists) -> _NodeParts:
+    """The slices of the node, the VMs that it lists in each, and those that are alive at its end."""
+    _check_length("node.raw_data", raw_data, slices)
+    return {
+        "node": PeriodReader("node", time, is_node=True).periods(raw_data),
+        "listed": [_names(period.vm if period else None) for period in raw_data],
+        "alive": [_names(period.alive if period else None) for period in raw_data],
+    }
+
+
+def _config_of(raw: msgspec.Raw) -> tuple[TraceConfig, dict[str, Any]]:
+    """The checked ``config`` object, and all of its keys."""
+    config: TraceConfig = _checked(raw, TraceConfig, "config")
+    config_fields: dict[str, Any] = _checked(raw, dict, "config")
+    _check_config(config)
+    return config, config_fields
 
 
 def _names(names: list[str] | None) -> frozenset[str] | None:

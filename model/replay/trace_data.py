@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -43,8 +42,7 @@ class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
         return round(self.node_scope / self.slice_scope)
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(msgspec.Struct, frozen=True, eq=False):
     """What a trace holds of a node or a VM in one slice.
 
     Attributes
@@ -66,7 +64,7 @@ class Period:
     cpu_usage: FloatArray
     mem_usage: FloatArray
     has_data: bool
-    waits: Mapping[str, FloatArray] = field(default_factory=dict)
+    waits: Mapping[str, FloatArray] = msgspec.field(default_factory=dict)
 
     @property
     def demand(self) -> FloatArray | None:
@@ -193,9 +191,16 @@ def _alive_at_end(
     if listed is not None:
         return np.array([name in listed for name in names], dtype=bool)
     times = node_time[~np.isnan(node_time)]
-    earliest = float(times[-1] - np.median(np.diff(times)) / 2) if times.size > 1 else -math.inf
+    earliest = float(times[-1]) - _median(np.diff(times)) / 2 if times.size > 1 else -math.inf
     # Most VMs share the list of the node.
     return np.array([vm.time is node_time or not _last(vm.time) < earliest for vm in vms], dtype=bool)
+
+
+def _median(values: FloatArray) -> float:
+    """The median of at least one value, none of which is missing; np.median imports numpy.ma, 25 ms."""
+    middle = (values.size - 1) // 2
+    parts = np.partition(values, (middle, values.size // 2))
+    return float(parts[middle] if values.size % 2 else (parts[middle] + parts[middle + 1]) / 2)
 
 
 def _last(values: FloatArray) -> float:

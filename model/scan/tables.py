@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..cli.tables import FILE_WIDTH, print_whole
+from ..cli.plain_text import FILE_WIDTH
+from ..cli.tables import print_whole
 from ..common.text import printable
 from ..slices import RESOURCES, Resource
 from ..status import guard_reasons

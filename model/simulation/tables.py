@@ -11,7 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from ..cli.tables import FILE_WIDTH, print_whole
+from ..cli.plain_text import FILE_WIDTH
+from ..cli.tables import print_whole
 from .summary import Comparison, Summary
 
 

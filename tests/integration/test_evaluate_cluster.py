@@ -48,7 +48,7 @@ def expected(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results with pictures, from worker processes."""
     folder = tmp_path_factory.mktemp("drawn")
-    finished = run(*(traces / f"{name}.json" for name in DRAWN), "--output", folder, *VARIANTS)
+    finished = run(*(traces / f"{name}.json" for name in DRAWN), "--output", folder, *VARIANTS, "--pictures")
     assert (finished.returncode, finished.stderr) == (0, "")
     return folder
 
@@ -245,13 +245,39 @@ def test_cluster_draws_the_same_pictures_and_reports_a_bad_trace(
     cluster.start_workers(1)
     bad, out = tmp_path / "bad.json", tmp_path / "out"
     bad.write_text("[1, 2]")
-    finished = run(bad, traces / "bursty.json", "--output", out, *VARIANTS, f"--dask={cluster.address}")
+    finished = run(
+        *(bad, traces / "bursty.json", "--output", out, *VARIANTS), "--pictures", f"--dask={cluster.address}"
+    )
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"evaluate.py: {bad}: ")
     assert finished.stderr.count("\n") == 1
     assert {row["trace"] for row in table(out / "results.csv")} == {"bursty"}
     for name in ("bursty-cpu.png", "bursty-mem.png"):
         assert (out / "traces" / name).read_bytes() == (drawn / "traces" / name).read_bytes()
+
+
+def test_cluster_has_few_tasks_at_a_time(
+    cluster: Cluster, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model.parallel import dask_cluster
+
+    monkeypatch.setattr(dask_cluster, "_LEAST_TASKS", 3)
+    monkeypatch.setattr(dask_cluster, "_TASKS_PER_THREAD", 1)
+    submitted: list[int] = []
+    refill = dask_cluster._Window.refill
+
+    def spy(window: Any) -> None:
+        refill(window)
+        submitted.append(len(window._task_of))
+
+    monkeypatch.setattr(dask_cluster._Window, "refill", spy)
+    cluster.start_workers(1)
+    for i in range(8):
+        shutil.copy(traces / "bursty.json", tmp_path / f"{i}.json")
+    finished = run_main(tmp_path, "--output", tmp_path / "out", *VARIANTS, f"--dask={cluster.address}")
+    assert finished.code == 0
+    assert {row["trace"] for row in table(tmp_path / "out" / "results.csv")} == {str(i) for i in range(8)}
+    assert max(submitted) == 3
 
 
 def test_lost_scheduler_is_reported_and_finished_traces_are_kept(

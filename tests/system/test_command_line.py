@@ -336,7 +336,7 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
     trace_object["config"]["node_name"] = name
     trace_object["vm"][name] = trace_object["vm"].pop("a")
     path, here = write_trace(trace_object), tmp_path / "cwd"
-    for more in ([], ["-o", "out", "--report", "-d", "2"]):
+    for more in ([], ["-o", "out", "--report", "-d", "2"], ["-o", "out", "--compact"]):
         done = scroogevm("-l", path, "-s", "borg", *more)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -368,6 +368,8 @@ def test_any_node_name_is_reported_and_becomes_a_file_name(
         (["-l", TINY, "--url", "{}"], "not a list"),
         (["-l", TINY, "--url", '["a", "b"]'], "2 nodes"),
         (["-l", TINY, "--report"], "--output"),
+        (["-l", TINY, "--compact"], "--output"),
+        (["--compact", "--once"], "--load"),
         (["-l", TINY, "-o", ""], "--output"),
         (["-l", TINY, "-o", TINY], "not a folder"),
         (["-l", TINY, "-o", TINY / "below"], "nothing was written"),

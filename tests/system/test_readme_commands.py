@@ -65,7 +65,6 @@ NOT_RUN = {
 SHORTENED = {
     ".venv/bin/python misc/benchmarks/": (" -h", "benchmarks take minutes"),
     ".venv/bin/python misc/doc_pictures.py": (" -h", "needs Chromium"),
-    ".venv/bin/python misc/evaluate.py": (" --no-pictures", "test_evaluate.py draws the pictures of a trace"),
 }
 
 #: The text block of its page is the beginning of its output.

@@ -148,7 +148,7 @@ def test_only_what_has_changed_is_evaluated_again(
     folder, out = tmp_path / "traces", tmp_path / "out"
     shutil.copytree(traces, folder)
     write_traces(folder, ("steady", "diurnal"))
-    arguments = (folder, "--output", out, "--strategy=borg")
+    arguments = (folder, "--output", out, "--strategy=borg", "--pictures")
     assert run_main(*arguments).code == 0
     for path in (out / "done").iterdir():
         path.write_text(path.read_text().replace('"usable_free": 0.', '"usable_free": 7.'))
@@ -167,6 +167,14 @@ def test_only_what_has_changed_is_evaluated_again(
     assert cached("--after=11") == set()
 
 
+def test_traces_are_drawn_only_where_asked_for(traces: Path, tmp_path: Path) -> None:
+    arguments = (traces / "bursty.json", "--output", tmp_path, "--strategy=borg")
+    assert run_main(*arguments).code == 0
+    assert not (tmp_path / "traces").exists()
+    assert run_main(*arguments, "--pictures").code == 0
+    assert len(list((tmp_path / "traces").iterdir())) == 2
+
+
 def test_finished_traces_are_counted(traces: Path, tmp_path: Path) -> None:
     arguments = ("--output", tmp_path, "--strategy=borg", "--no-pictures")
     assert run_main(traces / "bursty.json", *arguments).code == 0
@@ -182,7 +190,7 @@ def test_traces_with_the_same_name_are_kept_apart(
         shutil.copy(traces / "bursty.json", tmp_path / name / "week.json")
     shutil.copy(traces / "increasing.json", tmp_path)
     named = (tmp_path / "a", tmp_path / "b", tmp_path / "increasing.json", tmp_path / "a" / "week.json")
-    assert run_main(*named, "--output", tmp_path / "out", "--strategy=borg").code == 0
+    assert run_main(*named, "--output", tmp_path / "out", "--strategy=borg", "--pictures").code == 0
     names = list(dict.fromkeys(row["trace"] for row in table(tmp_path / "out" / "results.csv")))
     assert len(names) == 3
     assert names[2] == "increasing"

@@ -14,6 +14,7 @@ from model.cli.model_options import ModelOptions
 from model.common.errors import UsageError
 from model.replay import command
 from model.replay.options import ReplayOptions
+from model.replay.results import load_results
 from tests.conftest import strict_json
 from tests.support.replays import TINY
 
@@ -48,6 +49,26 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str],
     answer = strict_json(capsys.readouterr().out)
     assert [answer[name]["target_risk"] for name in ("cpu", "mem")] == [0.05, 0.1]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_compact_dump_holds_what_the_dumps_of_all_strategies_hold(tmp_path: Path) -> None:
+    for compact in (False, True):
+        command.run(options(strategies=("doa", "borg", "clt"), output=tmp_path / f"{compact}", compact=compact))
+    assert [path.name for path in sorted((tmp_path / "True").iterdir())] == ["dump-all.json", "summary.csv"]
+    dump = strict_json((tmp_path / "True" / "dump-all.json").read_text())
+    models = {"doa": dump["model"], **dump.pop("others")}
+    for vm in dump["vm"].values():
+        for resource in ("cpu", "mem"):
+            # A list per percentile becomes an object per slice.
+            lists = vm[f"{resource}_percentile"]
+            rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+            vm[f"{resource}_percentile"] = [None if None in row.values() else row for row in rows]
+    for strategy in ("doa", "borg", "clt"):
+        dump["model"], dump["config"]["strategy"] = models[strategy], strategy
+        assert dump == strict_json((tmp_path / "False" / f"dump-{strategy}.json").read_text())
+    one, other = (load_results(tmp_path / f"{compact}") for compact in (False, True))
+    assert one.strategies == other.strategies
+    assert repr(one.scores) == repr(other.scores)
 
 
 def test_path_of_the_report_is_the_last_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
