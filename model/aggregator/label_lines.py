@@ -140,7 +140,9 @@ class LabelLines:
 
 def _parse_labels(labels: bytes) -> dict[str, str]:
     """Names and texts of the labels of a line; raises ValueError when they are not UTF-8."""
-    pairs = {key.decode(): text.decode("utf-8") for key, text in _LABEL.findall(labels)}
+    # Names and most texts are those of other lines, too.
+    intern = sys.intern
+    pairs = {intern(key.decode()): intern(text.decode("utf-8")) for key, text in _LABEL.findall(labels)}
     if b"\\" in labels:
         return {key: _ESCAPE.sub(_unescape, text) for key, text in pairs.items()}
     return pairs

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import getitem, itemgetter
+from operator import itemgetter
 
-from .number_texts import parse_numbers
+from .page_parts import cached_slice, parse_numbers, take
 
 #: Lines of a layout, and their longest part before the value: a page may be made to fill the memory.
 MOST_LINES = 4096
 _LONGEST_HEAD = 512
-
-_part: Callable[[bytes, slice], bytes] = getitem  # type: ignore[assignment]  # of all overloads, this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +48,12 @@ class LineLayout:
         if not page.endswith(b"\n") or page.count(b"\n") != self.number:
             return None
         lines = self.select(page.split(b"\n"))
-        if b"".join(map(_part, lines, self.heads)) != self.text:
+        if b"".join(map(take, lines, self.heads)) != self.text:
             return None
         # As many as before: no line of the metrics is anywhere else.
         if _count_starts(page, encoded) != self.starts:
             return None
-        values = parse_numbers(list(map(_part, lines, self.texts)))
+        values = parse_numbers(list(map(take, lines, self.texts)))
         return None if values is None or not math.isfinite(sum(values)) else values
 
 
@@ -93,8 +91,8 @@ def line_layout(
         names,
         labels,
         itemgetter(*own),
-        [slice(None, len(head)) for head in heads],
-        [slice(len(head), None) for head in heads],
+        [cached_slice(None, len(head)) for head in heads],
+        [cached_slice(len(head), None) for head in heads],
         b"".join(heads),
         number,
     )

@@ -8,23 +8,19 @@ probe is not looked at. Names and places of the values are compiled once.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..machine_table import MachineTable, TableLayout
-from .number_texts import parse_numbers
+from .page_parts import cached_slice, parse_numbers, take
 from .vmprobe_names import Place
 
 #: All that is neither white space nor a control character.
 _VISIBLE = bytes(range(33, 256))
-
-_part: Callable[[bytes, slice], bytes] = operator.getitem  # type: ignore[assignment]  # of all overloads, this one
 
 
 class PageMetrics(NamedTuple):
@@ -112,17 +108,11 @@ class PageLayout:
         _, *pieces = (b"\n" + page).split(b"\n" + self.prefix, self.number + 1)
         if len(pieces) != self.number:
             return None
-        if self.prefix + self.prefix.join(map(_part, pieces, layout.heads)) != self.names:
+        if self.prefix + self.prefix.join(map(take, pieces, layout.heads)) != self.names:
             return None
         if any(piece[at : at + 1 or None] != b"\n" for piece, at in ((pieces[i], at) for i, at in layout.ends)):
             return None
-        return list(map(_part, pieces, layout.texts))
-
-
-@lru_cache(maxsize=4096)
-def _slice(start: int | None, stop: int | None) -> slice:
-    """A slice; cached, because those of the nodes are the same."""
-    return slice(start, stop)
+        return list(map(take, pieces, layout.texts))
 
 
 def page_layout(
@@ -186,8 +176,8 @@ def _cut(page: bytes, start: bytes, names: Sequence[bytes]) -> _Pieces | None:
     for i, (piece, head) in enumerate(zip(pieces, heads, strict=True)):
         at = piece.find(b"\n")
         if at < 0:
-            texts.append(_slice(len(head), None))
+            texts.append(cached_slice(len(head), None))
         else:
             ends.append((i, at - len(piece)))
-            texts.append(_slice(len(head), at - len(piece)))
-    return _Pieces([_slice(None, len(head)) for head in heads], texts, ends)
+            texts.append(cached_slice(len(head), at - len(piece)))
+    return _Pieces([cached_slice(None, len(head)) for head in heads], texts, ends)

@@ -1,10 +1,14 @@
-"""Reads many numbers of a page at once."""
+"""Cuts many parts of a page at once, and reads their numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import getitem
 
 import msgspec
+
+take: Callable[[bytes, slice], bytes] = getitem  # type: ignore[assignment]  # of all overloads, this one
 
 #: All that a number in ordinary form consists of, and the comma between two of them.
 _NUMERALS = b"0123456789+-.eE,"
@@ -26,3 +30,9 @@ def parse_numbers(texts: Sequence[bytes]) -> list[float] | None:
         return list(map(float, texts))
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=4096)
+def cached_slice(start: int | None, stop: int | None) -> slice:
+    """A slice; cached, because pages have thousands of parts and few different slices."""
+    return slice(start, stop)
