@@ -212,6 +212,8 @@ class DomainHistory(Mapping[str, Samples]):
         self.time_ms = time_ms
         self._present = present
         self._fields = fields
+        # Times at which a domain is missing, before each time.
+        self._gaps = np.concatenate([[0], np.cumsum(~present.all(axis=0))])
 
     @classmethod
     def of(cls, period: Period) -> DomainHistory | None:
@@ -246,13 +248,15 @@ class DomainHistory(Mapping[str, Samples]):
 
     def part(self, start: int, end: int) -> Mapping[str, Samples]:
         """The domains that have samples in a part of the period, by the indices of its times."""
+        if self.names and start < end and self._gaps[start] == self._gaps[end]:
+            whole = {name: values[:, start:end] for name, values in self._fields.items()}
+            return SampleTable(self.names, self.time_ms[start:end], whole)
         number = np.count_nonzero(self._present[:, start:end], axis=1)
         rows = np.flatnonzero(number)
-        names = self.names if rows.size == len(self.names) else tuple(self.names[row] for row in rows.tolist())
+        names = tuple(self.names[row] for row in rows.tolist())
         if not rows.size or (number[rows] != end - start).any():
             return {name: self._samples(row, start, end) for name, row in zip(names, rows.tolist(), strict=True)}
-        chosen = slice(None) if names is self.names else rows
-        fields = {name: values[chosen, start:end] for name, values in self._fields.items()}
+        fields = {name: values[rows, start:end] for name, values in self._fields.items()}
         return SampleTable(names, self.time_ms[start:end], fields)
 
     def _samples(self, row: int, start: int, end: int) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ def _run_pool(
             started.append(task)
             yield delayed(run_task)(work.run, work.failed, task, work.plan, SOURCE_DIGEST)
 
+    # For the workers: what one of their threads frees, the others can use.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     # After an interruption it is clear that unfinished tasks are lost.
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
     # With one job joblib runs tasks in this process, which a task could then end.

@@ -55,7 +55,7 @@ _PER_SLICE, _OF_DOMAINS_PER_SLICE = 20, 6
 #: Queries at once.
 _THREADS = 2
 #: Share of the samples of one query that a figure of a group may have: several figures are held at once.
-_SHARE = 8
+_SHARE = 12
 #: Idle time in short steps is confirmed when the usage differs by this share of the node's cores at most.
 _AGREES = 0.02
 
@@ -155,20 +155,28 @@ def _read_group(
     found = reader.divided(_at_once(reader, nodes, wanted))
     _add_missing(reader, nodes, grids, found)
     for node in nodes:
-        own = {name: targets.get(node.node, []) for name, targets in found.items()}
-        own |= {name: found[name].get(node.libvirt, []) for name in _OF_LIBVIRT}
-        time_s = _scrape_times(_one(own[_NODE_SCRAPES], grids.node), grids.node, grids)
-        slow = node_series({name: own[name] for name in (*SLOW_QUERIES, MEMORY_LEAST)}, grids.slow)
-        # timestamp() would take ten times as long.
-        slow = replace(slow, time_s=time_s[:: grids.slow.step_s // grids.node.step_s])
-        rows = node_rows(grids.node, _fine_series(own, time_s, slow, grids))
-        _confirm(rows, node_rows(grids.slow, slow), grids)
-        # The size of the node at the points of its domains.
-        back = np.clip(np.searchsorted(grids.node.times_s, grids.domain.times_s), 0, grids.node.points - 1)
-        sizes = rows.fields["cpu"][back], rows.fields["mem"][back]
-        domains = _repeated(domain_rows(grids.domain, _domain_series(own, grids), *sizes), grids)
-        add_bookings(rows, domains)
-        yield node.name, build_period(rows, domains, start_ms, end_ms)
+        yield node.name, _period_of(node, found, grids, start_ms, end_ms)
+
+
+def _period_of(
+    node: Node, found: Mapping[str, Mapping[str, list[Series]]], grids: _Grids, start_ms: int, end_ms: int
+) -> Period:
+    """The samples of a node, from the figures of its group."""
+    own = {name: targets.get(node.node, []) for name, targets in found.items()}
+    own |= {name: found[name].get(node.libvirt, []) for name in _OF_LIBVIRT}
+    time_s = _scrape_times(_one(own[_NODE_SCRAPES], grids.node), grids.node, grids)
+    slow = node_series({name: own[name] for name in (*SLOW_QUERIES, MEMORY_LEAST)}, grids.slow)
+    # A query for each point's time would take ten times as long, and one for the idle time half of all CPU modes.
+    at = slice(None, None, grids.slow.step_s // grids.node.step_s)
+    slow = replace(slow, time_s=time_s[at], modes={**slow.modes, "idle": _one(own[IDLE], grids.node)[at]})
+    rows = node_rows(grids.node, _fine_series(own, time_s, slow, grids))
+    _confirm(rows, node_rows(grids.slow, slow), grids)
+    # The size of the node at the points of its domains.
+    back = np.clip(np.searchsorted(grids.node.times_s, grids.domain.times_s), 0, grids.node.points - 1)
+    sizes = rows.fields["cpu"][back], rows.fields["mem"][back]
+    domains = _repeated(domain_rows(grids.domain, _domain_series(own, grids), *sizes), grids)
+    add_bookings(rows, domains)
+    return build_period(rows, domains, start_ms, end_ms)
 
 
 def _at_once(reader: GroupReader, nodes: Sequence[Node], wanted: Sequence[tuple[Grid, Mapping[str, Query]]]) -> Figures:
@@ -263,12 +271,12 @@ def _confirm(rows: NodeRows, slow: NodeRows, grids: _Grids) -> None:
     usage, elapsed_ms = rows.fields["cpu_usage"], rows.fields["elapsed_time"]
     confirmed = np.zeros(usage.size, dtype=bool)
     measured = ~np.isnan(usage)
-    step_s = grids.slow.step_s
+    step_s, times_s = grids.slow.step_s, grids.node.times_s
     for k in np.flatnonzero(~np.isnan(slow.fields["cpu_usage"])).tolist():
         since_s = slow.time_s[k] - slow.fields["elapsed_time"][k] / 1000
         last_s = grids.slow.first_s + k * step_s
         bounds = last_s - math.floor((last_s - since_s) / step_s) * step_s, last_s
-        first, last = np.searchsorted(grids.node.times_s, bounds, side="right").tolist()
+        first, last = np.searchsorted(times_s, bounds, side="right").tolist()
         own = np.flatnonzero(measured[first:last]) + first
         if own.size:
             mean = np.average(usage[own], weights=elapsed_ms[own])

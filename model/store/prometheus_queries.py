@@ -12,6 +12,7 @@ _ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "t": "\t"}
 
 #: Time of the guests, which the mode "user" contains.
 _GUEST_MODES = ("guest", "guest_nice")
+_IDLE_MODES = ("idle", "iowait")
 
 _STATES = ("libvirt_domain_state_code", "libvirt_domain_info_vstate", "libvirt_domain_info_state")
 _VCPUS = "libvirt_domain_info_virtual_cpus"
@@ -179,6 +180,11 @@ def _cpu(scope: Scope) -> str:
     return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
 
 
+def _busy(scope: Scope) -> str:
+    times = scope.node("node_cpu_seconds_total", Matcher("mode", "!~", "|".join((*_GUEST_MODES, *_IDLE_MODES))))
+    return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
+
+
 def _cores(scope: Scope) -> str:
     idle = scope.node("node_cpu_seconds_total", Matcher("mode", "=", "idle"))
     return scope.by("count", scope.by("count", idle, "cpu"))
@@ -292,11 +298,12 @@ def _open(window_s: float) -> str:
     return f"{1000 * window_s - 1:.0f}ms"
 
 
-_IDLE_MODES = Matcher("mode", "=~", "idle|iowait")
+def _is_idle() -> Matcher:
+    return Matcher("mode", "=~", "|".join(_IDLE_MODES))
 
 
 def _idle(scope: Scope) -> str:
-    return scope.by("sum", scope.node("node_cpu_seconds_total", _IDLE_MODES))
+    return scope.by("sum", scope.node("node_cpu_seconds_total", _is_idle()))
 
 
 def _idle_series(scope: Scope) -> str:
@@ -304,7 +311,7 @@ def _idle_series(scope: Scope) -> str:
 
 
 def _idle_of_duplicates(scope: Scope) -> str:
-    return scope.by("sum", scope.by("max", scope.node("node_cpu_seconds_total", _IDLE_MODES), "cpu", "mode"))
+    return scope.by("sum", scope.by("max", scope.node("node_cpu_seconds_total", _is_idle()), "cpu", "mode"))
 
 
 #: Figures of a long time in short steps: those that servers compute quickly. A sum over series without a sum over CPUs
@@ -323,9 +330,10 @@ FINE_DOMAIN_QUERIES: Mapping[str, Query] = {
     "unused": lambda scope: scope.libvirt_any(_names_of_statistic("unused")),
 }
 
-#: The same in long steps.
+#: The same in long steps; the times of scrapes and the idle time are those of the short steps.
 SLOW_QUERIES: Mapping[str, Query] = {
     **{name: query for name, query in NODE_QUERIES.items() if name != NODE_TIME},
+    "cpu_modes": _busy,
     IDLE_SERIES: _idle_series,
 }
 SLOW_DOMAIN_QUERIES: Mapping[str, Query] = {name: SIZE_QUERIES[name] for name in ("vcpus", "allocation", "off")}
