@@ -152,7 +152,7 @@ class SampleTable(Mapping[str, Samples]):
         self.fields = fields
 
     def __getitem__(self, name: str) -> Samples:
-        at = _row(self.names, name)
+        at = row_of(self.names, name)
         return Samples(self.time_ms, {field: values[at] for field, values in self.fields.items()})
 
     def __iter__(self) -> Iterator[str]:
@@ -238,7 +238,7 @@ class DomainHistory(Mapping[str, Samples]):
         return cls(tuple(domains), times, present, fields)
 
     def __getitem__(self, name: str) -> Samples:
-        return self._samples(_row(self.names, name), 0, self.time_ms.size)
+        return self._samples(row_of(self.names, name), 0, self.time_ms.size)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -264,7 +264,7 @@ class DomainHistory(Mapping[str, Samples]):
         return Samples(self.time_ms[own], {name: values[row, own] for name, values in self._fields.items()})
 
 
-def _row(names: tuple[str, ...], name: str) -> int:
+def row_of(names: tuple[str, ...], name: str) -> int:
     """The index of a name among sorted ones.
 
     Raises

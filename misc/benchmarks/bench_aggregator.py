@@ -13,7 +13,6 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,13 +31,13 @@ from model.cli.main import require_libraries, run_interruptible
 from model.cli.parser import Parser, whole_number
 
 with require_libraries("live"):
+    from misc.benchmarks.influxdb_server import BUCKET, ORG, TOKEN, influxdb_server
     from misc.benchmarks.processes import (
         control,
         cpu_s,
         daemon,
         fake_workers,
         free_port,
-        influxd_command,
         process,
         rss_mb,
     )
@@ -326,17 +325,8 @@ def _median(job: Callable[[], Any], rounds: int = 15) -> float:
 def _influx(folder: Path) -> Iterator[Any]:
     from model.store.influxdb import InfluxStore
 
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    command = influxd_command(folder, port)
-    with process(command, stdout=subprocess.DEVNULL):
-        setup = {"username": "u", "password": "p" * 12, "org": "o", "bucket": "b", "token": "t" * 20}
-        request = urllib.request.Request(f"{url}/api/v2/setup", json.dumps(setup).encode())  # noqa: S310
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(request, timeout=5).read()  # noqa: S310
-                break
-            time.sleep(0.1)
-        influx: Store = InfluxStore(InfluxSettings(url, "t" * 20, "o", "b", 30.0))
+    with influxdb_server(folder) as url:
+        influx: Store = InfluxStore(InfluxSettings(url, TOKEN, ORG, BUCKET, 30.0))
         yield influx
         influx.close()
 

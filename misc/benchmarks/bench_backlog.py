@@ -29,9 +29,8 @@ from model.cli.main import require_libraries
 from model.cli.parser import Parser, number, whole_number
 
 with require_libraries("live"):
+    from misc.benchmarks.influxdb_server import BUCKET, ORG, TOKEN, set_up, wait_for_server
     from misc.benchmarks.processes import cpu_s, fake_workers, free_port, influxd_command, process, rss_mb
-
-_TOKEN = "t" * 20
 
 
 class Counters(NamedTuple):
@@ -158,27 +157,17 @@ def _influxdb(folder: Path) -> Iterator[Store]:
         def start() -> None:
             running.append(stack.enter_context(contextlib.ExitStack()))
             running[-1].enter_context(process(command, stdout=subprocess.DEVNULL))
-            _wait_for_server(url)
+            wait_for_server(url)
 
         start()
-        setup = {"username": "u", "password": "p" * 12, "org": "o", "bucket": "b", "token": _TOKEN}
-        request = urllib.request.Request(f"{url}/api/v2/setup", json.dumps(setup).encode())  # noqa: S310
-        urllib.request.urlopen(request, timeout=30).read()  # noqa: S310
+        set_up(url)
         settings = {
             "INFLUXDB_URL": url,
-            "INFLUXDB_TOKEN": _TOKEN,
-            "INFLUXDB_ORG": "o",
-            "INFLUXDB_BUCKET": "b",
+            "INFLUXDB_TOKEN": TOKEN,
+            "INFLUXDB_ORG": ORG,
+            "INFLUXDB_BUCKET": BUCKET,
         }
         yield Store("InfluxDB", settings, lambda: running.pop().close(), start)
-
-
-def _wait_for_server(url: str) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{url}/health", timeout=5).read()  # noqa: S310
-            return
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

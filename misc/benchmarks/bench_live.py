@@ -191,14 +191,13 @@ class _Generated:
         return {f"vm-{i:03}": last for i in range(self._vms)}
 
 
-def _estimator(
-    folder: Path, nodes: int, strategies: str, store: object, clock: Iterator[float]
-) -> tuple[Scheduler, CheckpointFile, CollectorRegistry]:
-    settings = EstimatorSettings(
-        nodes=tuple(_node(i) for i in range(nodes)),
-        calendar=Calendar(_SLICE_S, 1),
-        historical=_HISTORICAL,
-        previous_scopes=_HISTORICAL,
+def settings_of(folder: Path, nodes: tuple[str, ...], calendar: Calendar, historical: int) -> EstimatorSettings:
+    """Settings of an estimator that has all of its files in a folder."""
+    return EstimatorSettings(
+        nodes=nodes,
+        calendar=calendar,
+        historical=historical,
+        previous_scopes=historical,
         settle_s=10.0,
         status=StatusFileSettings(folder / "status.json", 0o644, -1, -1),
         checkpoint_path=folder / "estimator.sqlite",
@@ -207,6 +206,12 @@ def _estimator(
         metrics_address="127.0.0.1",
         store=StoreSettings(None, folder / "store.sqlite", 86400),
     )
+
+
+def _estimator(
+    folder: Path, nodes: int, strategies: str, store: object, clock: Iterator[float]
+) -> tuple[Scheduler, CheckpointFile, CollectorRegistry]:
+    settings = settings_of(folder, tuple(_node(i) for i in range(nodes)), Calendar(_SLICE_S, 1), _HISTORICAL)
     model = ModelSettings(_HISTORICAL, _STRATEGIES[strategies], guarded="guards" in strategies)
     checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1).open()
     registry = CollectorRegistry()
@@ -227,16 +232,17 @@ def _at(number: int) -> Iterator[float]:
 
 def _fill_windows(folder: Path, nodes: int, strategies: str, vms: int) -> int:
     estimator, checkpoints, _ = _estimator(folder, nodes, strategies, _Generated(vms), _at(_LAST - 1))
-    return _timed(estimator, checkpoints, None)
+    return timed(estimator, checkpoints, None)
 
 
 def _measure(folder: Path, nodes: int, strategies: str, _vms: int) -> int:
     store = SqliteStore(folder / "store.sqlite", 1e12)
     estimator, checkpoints, registry = _estimator(folder, nodes, strategies, store, _at(_LAST))
-    return _timed(estimator, checkpoints, registry)
+    return timed(estimator, checkpoints, registry)
 
 
-def _timed(estimator: Scheduler, checkpoints: CheckpointFile, registry: CollectorRegistry | None) -> int:
+def timed(estimator: Scheduler, checkpoints: CheckpointFile, registry: CollectorRegistry | None) -> int:
+    """Print what a slice end takes; the exit code is 1 when a node has no figures."""
     start, cpu = time.monotonic(), time.process_time()
     missing = asyncio.run(estimator.once())
     if registry is not None:

@@ -7,15 +7,12 @@ Each slice end starts from the same memory file. Prints medians, and how large t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,20 +26,19 @@ from model.cli.parser import Parser, whole_number
 with require_libraries("live"):
     import numpy as np
 
+    from misc.benchmarks.bench_live import settings_of, timed
     from misc.benchmarks.influxdb_server import BUCKET, ORG, TOKEN, influxdb_server
     from model.estimator.checkpoints import CheckpointFile
     from model.estimator.scheduler import Scheduler, build_scheduler
-    from model.estimator.settings import EstimatorSettings
     from model.estimator.slicing import Calendar
     from model.nodemodel import ModelSettings
     from model.oversubscriptioncomputation import STRATEGIES
-    from model.publishers.settings import StatusFileSettings
     from model.publishers.status_file import StatusFile
     from model.samples import Period, Samples, ScrapeSample
     from model.stability import mean_predictor
     from model.store.base import Store
     from model.store.influxdb import InfluxStore
-    from model.store.settings import InfluxSettings, StoreSettings
+    from model.store.settings import InfluxSettings
     from model.store.sqlite import SqliteStore
 
 _SLICE_S, _POSITIONS, _HISTORICAL = 1800, 48, 3
@@ -181,19 +177,7 @@ def _store(folder: Path, url: str) -> SqliteStore | InfluxStore:
 
 
 def _estimator(folder: Path, fleet: _Fleet, store: object, number: int) -> tuple[Scheduler, CheckpointFile]:
-    settings = EstimatorSettings(
-        nodes=fleet.names,
-        calendar=_CALENDAR,
-        historical=_HISTORICAL,
-        previous_scopes=_HISTORICAL,
-        settle_s=10.0,
-        status=StatusFileSettings(folder / "status.json", 0o644, -1, -1),
-        checkpoint_path=folder / "estimator.sqlite",
-        dump_slices=1,
-        metrics_port=0,
-        metrics_address="127.0.0.1",
-        store=StoreSettings(None, folder / "store.sqlite", 86400),
-    )
+    settings = settings_of(folder, fleet.names, _CALENDAR, _HISTORICAL)
     model = ModelSettings(_HISTORICAL, tuple(STRATEGIES), positions=_POSITIONS, guarded=True)
     checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1).open()
     publishers = {"status file": StatusFile(settings.status, 3600)}
@@ -206,20 +190,11 @@ def _estimator(folder: Path, fleet: _Fleet, store: object, number: int) -> tuple
 
 def _fill(folder: Path, fleet: _Fleet, *, whole: bool) -> int:
     fleet.whole = whole
-    return _run(*_estimator(folder, fleet, fleet, _LAST - 1))
+    return timed(*_estimator(folder, fleet, fleet, _LAST - 1), None)
 
 
 def _measure(folder: str, fleet: _Fleet, url: str) -> int:
-    return _run(*_estimator(Path(folder, "copy"), fleet, _store(Path(folder), url), _LAST))
-
-
-def _run(estimator: Scheduler, checkpoints: CheckpointFile) -> int:
-    start, cpu = time.monotonic(), time.process_time()
-    missing = asyncio.run(estimator.once())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(time.monotonic() - start, time.process_time() - cpu, memory)
-    checkpoints.close()
-    return 1 if missing or {status.state for status in estimator.statuses()} != {"ok"} else 0
+    return timed(*_estimator(Path(folder, "copy"), fleet, _store(Path(folder), url), _LAST), None)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numerics import BoolArray, FloatArray
-from ..samples import LastConfig, Samples, SampleTable
+from ..samples import LastConfig, Samples, SampleTable, row_of
 from ..slices import CPU, LARGEST, RESOURCES
 
 #: The allocations of a VM, in the order of the resources.
@@ -99,9 +98,7 @@ class ConfigTable(Mapping[str, LastConfig]):
         self.time_ms = time_ms
 
     def __getitem__(self, name: str) -> LastConfig:
-        at = bisect.bisect_left(self.names, name)
-        if at == len(self.names) or self.names[at] != name:
-            raise KeyError(name)
+        at = row_of(self.names, name)
         return LastConfig(dict(zip(CONFIG_FIELDS, self.sizes[:, at].tolist(), strict=True)), self.time_ms)
 
     def __iter__(self) -> Iterator[str]:

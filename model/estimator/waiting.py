@@ -51,7 +51,7 @@ def waiting_of(
     vm_samples : mapping of name to Samples, or None
         None when samples of single VMs are not read.
     """
-    if isinstance(vm_samples, SampleTable) and _lacks_waits(vm_samples):
+    if isinstance(vm_samples, SampleTable) and not _is_known(vm_samples):
         vm_samples = None
     of_vms = [None if vm_samples is None else vm_samples.get(name) for name in vms]
     waits = waits_of(node, of_vms)
@@ -65,11 +65,6 @@ def waiting_of(
         return Waiting(waits, np.nansum(sums, axis=0) if sums else of_tasks)
     together: FloatArray = np.nansum(sums, axis=0)
     return Waiting(waits, together if len(sums) == len(of_vms) else np.fmax(together, valid_levels(of_tasks)))
-
-
-def _lacks_waits(vms: SampleTable) -> bool:
-    shares = vms.fields.get("cpu_wait_share")
-    return shares is None or bool(np.isnan(shares).all())
 
 
 def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:
@@ -100,6 +95,6 @@ def waits_of(node: Samples, vms: Iterable[Samples | None]) -> Waits | None:
     return Waits(padded(shares), padded(amounts), of_node)
 
 
-def _is_known(samples: Samples) -> bool:
+def _is_known(samples: Samples | SampleTable) -> bool:
     shares = samples.fields.get("cpu_wait_share")
     return shares is not None and not np.isnan(shares).all()

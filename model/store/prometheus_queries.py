@@ -175,14 +175,12 @@ def _statistic(name: str, aggregation: str = "max") -> Query:
     return _first_of(_names_of_statistic(name), aggregation)
 
 
-def _cpu(scope: Scope) -> str:
-    times = scope.node("node_cpu_seconds_total", Matcher("mode", "!~", "|".join(_GUEST_MODES)))
-    return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
+def _cpu_without(modes: Sequence[str]) -> Query:
+    def query(scope: Scope) -> str:
+        times = scope.node("node_cpu_seconds_total", Matcher("mode", "!~", "|".join(modes)))
+        return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
 
-
-def _busy(scope: Scope) -> str:
-    times = scope.node("node_cpu_seconds_total", Matcher("mode", "!~", "|".join((*_GUEST_MODES, *_IDLE_MODES))))
-    return scope.by("sum", scope.by("max", times, "cpu", "mode"), "mode")
+    return query
 
 
 def _cores(scope: Scope) -> str:
@@ -221,7 +219,7 @@ LIBVIRT_SCRAPES = ("libvirt_up", "up", _VCPUS)
 NODE_TIME = "node_time"
 NODE_QUERIES: Mapping[str, Query] = {
     NODE_TIME: lambda scope: scope.by("max", f"timestamp({scope.node(_MEMORY_TOTAL)})"),
-    "cpu_modes": _cpu,
+    "cpu_modes": _cpu_without(_GUEST_MODES),
     "cores": _cores,
     "memory_total": _of_node(_MEMORY_TOTAL, "min"),
     "memory_available": _of_node("node_memory_MemAvailable_bytes", "min"),
@@ -333,7 +331,7 @@ FINE_DOMAIN_QUERIES: Mapping[str, Query] = {
 #: The same in long steps; the times of scrapes and the idle time are those of the short steps.
 SLOW_QUERIES: Mapping[str, Query] = {
     **{name: query for name, query in NODE_QUERIES.items() if name != NODE_TIME},
-    "cpu_modes": _busy,
+    "cpu_modes": _cpu_without((*_GUEST_MODES, *_IDLE_MODES)),
     IDLE_SERIES: _idle_series,
 }
 SLOW_DOMAIN_QUERIES: Mapping[str, Query] = {name: SIZE_QUERIES[name] for name in ("vcpus", "allocation", "off")}
