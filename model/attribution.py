@@ -8,7 +8,9 @@ before, its own part grows by what they used: then the page is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import NamedTuple
 
 #: On a node that is busier than this, other load takes what VMs leave: its own part may grow by that.
 _SATURATED = 0.95
@@ -44,8 +46,8 @@ class Attribution:
         """Whether a VM is missing that used something when both agreed last."""
         return any(name not in usage and used > self.noise for name, used in self._usage.items())
 
-    def agrees(self, node: float | None, usage: Mapping[str, float | None], capacity: float) -> bool:
-        """Whether the node uses less by what its VMs no longer use.
+    def agrees(self, node: float | None, usage: Mapping[str, float | None], capacity: float) -> bool | None:
+        """Whether the node uses less by what its VMs no longer use; None if that cannot be seen.
 
         Parameters
         ----------
@@ -61,7 +63,7 @@ class Attribution:
         if lost <= self.noise:
             return True
         if node is None or node > _SATURATED * capacity:
-            return not self.lacks(usage)
+            return None
         own = node - sum(now.values())
         return self._own is None or own - self._own <= max(self.share * lost, _MARGIN * capacity + self.noise)
 
@@ -74,3 +76,68 @@ class Attribution:
     def _now(self, usage: Mapping[str, float | None]) -> dict[str, float]:
         """The usage of the VMs on the page; one that is unknown is taken to be as before."""
         return {name: self._usage.get(name, 0.0) if used is None else used for name, used in usage.items()}
+
+
+class Usage(NamedTuple):
+    """What a node and its VMs use of one resource, in the unit of the resource; None where it is unknown.
+
+    Attributes
+    ----------
+    node : float or None
+    vms : mapping of VM to float or None
+        The VMs on the page.
+    capacity : float
+        Of the node.
+    """
+
+    node: float | None
+    vms: Mapping[str, float | None]
+    capacity: float
+
+
+class Unknown(Enum):
+    """What a page leaves unknown because the usage of the node contradicts it."""
+
+    NOTHING = auto()
+    #: A VM has vanished that the node still runs.
+    VMS = auto()
+    #: The CPU time of a VM has stopped, that of the node has not.
+    VMS_CPU = auto()
+
+
+@dataclass(slots=True)
+class NodeAttribution:
+    """Both resources of a node."""
+
+    cpu: Attribution = field(default_factory=lambda: Attribution(*CPU_LOSS))
+    memory: Attribution = field(default_factory=lambda: Attribution(*MEMORY_LOSS))
+
+    def copy(self) -> NodeAttribution:
+        """One that accepts other states from now on."""
+        return NodeAttribution(replace(self.cpu), replace(self.memory))
+
+    def accept(self, cpu: Usage, memory: Usage) -> None:
+        """Compare with this state from now on."""
+        self.cpu.accept(cpu.node, cpu.vms)
+        self.memory.accept(memory.node, memory.vms)
+
+    def compare(self, cpu: Usage, memory: Usage) -> Unknown:
+        """What a page leaves unknown; what it does not leave unknown is compared with from now on.
+
+        A VM that used CPU time or memory has left when the node uses less of it. One resource alone does not show that
+        where both were used: the CPU time of small VMs is within the changes of the node's own part.
+        """
+        cpu_agrees, cpu_lacks = self.cpu.agrees(*cpu), self.cpu.lacks(cpu.vms)
+        if self.memory.lacks(memory.vms):
+            memory_agrees = self.memory.agrees(*memory)
+            # Where the memory shows nothing, as with huge pages, the CPU time must.
+            gone = memory_agrees is not False if cpu_lacks and cpu_agrees else memory_agrees and not cpu_lacks
+        else:
+            gone = cpu_agrees or not cpu_lacks
+        if not gone:
+            return Unknown.VMS
+        self.memory.accept(memory.node, memory.vms)
+        if cpu_agrees is False:
+            return Unknown.VMS_CPU
+        self.cpu.accept(cpu.node, cpu.vms)
+        return Unknown.NOTHING

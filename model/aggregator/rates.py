@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
+from ..attribution import NodeAttribution, Unknown, Usage
 from ..machine_table import TableLayout
 from ..samples import Contention, Metrics, Scrape, ScrapeSample
 from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
@@ -76,8 +76,7 @@ class NodeRates:
     _sizes: NodeSizes = field(default_factory=NodeSizes)
     _domains: DomainRates = field(default_factory=DomainRates)
     _waits: DomainWaits = field(default_factory=DomainWaits)
-    _cpu: Attribution = field(default_factory=lambda: Attribution(*CPU_LOSS))
-    _memory: Attribution = field(default_factory=lambda: Attribution(*MEMORY_LOSS))
+    _attribution: NodeAttribution = field(default_factory=NodeAttribution)
     _layout: TableLayout | None = None
 
     def update(self, scrape: Scrape) -> RatesUpdate:
@@ -168,10 +167,8 @@ class NodeRates:
     def _start_from(self, sample: ScrapeSample | None) -> None:
         """Continue from the last stored sample: a page may have become wrong while nothing was scraped."""
         if sample is not None:
-            vms = sample.domains.items()
             self._domains.start(sample.domains)
-            self._cpu.accept(sample.fields.get("cpu_usage"), {name: vm.get("cpu_usage") for name, vm in vms})
-            self._memory.accept(sample.fields.get("mem_usage"), {name: vm.get("mem_rss") for name, vm in vms})
+            self._attribution.accept(*_usages(sample.fields, sample.domains))
 
     def _add_sums(self, fields: dict[str, float], vms: _DomainFields) -> Mapping[str, Metrics]:
         """Add the sums over the VMs; the fields of the VMs as they are stored."""
@@ -188,24 +185,13 @@ class NodeRates:
 
         The usage of VMs that stopped while the node did not is removed.
         """
-        cpu, memory = (_known(vms, name) for name in ("cpu_usage", "mem_rss"))
-        agrees = self._cpu.agrees(fields.get("cpu_usage"), cpu, fields.get("cpu", 0.0))
-        # A VM that used CPU time is missed by that. The memory of an idle one is missed, too.
-        if self._cpu.lacks(cpu):
-            gone = agrees
-        elif self._memory.lacks(memory):
-            gone = self._memory.agrees(fields.get("mem_usage"), memory, fields.get("mem", 0.0))
-        else:
-            gone = True
-        if not gone:
+        unknown = self._attribution.compare(*_usages(fields, vms))
+        if unknown is Unknown.VMS:
             problems.append(Unconfirmed("vms", "unknown: some vanished from the page, the node uses as much as before"))
             return False
-        if agrees:
-            self._cpu.accept(fields.get("cpu_usage"), cpu)
-        else:
+        if unknown is Unknown.VMS_CPU:
             _remove(vms, ("cpu_usage", "elapsed_cpu_time", "cpu_wait", "cpu_wait_share"))
             problems.append(Unconfirmed("vms_cpu", "unknown: it fell, the node is as busy as before"))
-        self._memory.accept(fields.get("mem_usage"), memory)
         return True
 
     def _compare_with_vms(self, fields: dict[str, float], updated: DomainUpdate, problems: list[Unconfirmed]) -> None:
@@ -223,7 +209,15 @@ class NodeRates:
             problems.append(Unconfirmed("cpu_vms", message))
 
 
-def _known(vms: _DomainFields, field_name: str) -> Mapping[str, float | None]:
+def _usages(fields: Metrics, vms: DomainColumns | Mapping[str, Metrics]) -> tuple[Usage, Usage]:
+    """What a node and its VMs use of CPU and memory."""
+    return (
+        Usage(fields.get("cpu_usage"), _known(vms, "cpu_usage"), fields.get("cpu", 0.0)),
+        Usage(fields.get("mem_usage"), _known(vms, "mem_rss"), fields.get("mem", 0.0)),
+    )
+
+
+def _known(vms: DomainColumns | Mapping[str, Metrics], field_name: str) -> Mapping[str, float | None]:
     """A field of the VMs by name; None where it is unknown."""
     if isinstance(vms, DomainColumns):
         return vms.known(field_name)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ..attribution import CPU_LOSS, MEMORY_LOSS, Attribution
+from ..attribution import NodeAttribution, Unknown, Usage
 from ..numerics import BoolArray, FloatArray
 from ..samples import DomainHistory, Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
@@ -371,13 +371,12 @@ class Agreed(NamedTuple):
 
     Attributes
     ----------
-    cpu, memory : Attribution
+    attribution : NodeAttribution
     time_s : float
         The last scrape that was compared, Unix seconds.
     """
 
-    cpu: Attribution
-    memory: Attribution
+    attribution: NodeAttribution
     time_s: float
 
 
@@ -401,12 +400,12 @@ def compare(rows: NodeRows, domains: DomainRows, before: Agreed | None = None) -
         contradicted = np.nansum(domains.fields["cpu_usage"], axis=0) > (1 + _VMS_TOLERANCE) * near + margin
     for name in ("cpu_usage", "elapsed_time"):
         rows.fields[name] = np.where(contradicted, np.nan, rows.fields[name])
-    return _attribute(rows, domains, before or Agreed(Attribution(*CPU_LOSS), Attribution(*MEMORY_LOSS), -math.inf))
+    return _attribute(rows, domains, before or Agreed(NodeAttribution(), -math.inf))
 
 
 def _attribute(rows: NodeRows, domains: DomainRows, before: Agreed) -> Agreed:
     """Remove domains that vanished, or their usage that fell, while the node goes on as before."""
-    cpu, memory, last_s = replace(before.cpu), replace(before.memory), before.time_s
+    attribution, last_s = before.attribution.copy(), before.time_s
     agreed: Agreed | None = None
     resident = domains.fields.get("mem_rss", np.full(domains.present.shape, np.nan))
     node = [rows.fields[name].tolist() for name in ("cpu_usage", "cpu", "mem_usage", "mem")]
@@ -419,24 +418,18 @@ def _attribute(rows: NodeRows, domains: DomainRows, before: Agreed) -> Agreed:
             dict(zip(names, _known(of[there, i]), strict=True)) for of in (domains.fields["cpu_usage"], resident)
         )
         if i == rows.scraped.size - 1:
-            agreed = Agreed(replace(cpu), replace(memory), last_s)
+            agreed = Agreed(attribution.copy(), last_s)
         last_s = float(rows.time_s[i])
         node_usage, cores, node_memory, size = (None if math.isnan(of[i]) else of[i] for of in node)
-        agrees = cpu.agrees(node_usage, used, cores or 0.0)
-        # A domain that used CPU time is missed by that. The memory of an idle one is missed, too.
-        by_memory = not memory.lacks(held) or memory.agrees(node_memory, held, size or 0.0)
-        if not (agrees if cpu.lacks(used) else by_memory):
+        unknown = attribution.compare(Usage(node_usage, used, cores or 0.0), Usage(node_memory, held, size or 0.0))
+        if unknown is Unknown.VMS:
             domains.known[i] = False
             domains.present[:, i] = False
-            continue
-        if agrees:
-            cpu.accept(node_usage, used)
-        else:
+        elif unknown is Unknown.VMS_CPU:
             for name in ("cpu_usage", "cpu_wait", "cpu_wait_share"):
                 if name in domains.fields:
                     domains.fields[name][:, i] = np.nan
-        memory.accept(node_memory, held)
-    return agreed or Agreed(cpu, memory, last_s)
+    return agreed or Agreed(attribution, last_s)
 
 
 def _known(values: FloatArray) -> list[float | None]:

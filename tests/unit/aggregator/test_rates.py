@@ -475,6 +475,26 @@ def test_idle_vm_that_leaves_shared_memory_behind_is_gone() -> None:
     assert set(last(*pages, shared).domains) == {"a"}
 
 
+def test_vm_whose_small_usage_the_node_may_have_of_its_own_is_missed_by_its_memory() -> None:
+    """0.15 cores are more than nothing, and less than the node's own part may grow by."""
+    pages = [node_with(5000, 5, a=5, b=0.75), node_with(10_000, 10.75, a=10, b=1.5)]
+    assert problems_of(*pages, node_with(15_000, 16.5, 2, a=15)) == ["vms"]
+    assert problems_of(*pages, node_with(15_000, 16.5, 1, a=15)) == []
+
+
+@pytest.mark.parametrize("memory", ["full", "unknown"])
+def test_vm_that_was_busy_is_gone_where_the_memory_of_the_node_does_not_show_it(memory: str) -> None:
+    """Huge pages are used whether a VM has them or not."""
+    pages = [node_with(5000, 5, a=5, b=4), node_with(10_000, 14, a=10, b=8)]
+    idle, busy = node_with(15_000, 19, a=15), node_with(15_000, 23, a=15)
+    for page in (*pages, idle, busy):
+        page.node.pop("memory_available")
+        if memory == "full":
+            page.node["memory_available"] = 100 * 1024.0
+    assert problems_of(*pages, idle) == []
+    assert problems_of(*pages, busy) == ["vms"]
+
+
 def test_last_vm_of_a_node_with_load_of_its_own_may_leave() -> None:
     pages = [node_with(5000, 10, a=5), node_with(10_000, 20, a=7)]  # 1.6 cores of its own
     assert last(*pages, node_with(15_000, 28)).fields["oc_cpu"] == 0.0
