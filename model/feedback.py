@@ -192,13 +192,14 @@ class FleetModel:
         self._aims = {"cpu": _AIM * risk_cpu, "mem": _AIM * risk_mem}
         self._states = {resource.name: _ResourceState() for resource in RESOURCES}
         self._feedback: Feedback | None = None
+        self._saved: dict[str, Any] | None = None
 
     def update(self, counts: Iterable[SliceCounts]) -> Feedback:
         """Add the counts of a slice; the feedback for the next one."""
         total = total_of(counts)
         for resource in RESOURCES:
             _add(self._states[resource.name], total.of(resource), self._aims[resource.name])
-        self._feedback = None
+        self._feedback = self._saved = None
         return self.feedback()
 
     def feedback(self) -> Feedback:
@@ -208,17 +209,11 @@ class FleetModel:
         return self._feedback
 
     def state(self) -> dict[str, Any]:
-        """The state as numbers, lists and dicts."""
-        return {
-            name: {
-                **dict(zip(_BY_CLASS, state.by_class.tolist(), strict=True)),
-                "level": state.level,
-                "largest": state.largest,
-                "deviation": state.deviation,
-                "slices": state.slices,
-            }
-            for name, state in self._states.items()
-        }
+        """The state as numbers, lists and dicts, which are not to be changed."""
+        if self._saved is None:
+            # Of a node in a fleet of several it never changes.
+            self._saved = {name: _saved(state) for name, state in self._states.items()}
+        return self._saved
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the :meth:`state` of another model.
@@ -229,7 +224,17 @@ class FleetModel:
             When it is not such a state.
         """
         self._states = {resource.name: _restored(state[resource.name]) for resource in RESOURCES}
-        self._feedback = None
+        self._feedback, self._saved = None, dict(state)
+
+
+def _saved(state: _ResourceState) -> dict[str, Any]:
+    return {
+        **dict(zip(_BY_CLASS, state.by_class.tolist(), strict=True)),
+        "level": state.level,
+        "largest": state.largest,
+        "deviation": state.deviation,
+        "slices": state.slices,
+    }
 
 
 def _restored(state: Mapping[str, Any]) -> _ResourceState:

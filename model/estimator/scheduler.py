@@ -35,7 +35,9 @@ from .slicing import SliceClock, SliceReader
 
 LOG = logging.getLogger("scroogevm.estimator")
 
-_THREADS = 8
+#: Jobs at the same time. Most of the time of a job is spent waiting for a server; with the embedded store all of it is
+#: computed, and more jobs only wait for each other.
+_THREADS, _THREADS_EMBEDDED = 8, 2
 
 #: The clock is read at least this often: it may jump.
 _TICK_S = 1.0
@@ -332,7 +334,8 @@ def build_scheduler(
     monotonic : callable
         Monotonic seconds.
     """
-    counts, at_once = counts or EstimatorCounts(), min(_THREADS, len(settings.nodes))
+    counts = counts or EstimatorCounts()
+    at_once = min(_THREADS_EMBEDDED if settings.store.is_embedded else _THREADS, len(settings.nodes))
     model = replace(model, positions=settings.calendar.positions)
     slice_clock = SliceClock(settings.calendar, settings.settle_s, clock)
     with_vm_samples = model.uses_vm_samples or recorded
