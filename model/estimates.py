@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from .contention import Contention
 from .feedback import SliceCounts
@@ -12,8 +14,7 @@ from .guards import offered_capacity
 from .slices import CPU, Resource
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """The estimate of one strategy for one resource at the end of a slice, cores or MB.
 
     Attributes
@@ -52,7 +53,7 @@ class Estimate:
     violated: float = math.nan
     unguarded: float = 0.0
     closed: bool = False
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def free(self) -> float:

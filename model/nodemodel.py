@@ -264,21 +264,22 @@ class _ResourceModel:
     def _estimate(
         self, name: str, strategy: Strategy, observed: Observation, peak: float, node: NodeState | None
     ) -> Estimate:
-        threshold = strategy.update(observed)
+        usage, publication = observed.window.current, self.publications[name]
+        threshold, config = strategy.update(observed), usage.config
         tier0 = self.resource.tier0(threshold)
         # Six digits keep any configuration and remove the error of binary fractions.
-        free = round(max(0.0, observed.config - tier0), 6)
+        free = round(max(0.0, config - tier0), 6)
         unguarded = free
         if name not in self.shared:
             self.free[name][observed.position] = free
             unguarded = min(self.free[name].values())
-        unguarded = min(unguarded, observed.config)
-        publication, usage = self.publications[name], observed.window.current
+        unguarded = min(unguarded, config)
         violated = publication.record.compare(usage, peak, follows=observed.follows, contended=observed.contended)
-        published, closed, limits = unguarded, False, dict[str, float]()
+        published, closed = unguarded, False
+        limits: Mapping[str, float] = {}
         if node is not None:
             # A threshold above the capacity is less than nothing free.
-            guarded = publication.guards.update(min(unguarded, observed.config - tier0), node, usage.booked_now)
+            guarded = publication.guards.update(min(unguarded, config - tier0), node, usage.booked_now)
             published, closed, limits = round(guarded.free, 6), guarded.closed, dict(guarded.limits)
         publication.record.note_published(published, usage)
         return Estimate(

@@ -20,7 +20,7 @@ from .clt import moment_bound
 from .conformal import MOST_RISK as CONFORMAL_MOST_RISK
 from .conformal import STATE_FIELDS, ConformalBound, SliceObservation
 from .feedback import ResourceFeedback
-from .numerics import aggregate, percentile_of, round_up, row_percentile, zero_if_missing
+from .numerics import aggregate, known_sum, mean_of, percentile_of, round_up, row_percentile, zero_if_missing
 from .slices import PresentUsage, Resource, Window
 from .vmmoments import VmFigures, counted_scope
 
@@ -195,7 +195,7 @@ class DegreeOfAggressiveness(Strategy):
     def update(self, observation: Observation) -> float:
         config = observation.config
         threshold = observation.booked if self.threshold is None else self.threshold
-        peak = aggregate(observation.window.current.node, self.settings.aggregation).max()
+        peak = np.maximum.reduce(aggregate(observation.window.current.node, self.settings.aggregation))
         if peak < 0.95 * config:
             threshold = max(threshold - round(config / 20), -2 * config)
         else:
@@ -266,7 +266,7 @@ class ScroogeVM(Strategy):
             self.ratio = max(self.ratio - 0.1, 2.0)
         elif self.previous_mean is not None and window.mean > self.previous_mean:
             self.ratio = min(self.ratio + 0.2, 5.0)
-        mean = float(aggregate(window.current.node, self.settings.aggregation).mean())
+        mean = mean_of(aggregate(window.current.node, self.settings.aggregation))
         self.previous_mean = round_up(mean, 0.1)
         return window.mean + self.ratio * window.std
 
@@ -301,7 +301,7 @@ class ResourceCentralLike(Strategy):
         peak = observation.window.vm_percentile(self.resource.vm_peak_percentile)
         if self.resource.vm_peak_capped:
             peak = np.fmin(peak, config)
-        return float(np.nansum(np.where(np.isnan(peak), config, peak)))
+        return known_sum(np.where(np.isnan(peak), config, peak))
 
 
 @register("borg")

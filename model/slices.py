@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .lazy import computed_once
-from .numerics import BoolArray, FloatArray, aggregate, percentile_of, ranks
+from .numerics import BoolArray, FloatArray, aggregate, known_sum, mean_of, percentile_of, ranks, std_of
 
 #: A node is full when the 99th percentile of its samples reaches this share of its capacity.
 FULL_SHARE = 0.999
@@ -130,12 +130,12 @@ class Usage:
     @computed_once
     def booked(self) -> float:
         """The sum of the allocations of the VMs; unknown ones count as 0."""
-        return _known_sum(self.vm_config)
+        return known_sum(self.vm_config)
 
     @computed_once
     def booked_now(self) -> float:
         """The sum of the allocations of the VMs that are alive at the end of the slice; unknown ones count as 0."""
-        return self.booked if self.vm_alive is None else _known_sum(self.vm_config[self.vm_alive])
+        return self.booked if self.vm_alive is None else known_sum(self.vm_config[self.vm_alive])
 
     @property
     def measured(self) -> bool:
@@ -150,15 +150,12 @@ class Usage:
     @computed_once
     def mean(self) -> float:
         """Mean of the samples of the node; NaN without samples."""
-        return float(np.add.reduce(self.node)) / self.node.size if self.node.size else math.nan
+        return mean_of(self.node) if self.node.size else math.nan
 
     @computed_once
     def std(self) -> float:
         """Population standard deviation of the samples of the node; NaN without samples."""
-        if not self.node.size:
-            return math.nan
-        gaps = self.node - self.mean
-        return math.sqrt(float(np.add.reduce(gaps * gaps)) / self.node.size)
+        return std_of(self.node, self.mean) if self.node.size else math.nan
 
     @computed_once
     def vm_sums(self) -> SampleSums:
@@ -203,7 +200,8 @@ class Usage:
         most = math.ceil(_MORE_SAMPLES * size * slices)
         number = most - ranks(most, percent)[0]
         if self.vm_number is not None or number >= size:
-            return replace(self, node_demand=None, vm_demand=None)
+            has_demand = self.node_demand is not None or self.vm_demand is not None
+            return replace(self, node_demand=None, vm_demand=None) if has_demand else self
         # NaN last.
         largest = -np.partition(-self.vm_usage, number - 1, axis=1)[:, :number]
         return replace(self, vm_usage=largest, vm_number=self.vm_sums.number, node_demand=None, vm_demand=None)
@@ -227,12 +225,6 @@ class Usage:
             node_demand = np.maximum(node_demand, self.node)
         vm_demand = np.where(rows[:, None], self.vm_usage, self.vm_demand)
         return replace(self, node_demand=node_demand, vm_demand=vm_demand)
-
-
-def _known_sum(values: FloatArray) -> float:
-    """``numpy.nansum`` of few values, in a tenth of the time."""
-    total = float(np.add.reduce(values))
-    return float(np.add.reduce(np.where(np.isnan(values), 0.0, values))) if math.isnan(total) else total
 
 
 def is_full(peak: float, config: float) -> bool:
@@ -289,7 +281,10 @@ def usage_of(
 
 def padded(rows: Sequence[FloatArray]) -> FloatArray:
     """Rows of any lengths as a matrix, (v, m) float64; NaN behind the end of a row."""
-    matrix = np.full((len(rows), max((row.size for row in rows), default=0)), np.nan)
+    sizes = [row.size for row in rows]
+    if sizes and min(sizes) == max(sizes):
+        return np.array(rows, dtype=np.float64)
+    matrix = np.full((len(rows), max(sizes, default=0)), np.nan)
     for i, row in enumerate(rows):
         matrix[i, : row.size] = row
     return matrix
@@ -425,12 +420,12 @@ class Window:
     @computed_once
     def mean(self) -> float:
         """Mean of the pooled samples."""
-        return float(self.pooled.mean())
+        return mean_of(self.pooled)
 
     @computed_once
     def std(self) -> float:
         """Population standard deviation of the pooled samples."""
-        return float(self.pooled.std())
+        return std_of(self.pooled, self.mean)
 
     def vm_percentile(self, percentile: float) -> FloatArray:
         """A percentile of each present VM's samples in the window.
@@ -450,16 +445,23 @@ class Window:
         result = np.full(len(names), np.nan)
         if len(self.slices) < self.full_length or not names:
             return result
-        rows = np.array([previous_rows(present.vms, names) for present in self.slices])
+        # None: the same VMs in the same order, as in most windows.
+        rows = [None if present.vms == names else previous_rows(present.vms, names) for present in self.slices]
         # Row -1 takes the zero behind the last VM.
-        numbers = np.array([np.append(of.number, 0)[row] for of, row in zip(self.slices, rows, strict=True)])
-        (full,) = np.nonzero((numbers > 0).all(axis=0))
-        if not full.size:
+        numbers = np.array(
+            [
+                of.number if row is None else np.append(of.number, 0)[row]
+                for of, row in zip(self.slices, rows, strict=True)
+            ]
+        )
+        is_full = np.logical_and.reduce(numbers > 0, axis=0)
+        if not np.logical_or.reduce(is_full):
             return result
         reduced = [present.usage.with_largest(percentile, self.full_length).vm_usage for present in self.slices]
-        pooled = np.concatenate([values[row[full]] for values, row in zip(reduced, rows, strict=True)], axis=1)
+        chosen = [values[is_full if row is None else row[is_full]] for values, row in zip(reduced, rows, strict=True)]
         sizes = np.array([values.shape[1] for values in reduced])
-        result[full] = _percentile_of_largest(pooled, numbers[:, full], sizes, percentile)
+        pooled = np.concatenate(chosen, axis=1)
+        result[is_full] = _percentile_of_largest(pooled, numbers[:, is_full], sizes, percentile)
         return result
 
 
@@ -479,14 +481,19 @@ def _percentile_of_largest(
     percent : float
         0 to 100.
     """
-    count = numbers.sum(axis=0)
+    if percent == 100.0:
+        return np.fmax.reduce(pooled, axis=1)
+    count = np.add.reduce(numbers, axis=0)
     last = count - 1
     rank = last * (percent / 100.0)
     below = np.floor(rank).astype(np.intp)
     above = np.minimum(below + 1, last)
-    suffices = ((numbers <= sizes[:, None]) | (count - below <= sizes[:, None])).all(axis=0)
-    descending, rows = -np.sort(-pooled, axis=1), np.arange(count.size)
-    low, high = (descending[rows, np.minimum(last - at, pooled.shape[1] - 1)] for at in (below, above))
+    held = sizes[:, None]
+    suffices = np.logical_and.reduce((numbers <= held) | (count - below <= held), axis=0)
+    descending = -pooled
+    descending.sort(axis=1)
+    rows, end = np.arange(count.size), pooled.shape[1] - 1
+    low, high = (-descending[rows, np.minimum(last - at, end)] for at in (below, above))
     weight, step = rank - below, high - low
     # As in numpy: exact at both ends and monotonic in between.
     return np.where(suffices, np.where(weight < 0.5, low + step * weight, high - step * (1.0 - weight)), np.nan)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .numerics import FloatArray
+from .numerics import FloatArray, mean_of, std_of
 
 
 class StabilityDetector(Protocol):
@@ -63,10 +63,8 @@ def mean_predictor(older: FloatArray, new: FloatArray) -> bool:
     >>> mean_predictor(np.array([0.2, 0.2]), np.array([0.2, 0.9]))
     False
     """
-    expected = older.mean()
-    error_older = np.sqrt(((older - expected) ** 2).mean())
-    error_new = np.sqrt(((new - expected) ** 2).mean())
-    return bool(abs(error_older - error_new) < 0.01)
+    expected = mean_of(older)
+    return abs(std_of(older, expected) - std_of(new, expected)) < 0.01
 
 
 def within_range(older: FloatArray, new: FloatArray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ class ViolationRecord:
     def __init__(self) -> None:
         self.published = math.nan
         self.booked = 0.0
-        self.flags: list[int] = []
+        self.flags: deque[int] = deque(maxlen=RATE_SLICES)
 
     @property
     def rate(self) -> float:
@@ -63,7 +64,7 @@ class ViolationRecord:
         growth = max(0.0, usage.booked_now - self.booked)
         exceeded = is_exceeded(self.published, growth, usage.config, peak)
         violated = int(exceeded or contended or is_full(peak, usage.config))
-        self.flags = [*self.flags, violated][-RATE_SLICES:]
+        self.flags.append(violated)
         return float(violated)
 
     def note_published(self, free: float, usage: Usage) -> None:
@@ -72,7 +73,7 @@ class ViolationRecord:
 
     def state(self) -> dict[str, Any]:
         """The state as numbers and a list."""
-        return {"published": self.published, "booked": self.booked, "flags": self.flags}
+        return {"published": self.published, "booked": self.booked, "flags": list(self.flags)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the :meth:`state` of another record.
@@ -82,4 +83,4 @@ class ViolationRecord:
         KeyError
         """
         self.published, self.booked = float(state["published"]), float(state["booked"])
-        self.flags = [int(flag) for flag in state["flags"]]
+        self.flags = deque((int(flag) for flag in state["flags"]), RATE_SLICES)

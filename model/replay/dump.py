@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ..contention import waiting_vms
 from ..estimates import Estimate, NodeEstimate
@@ -25,6 +26,8 @@ _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
 _BOOKED_NOW = tuple(f"booked_now_{resource.name}" for resource in RESOURCES)
 _WAITING = "waiting_vms"
+#: Slices wait to be summarised together until they have so many samples of VMs for one resource.
+_SUMMARISED_AT_ONCE = 50_000
 #: Of a row: average, deviation, maximum and the percentiles.
 _WIDTH = 3 + len(PERCENTILES)
 
@@ -67,26 +70,75 @@ class SliceFigures(msgspec.Struct):
 
 def slice_figures(finished: Slice, estimate: NodeEstimate) -> SliceFigures:
     """The figures of a slice and of the estimate at its end."""
+    return _figures_of([(finished, estimate)])[0]
+
+
+def _figures_of(slices: Sequence[tuple[Slice, NodeEstimate]]) -> list[SliceFigures]:
+    """The figures of some slices: all nodes and all VMs are summarised together."""
+    nodes, vms = {}, {}
+    for resource in RESOURCES:
+        usages = [finished.usage(resource) for finished, _ in slices]
+        nodes[resource.name] = _rows_of([usage.node[None, :] for usage in usages])
+        vms[resource.name] = _rows_of([usage.vm_usage for usage in usages])
+    return [
+        _one_of(*one, *({name: rows[k] for name, rows in of.items()} for of in (nodes, vms)))
+        for k, one in enumerate(slices)
+    ]
+
+
+class _Rows(NamedTuple):
+    """The figures of the machines of one slice.
+
+    Attributes
+    ----------
+    table : (v, 29) float64
+        As :func:`_table` returns it.
+    number : (v,) int
+        Samples.
+    peak : (v,) float64
+        99th percentile, unrounded.
+    """
+
+    table: FloatArray
+    number: NDArray[np.intp]
+    peak: FloatArray
+
+
+def _rows_of(samples: Sequence[FloatArray]) -> list[_Rows]:
+    """The figures of the machines of some slices, (v, m) float64 each; those of one width are summarised together."""
+    rows: dict[int, _Rows] = {}
+    for width in {one.shape[1] for one in samples}:
+        places = [k for k, one in enumerate(samples) if one.shape[1] == width]
+        summary = summarise(np.concatenate([samples[k] for k in places]))
+        table, peak, end = _table(summary), summary.percentiles[PERCENTILES.index(99)], 0
+        for k in places:
+            start, end = end, end + samples[k].shape[0]
+            rows[k] = _Rows(table[start:end], summary.count[start:end], peak[start:end])
+    return [rows[k] for k in range(len(samples))]
+
+
+def _one_of(
+    finished: Slice, estimate: NodeEstimate, of_node: Mapping[str, _Rows], of_vms: Mapping[str, _Rows]
+) -> SliceFigures:
+    """The figures of one slice, from those of node and VMs by resource name."""
     node: dict[str, Any] = {"vm_list": finished.vms, "number_of_values": finished.cpu.node.size}
     node[_WAITING] = None if finished.waits is None else waiting_vms(finished.waits)
     peak: dict[str, float] = {}
     model: dict[str, dict[str, float]] = {}
     for resource in RESOURCES:
-        usage, estimates = finished.usage(resource), estimate.of(resource)
-        summary = summarise(usage.node[None, :])
-        peak[resource.name] = float(summary.percentiles[PERCENTILES.index(99), 0])
+        usage, estimates, rows = finished.usage(resource), estimate.of(resource), of_node[resource.name]
+        peak[resource.name] = float(rows.peak[0])
         node |= {f"{resource.name}_config": usage.config, f"booked_{resource.name}": usage.booked}
         node[f"booked_now_{resource.name}"] = usage.booked_now
-        node |= _named(resource, _table(summary)[0])
+        node |= _named(resource, rows.table[0])
         node[f"{resource.name}_stable_state"] = estimates.stable if usage.measured else None
         for strategy, one in estimates.by_strategy.items():
             model.setdefault(strategy, {}).update(_model_row(resource, one))
-    summaries = {resource.name: summarise(finished.usage(resource).vm_usage) for resource in RESOURCES}
     vm = _VmFigures(
         vms=finished.vms,
-        count=summaries[RESOURCES[0].name].count.tolist(),
+        count=of_vms[RESOURCES[0].name].number.tolist(),
         config={resource.name: finished.usage(resource).vm_config.tobytes() for resource in RESOURCES},
-        figures={name: _table(summary).tobytes() for name, summary in summaries.items()},
+        figures={name: rows.table.tobytes() for name, rows in of_vms.items()},
     )
     return SliceFigures(finished.end_s, node, peak, model, vm)
 
@@ -111,14 +163,30 @@ class DumpRecorder:
         self._vm_figures: list[_VmFigures] = []
         self._model: dict[str, dict[str, list[float]]] = {name: {} for name in strategies}
         self._peak: dict[str, list[float]] = {}
+        self._waiting: list[tuple[Slice, NodeEstimate]] = []
+        self._waiting_samples = 0
 
     def record(self, finished: Slice, estimate: NodeEstimate) -> None:
         """Record one slice and the estimate at its end."""
-        self.add(slice_figures(finished, estimate))
+        self.epoch.append(finished.end_s)
+        self._waiting.append((finished, estimate))
+        self._waiting_samples += finished.cpu.vm_usage.size
+        if self._waiting_samples > _SUMMARISED_AT_ONCE:
+            self._summarise()
 
     def add(self, figures: SliceFigures) -> None:
         """Record the figures of one slice."""
+        self._summarise()
         self.epoch.append(figures.end_s)
+        self._add(figures)
+
+    def _summarise(self) -> None:
+        """Record the figures of the slices that wait for it."""
+        for figures in _figures_of(self._waiting):
+            self._add(figures)
+        self._waiting, self._waiting_samples = [], 0
+
+    def _add(self, figures: SliceFigures) -> None:
         # Figures from a checkpoint of an earlier version lack it.
         lacking = {key: figures.node.get(key, math.nan) for key in _BOOKED_NOW}
         lacking[_WAITING] = figures.node.get(_WAITING)
@@ -136,6 +204,7 @@ class DumpRecorder:
         lag : int
             S: slices between two slices of the same position.
         """
+        self._summarise()
         return {
             (strategy, resource.name): History(
                 config=_array(self._node[f"{resource.name}_config"]),
@@ -152,6 +221,7 @@ class DumpRecorder:
 
     def tiers(self, strategy: str, resource: Resource) -> list[FloatArray]:
         """Three (k,) float64 arrays: tier0, tier1 and tier2 of one strategy."""
+        self._summarise()
         return [_array(self._model[strategy][f"{resource.name}_tier{i}"]) for i in range(3)]
 
     def encode(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
@@ -162,6 +232,7 @@ class DumpRecorder:
         config : mapping
             The ``config`` object; the name of the strategy is added.
         """
+        self._summarise()
         shared = self._encode_shared()
         for strategy in self.strategies:
             head = {"config": {**config, "strategy": strategy}, "model": self._model[strategy]}
@@ -176,6 +247,7 @@ class DumpRecorder:
         return _opened(self._head_of_all(config)), self._encode_shared(by_percentile=True)
 
     def _head_of_all(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        self._summarise()
         first, *others = self.strategies
         head: dict[str, Any] = {"config": {**config, "strategy": first}, "model": self._model[first]}
         if others:

@@ -8,11 +8,9 @@ import numpy as np
 
 from ..contention import WAIT_SHARES, waiting_vms
 from ..estimates import NodeEstimate
-from ..numerics import FloatArray, percentile_of
+from ..numerics import FloatArray
 from ..slices import CPU, RESOURCES, Slice
 from .scoring import History
-
-_PEAK_PERCENTILE = 99
 
 
 class HistoryRecorder:
@@ -45,7 +43,7 @@ class HistoryRecorder:
         self._waiting.append(None if finished.waits is None else waiting_vms(finished.waits))
         for resource in RESOURCES:
             usage = finished.usage(resource)
-            self._node[resource.name].append((usage.config, usage.booked, _peak(usage.node)))
+            self._node[resource.name].append((usage.config, usage.booked, usage.peak))
             for strategy, one in estimate.of(resource).by_strategy.items():
                 self._model[strategy, resource.name].append((one.free, one.published))
 
@@ -66,12 +64,6 @@ class HistoryRecorder:
             waited = waiting if name == CPU.name else None
             result[strategy, name] = History(config, booked, peak, free, published, lag, waited)
         return result
-
-
-def _peak(samples: FloatArray) -> float:
-    """The 99th percentile of the samples of a slice; NaN without any."""
-    present = samples[~np.isnan(samples)]
-    return percentile_of(present, _PEAK_PERCENTILE) if present.size else np.nan
 
 
 def waiting_minutes(vms: Sequence[Sequence[float] | None], epoch: Sequence[float]) -> FloatArray | None:

@@ -20,6 +20,7 @@ from .scoring import History
 from .trace import Trace
 
 SliceSubscriber = Callable[[Slice, NodeEstimate], None]
+Progress = Callable[[Iterable[Slice], int], Iterable[Slice]]
 
 
 class Replay:
@@ -46,16 +47,26 @@ class Replay:
         self.recorder = DumpRecorder(settings.strategies, trace.vms)
         self._model = NodeModel(self.settings, detectors, turn_of(trace.config.node_name))
 
-    def run_for_histories(self) -> dict[tuple[str, str], History]:
-        """Replay the trace, once, without recording dumps; the input of the scores, by strategy and resource name."""
+    def run_for_histories(
+        self,
+        *on_slice: SliceSubscriber,
+        progress: Progress = lambda slices, _total: slices,
+    ) -> dict[tuple[str, str], History]:
+        """Replay the trace, once, without recording dumps; the input of the scores, by strategy and resource name.
+
+        Parameters
+        ----------
+        *on_slice, progress
+            As of :meth:`run`.
+        """
         recorder = HistoryRecorder(self.settings.strategies)
-        self._run([recorder.record], lambda slices, _total: slices)
+        self._run([recorder.record, *on_slice], progress)
         return recorder.histories(self.trace.config.positions)
 
     def run(
         self,
         *on_slice: SliceSubscriber,
-        progress: Callable[[Iterable[Slice], int], Iterable[Slice]] = lambda slices, _total: slices,
+        progress: Progress = lambda slices, _total: slices,
     ) -> Replay:
         """Replay the trace, once.
 
@@ -69,9 +80,7 @@ class Replay:
         self._run([self.recorder.record, *on_slice], progress)
         return self
 
-    def _run(
-        self, subscribers: Sequence[SliceSubscriber], progress: Callable[[Iterable[Slice], int], Iterable[Slice]]
-    ) -> None:
+    def _run(self, subscribers: Sequence[SliceSubscriber], progress: Progress) -> None:
         # Samples that no machine has overflow to infinity, which is null in the dump.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for finished in progress(self.trace.slices(), len(self.trace)):

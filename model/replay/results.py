@@ -94,9 +94,12 @@ class Results:
         }
 
 
-def replay_results(name: str, node_name: str, replay: Replay) -> Results:
-    """The outcome of a replay that has just run."""
-    return Results(name, node_name, np.array(replay.recorder.epoch), replay.histories(), replay.settings.guarded)
+def replay_results(
+    name: str, node_name: str, replay: Replay, histories: Mapping[tuple[str, str], History] | None = None
+) -> Results:
+    """The outcome of a replay that has just run; its histories are those of its dumps unless they are given."""
+    histories = replay.histories() if histories is None else histories
+    return Results(name, node_name, np.array(replay.trace.epoch), histories, replay.settings.guarded)
 
 
 def load_results(folder: str | Path) -> Results:

@@ -40,7 +40,7 @@ def published(free: float, usage: Usage) -> ViolationRecord:
 def test_slice_is_violated_when_less_was_left_or_the_node_was_full(free: float, peak: float, violated: float) -> None:
     record = published(free, booked(8))
     assert record.compare(booked(8), peak, follows=True) == violated
-    assert (record.rate, record.flags) == (violated, [int(violated)])
+    assert (record.rate, list(record.flags)) == (violated, [int(violated)])
 
 
 def test_growth_of_what_is_booked_uses_the_published_figure() -> None:
@@ -58,7 +58,7 @@ def test_nothing_is_compared_without_a_figure_before() -> None:
     assert math.isnan(record.compare(booked(8), 25.0, follows=True))
     record.note_published(4.0, booked(8))
     assert math.isnan(record.compare(booked(8), 25.0, follows=False))
-    assert record.flags == []
+    assert not record.flags
 
 
 def test_rate_covers_the_last_slices() -> None:
