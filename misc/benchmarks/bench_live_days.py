@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,20 @@ class _Fleet:
 def _store(folder: Path, url: str) -> SqliteStore | InfluxStore:
     if url == "none":
         return SqliteStore(folder / "store.sqlite", 1e12)
-    return InfluxStore(InfluxSettings(url, TOKEN, ORG, BUCKET, 30.0))
+    return InfluxStore(_influx_settings(url))
 
 
-def _estimator(folder: Path, fleet: _Fleet, store: object, number: int) -> tuple[Scheduler, CheckpointFile]:
+def _influx_settings(url: str) -> InfluxSettings:
+    return InfluxSettings(url, TOKEN, ORG, BUCKET, 30.0)
+
+
+def _estimator(
+    folder: Path, fleet: _Fleet, store: object, number: int, url: str = "none"
+) -> tuple[Scheduler, CheckpointFile]:
     settings = settings_of(folder, fleet.names, _CALENDAR, _HISTORICAL)
+    if url != "none":
+        # The number of threads depends on it.
+        settings = replace(settings, store=replace(settings.store, influx=_influx_settings(url)))
     model = ModelSettings(_HISTORICAL, tuple(STRATEGIES), positions=_POSITIONS, guarded=True)
     checkpoints = CheckpointFile(settings.checkpoint_path, {}, _HISTORICAL + 1, 1).open()
     publishers = {"status file": StatusFile(settings.status, 3600)}
@@ -194,7 +204,7 @@ def _fill(folder: Path, fleet: _Fleet, *, whole: bool) -> int:
 
 
 def _measure(folder: str, fleet: _Fleet, url: str) -> int:
-    return timed(*_estimator(Path(folder, "copy"), fleet, _store(Path(folder), url), _LAST), None)
+    return timed(*_estimator(Path(folder, "copy"), fleet, _store(Path(folder), url), _LAST, url), None)
 
 
 if __name__ == "__main__":
