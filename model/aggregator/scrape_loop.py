@@ -33,18 +33,24 @@ _LONGEST_INTERVAL_S = 3600.0
 _STALE_DELAYS = 3
 _STALE_S = 15.0
 
+#: Pages of a node are cheap while none took longer, each counting less with every one that follows; and are small.
+_CHEAP_S, _UNKNOWN_COST_S = 0.005, 0.01
+_FORGOTTEN = 0.8
+_CHEAP_BYTES = 2**18
+
 
 @dataclass(slots=True)
 class ScrapeLoop:
     """Scrapes a node, computes rates, detects a stale page, and scrapes a node less often that costs too much.
 
-    Pages are read and samples are encoded in the pool, a scrape at a time: the state of the node needs no lock.
+    Pages are read and samples are encoded a scrape at a time, so that the state of the node needs no lock: in the pool,
+    or at once where that is cheap.
 
     Parameters
     ----------
     scraper : Scraper
     put : callable
-        Called with each sample in a thread of the pool; must not block.
+        Called with each sample, in a thread of the pool or in the event loop; must not block.
     pool : WorkerPool
     metrics : AggregatorMetrics
     problems : ProblemLog
@@ -72,6 +78,7 @@ class ScrapeLoop:
     _throttle: Throttle = field(init=False)
     _pause_s: float = field(init=False, default=0.0)
     _cpu_s: float = field(init=False, default=0.0)
+    _recent_s: float = field(init=False, default=_UNKNOWN_COST_S)
 
     def __post_init__(self) -> None:
         self._rates = NodeRates(self.node, lambda: self.recall(self.node))
@@ -113,7 +120,9 @@ class ScrapeLoop:
         try:
             pages = await self.scraper.request()
             flooded = pages.flooded
-            scrape = await self.pool.run(lambda: self._measure(pages))
+            scrape = (
+                self._measure(pages) if self._is_cheap(pages) else await self.pool.run(lambda: self._measure(pages))
+            )
             self._follow_delay(scrape)
             self._refuse_stale_page(scrape)
             self.problems.resolve(self.node)
@@ -137,13 +146,23 @@ class ScrapeLoop:
         self._charge(self._cpu_s + self.scraper.received_s - start_cpu_s, flooded)
         return succeeded
 
+    def _is_cheap(self, pages: Pages) -> bool:
+        """Whether pages are processed at once: to hand them to another thread costs a fifth of what cheap ones cost.
+
+        They are small, and no recent ones of the node took long. So a node that sends a costly page after cheap ones
+        delays the others once.
+        """
+        return self._recent_s < _CHEAP_S and pages.size <= _CHEAP_BYTES
+
     def _measure(self, pages: Pages) -> Scrape:
         """Process pages in this thread, and add its CPU time to that of the node."""
         start_s = time.thread_time()
         try:
             return self._process(pages)
         finally:
-            self._cpu_s += time.thread_time() - start_s
+            cost_s = time.thread_time() - start_s
+            self._cpu_s += cost_s
+            self._recent_s = max(cost_s, _FORGOTTEN * self._recent_s)
 
     def _process(self, pages: Pages) -> Scrape:
         scrape = self.scraper.read(pages)

@@ -75,6 +75,11 @@ class Pages:
     libvirt: Page | ScrapeError | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes of all pages."""
+        return len(self.node.body) + (len(self.libvirt.body) if isinstance(self.libvirt, Page) else 0)
+
+    @property
     def flooded(self) -> bool:
         """Whether the libvirt exporter sent more than a scrape may take."""
         return isinstance(self.libvirt, ScrapeError) and self.libvirt.flooded

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -90,6 +91,8 @@ class Aggregator:
 
     def __init__(self, settings: AggregatorSettings, clock: Clock) -> None:
         self.samples: defaultdict[str, list[ScrapeSample]] = defaultdict(list)
+        #: Of the thread that processed the last page of any node.
+        self.thread = ""
         self.registry = CollectorRegistry()
         self._clock = clock
         self._loop = asyncio.new_event_loop()
@@ -102,6 +105,7 @@ class Aggregator:
 
     def _put(self, sample: ScrapeSample) -> None:
         self.samples[sample.node].append(sample)
+        self.thread = threading.current_thread().name
 
     def run(self, rounds: int = 1, step_s: float = 1.0) -> None:
         async def scrape() -> None:
@@ -190,6 +194,36 @@ def test_failing_node_does_not_affect_others(
             assert failures == 3, fault
             assert up == 0, fault
             assert len(records) == 1, fault  # a lasting problem is logged once
+
+
+def test_page_is_processed_in_a_thread_of_its_own_unless_those_before_it_were_cheap(
+    clock: Clock, aggregate: Aggregate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"cost": 0.0, "used": 0.0}
+
+    def thread_time() -> float:
+        seconds["used"] += seconds["cost"]
+        return seconds["used"]
+
+    with in_thread(Plan(workers=1, vms=4, probe_delay_ms=0), clock=clock) as fakes:
+        aggregator = aggregate(settings(stubs_of(fakes)))
+        monkeypatch.setattr("model.aggregator.scrape_loop.time.thread_time", thread_time)
+        threads = []
+        # Of four ms, an expensive one, and of four ms again.
+        for cost_s in [0.004] * 10 + [0.1] + [0.004] * 20:
+            seconds["cost"] = cost_s
+            aggregator.run()
+            threads.append(aggregator.thread.startswith("page"))
+        # The expensive one delays others once; those after it do not, although they are cheap.
+        assert threads == [True] * 4 + [False] * 7 + [True] * 14 + [False] * 6
+
+
+def test_large_page_is_processed_in_a_thread_of_its_own(clock: Clock, aggregate: Aggregate) -> None:
+    with in_thread(Plan(workers=1, vms=150, probe_delay_ms=0), clock=clock) as fakes:
+        aggregator = aggregate(settings(stubs_of(fakes)))
+        for _ in range(12):
+            aggregator.run()
+            assert aggregator.thread.startswith("page")
 
 
 def test_scrape_that_hangs_does_not_delay_others_or_the_stop(fakes: FakeWorkers) -> None:
