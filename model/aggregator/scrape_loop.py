@@ -35,7 +35,7 @@ _STALE_S = 15.0
 
 #: Pages of a node are cheap while none took longer, each counting less with every one that follows; and are small.
 _CHEAP_S, _UNKNOWN_COST_S = 0.005, 0.01
-_FORGOTTEN = 0.8
+_FORGOTTEN = 0.5
 _CHEAP_BYTES = 2**18
 
 
