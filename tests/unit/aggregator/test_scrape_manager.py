@@ -215,7 +215,7 @@ def test_page_is_processed_in_a_thread_of_its_own_unless_those_before_it_were_ch
             aggregator.run()
             threads.append(aggregator.thread.startswith("page"))
         # The expensive one delays others once; those after it do not, although they are cheap.
-        assert threads == [True] * 4 + [False] * 7 + [True] * 14 + [False] * 6
+        assert threads == [True] * 2 + [False] * 9 + [True] * 5 + [False] * 15
 
 
 def test_large_page_is_processed_in_a_thread_of_its_own(clock: Clock, aggregate: Aggregate) -> None:
