@@ -39,6 +39,9 @@ LOG = logging.getLogger("scroogevm.estimator")
 #: computed, and more jobs only wait for each other.
 _THREADS, _THREADS_EMBEDDED = 8, 2
 
+#: For how long nodes that finish are gathered, for each node.
+_GATHER_S = 1e-4
+
 #: The clock is read at least this often: it may jump.
 _TICK_S = 1.0
 
@@ -137,6 +140,8 @@ class Scheduler:
                 if not self._awaits_first_checks(started):
                     self._publish(due)
                 await _first_of(stopped, finished, timeout_s=self._pause_s(due))
+                # Each round looks at all nodes. One for every node that finishes would take a sixth of a slice end.
+                await asyncio.wait({stopped}, timeout=_GATHER_S * len(self._nodes))
                 finished.clear()
                 if not self._awaits_first_checks(started):
                     self._publish(self._slice_clock.due())
