@@ -18,6 +18,10 @@ _SATURATED = 0.95
 #: The own part of a node may grow by this share of its capacity at any time.
 _MARGIN = 0.02
 
+#: The own part is the median of so many comparisons, of two the lower one: node and VMs are not read at the same time.
+#: A single one that is too low would contradict all that follow, and one that is too high would hide what vanishes.
+_OWNS = 3
+
 
 #: Usage of VMs that is too small to be missed, cores and MB, and the share of it by which the node's own part may grow:
 #: a VM leaves the memory that it shares with others.
@@ -27,7 +31,7 @@ MEMORY_LOSS = (256.0, 0.9)
 
 @dataclass(slots=True)
 class Attribution:
-    """One resource of a node: its own part, and the usage of each VM, when they agreed last.
+    """One resource of a node: its own part, and the usage of each VM, when both agreed last.
 
     Parameters
     ----------
@@ -39,7 +43,7 @@ class Attribution:
 
     noise: float
     share: float
-    _own: float | None = None
+    _owns: tuple[float, ...] = ()
     _usage: dict[str, float] = field(default_factory=dict)
 
     def lacks(self, usage: Mapping[str, float | None]) -> bool:
@@ -64,14 +68,16 @@ class Attribution:
             return True
         if node is None or node > _SATURATED * capacity:
             return None
-        own = node - sum(now.values())
-        return self._own is None or own - self._own <= max(self.share * lost, _MARGIN * capacity + self.noise)
+        if not self._owns:
+            return True
+        growth = node - sum(now.values()) - sorted(self._owns)[(len(self._owns) - 1) // 2]
+        return growth <= max(self.share * lost, _MARGIN * capacity + self.noise)
 
     def accept(self, node: float | None, usage: Mapping[str, float | None]) -> None:
         """Compare with this state from now on; nothing happens while the usage of the node is unknown."""
         if node is not None:
             self._usage = self._now(usage)
-            self._own = node - sum(self._usage.values())
+            self._owns = (*self._owns[1 - _OWNS :], node - sum(self._usage.values()))
 
     def _now(self, usage: Mapping[str, float | None]) -> dict[str, float]:
         """The usage of the VMs on the page; one that is unknown is taken to be as before."""

@@ -19,10 +19,12 @@ from model.slices import RESOURCES
 from model.store.prometheus import PrometheusStore
 from model.store.sqlite import SqliteStore
 from tests.support.prometheus import OpenMetrics, prometheus_server, settings_of
-from tests.unit.estimator.support import FIRST, SLICE_S, LiveRun, settings_for
+from tests.unit.estimator.support import SLICE_S, LiveRun, settings_for
 
 NODES = ("w0", "w1")
 SCRAPE_S = 2
+#: In November 2025: the usage of simulated workers depends on the time.
+FIRST = 29_400_000
 NUMBERS = range(FIRST, FIRST + 30)
 #: Slices that a figure depends on: two scopes of three.
 WINDOW = 6

@@ -495,6 +495,32 @@ def test_vm_that_was_busy_is_gone_where_the_memory_of_the_node_does_not_show_it(
     assert problems_of(*pages, busy) == ["vms"]
 
 
+def usual_pages() -> list[Scrape]:
+    """A node that uses 0.25 cores of its own, and its VMs 1 and 0.5; its memory is unknown."""
+    pages = [node_with(k * 5000, k * 8.75, a=k * 5, b=k * 2.5) for k in range(1, 4)]
+    for page in pages:
+        del page.node["memory_available"]
+    return pages
+
+
+def test_page_of_a_node_that_is_late_once_contradicts_none_of_those_that_follow() -> None:
+    """The VMs seem to use more than the node in one page; in the next one a VM uses 0.3 cores less."""
+    late = node_with(20_000, 26.25 + 6, a=20, b=10)
+    less = node_with(25_000, 26.25 + 6 + 7.25, a=25, b=11)
+    assert problems_of(*usual_pages(), late, less) == []
+    assert last(*usual_pages(), late, less).domains["b"]["cpu_usage"] == pytest.approx(0.2)
+
+
+def test_vm_that_vanishes_after_a_page_of_a_node_that_is_early_is_unknown() -> None:
+    """The node seems to use 0.75 cores more of its own in one page, which is more than the VM that vanishes used."""
+    early = node_with(20_000, 26.25 + 12.5, a=20, b=10)
+    hidden, gone = (node_with(25_000, 26.25 + 12.5 + used_s, a=25) for used_s in (8.75, 6.25))
+    for page in (early, hidden, gone):
+        del page.node["memory_available"]
+    assert problems_of(*usual_pages(), early, hidden) == ["vms"]
+    assert problems_of(*usual_pages(), early, gone) == []
+
+
 def test_last_vm_of_a_node_with_load_of_its_own_may_leave() -> None:
     pages = [node_with(5000, 10, a=5), node_with(10_000, 20, a=7)]  # 1.6 cores of its own
     assert last(*pages, node_with(15_000, 28)).fields["oc_cpu"] == 0.0
