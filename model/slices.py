@@ -187,9 +187,13 @@ class Usage:
             In a window.
         """
         key = f"{percent} {slices}"
-        if key not in self._largest:
-            self._largest[key] = self._with_largest(percent, slices)
-        return self._largest[key]
+        if key in self._largest:
+            return self._largest[key]
+        largest = self._with_largest(percent, slices)
+        # A reference to itself would keep it in memory until the next garbage collection.
+        if largest is not self:
+            self._largest[key] = largest
+        return largest
 
     @computed_once
     def _largest(self) -> dict[str, Usage]:

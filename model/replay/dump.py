@@ -26,7 +26,7 @@ _PERCENTILE_KEYS = tuple(str(percentile) for percentile in PERCENTILES)
 _FIGURES = ("avg", "std", "max", "percentile")
 _BOOKED_NOW = tuple(f"booked_now_{resource.name}" for resource in RESOURCES)
 _WAITING = "waiting_vms"
-#: Slices wait to be summarised together until they have so many samples of VMs for one resource.
+#: Slices wait to be summarised together until they have so many samples of one resource.
 _SUMMARISED_AT_ONCE = 50_000
 #: Of a row: average, deviation, maximum and the percentiles.
 _WIDTH = 3 + len(PERCENTILES)
@@ -170,7 +170,7 @@ class DumpRecorder:
         """Record one slice and the estimate at its end."""
         self.epoch.append(finished.end_s)
         self._waiting.append((finished, estimate))
-        self._waiting_samples += finished.cpu.vm_usage.size
+        self._waiting_samples += finished.cpu.node.size + finished.cpu.vm_usage.size
         if self._waiting_samples > _SUMMARISED_AT_ONCE:
             self._summarise()
 
