@@ -54,6 +54,8 @@ def _run_pool(
 
     # For the workers: what one of their threads frees, the others can use.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+    # For joblib's process that removes what an interruption leaves: it would warn that something was left.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     # After an interruption it is clear that unfinished tasks are lost.
     warnings.filterwarnings("ignore", ".* tasks which were still being processed", UserWarning)
     # With one job joblib runs tasks in this process, which a task could then end.
