@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from statistics import median_low
 from typing import NamedTuple
 
 #: On a node that is busier than this, other load takes what VMs leave: its own part may grow by that.
@@ -70,7 +71,7 @@ class Attribution:
             return None
         if not self._owns:
             return True
-        growth = node - sum(now.values()) - sorted(self._owns)[(len(self._owns) - 1) // 2]
+        growth = node - sum(now.values()) - median_low(self._owns)
         return growth <= max(self.share * lost, _MARGIN * capacity + self.noise)
 
     def accept(self, node: float | None, usage: Mapping[str, float | None]) -> None:
@@ -84,7 +85,7 @@ class Attribution:
         return {name: self._usage.get(name, 0.0) if used is None else used for name, used in usage.items()}
 
 
-class Usage(NamedTuple):
+class ResourceUsage(NamedTuple):
     """What a node and its VMs use of one resource, in the unit of the resource; None where it is unknown.
 
     Attributes
@@ -122,12 +123,12 @@ class NodeAttribution:
         """One that accepts other states from now on."""
         return NodeAttribution(replace(self.cpu), replace(self.memory))
 
-    def accept(self, cpu: Usage, memory: Usage) -> None:
+    def accept(self, cpu: ResourceUsage, memory: ResourceUsage) -> None:
         """Compare with this state from now on."""
         self.cpu.accept(cpu.node, cpu.vms)
         self.memory.accept(memory.node, memory.vms)
 
-    def compare(self, cpu: Usage, memory: Usage) -> Unknown:
+    def compare(self, cpu: ResourceUsage, memory: ResourceUsage) -> Unknown:
         """What a page leaves unknown; what it does not leave unknown is compared with from now on.
 
         A VM that used CPU time or memory has left when the node uses less of it. One resource alone does not show that

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from ..attribution import NodeAttribution, Unknown, Usage
+from ..attribution import NodeAttribution, ResourceUsage, Unknown
 from ..machine_table import TableLayout
 from ..samples import Contention, Metrics, Scrape, ScrapeSample
 from .confirmation import TOLERANCE, CpuGrowth, confirm_cpu
@@ -209,11 +209,11 @@ class NodeRates:
             problems.append(Unconfirmed("cpu_vms", message))
 
 
-def _usages(fields: Metrics, vms: DomainColumns | Mapping[str, Metrics]) -> tuple[Usage, Usage]:
+def _usages(fields: Metrics, vms: DomainColumns | Mapping[str, Metrics]) -> tuple[ResourceUsage, ResourceUsage]:
     """What a node and its VMs use of CPU and memory."""
     return (
-        Usage(fields.get("cpu_usage"), _known(vms, "cpu_usage"), fields.get("cpu", 0.0)),
-        Usage(fields.get("mem_usage"), _known(vms, "mem_rss"), fields.get("mem", 0.0)),
+        ResourceUsage(fields.get("cpu_usage"), _known(vms, "cpu_usage"), fields.get("cpu", 0.0)),
+        ResourceUsage(fields.get("mem_usage"), _known(vms, "mem_rss"), fields.get("mem", 0.0)),
     )
 
 

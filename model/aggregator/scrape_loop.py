@@ -35,7 +35,7 @@ _STALE_S = 15.0
 
 #: Pages of a node are cheap while none took longer, each counting less with every one that follows; and are small.
 _CHEAP_S, _UNKNOWN_COST_S = 0.005, 0.01
-_FORGOTTEN = 0.5
+_REMEMBERED = 0.5
 _CHEAP_BYTES = 2**18
 
 
@@ -162,7 +162,7 @@ class ScrapeLoop:
         finally:
             cost_s = time.thread_time() - start_s
             self._cpu_s += cost_s
-            self._recent_s = max(cost_s, _FORGOTTEN * self._recent_s)
+            self._recent_s = max(cost_s, _REMEMBERED * self._recent_s)
 
     def _process(self, pages: Pages) -> Scrape:
         scrape = self.scraper.read(pages)

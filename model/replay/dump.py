@@ -163,15 +163,15 @@ class DumpRecorder:
         self._vm_figures: list[_VmFigures] = []
         self._model: dict[str, dict[str, list[float]]] = {name: {} for name in strategies}
         self._peak: dict[str, list[float]] = {}
-        self._waiting: list[tuple[Slice, NodeEstimate]] = []
-        self._waiting_samples = 0
+        self._pending: list[tuple[Slice, NodeEstimate]] = []
+        self._pending_samples = 0
 
     def record(self, finished: Slice, estimate: NodeEstimate) -> None:
         """Record one slice and the estimate at its end."""
         self.epoch.append(finished.end_s)
-        self._waiting.append((finished, estimate))
-        self._waiting_samples += finished.cpu.node.size + finished.cpu.vm_usage.size
-        if self._waiting_samples > _SUMMARISED_AT_ONCE:
+        self._pending.append((finished, estimate))
+        self._pending_samples += finished.cpu.node.size + finished.cpu.vm_usage.size
+        if self._pending_samples > _SUMMARISED_AT_ONCE:
             self._summarise()
 
     def add(self, figures: SliceFigures) -> None:
@@ -182,9 +182,9 @@ class DumpRecorder:
 
     def _summarise(self) -> None:
         """Record the figures of the slices that wait for it."""
-        for figures in _figures_of(self._waiting):
+        for figures in _figures_of(self._pending):
             self._add(figures)
-        self._waiting, self._waiting_samples = [], 0
+        self._pending, self._pending_samples = [], 0
 
     def _add(self, figures: SliceFigures) -> None:
         # Figures from a checkpoint of an earlier version lack it.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..attribution import NodeAttribution, Unknown, Usage
+from ..attribution import NodeAttribution, ResourceUsage, Unknown
 from ..numerics import BoolArray, FloatArray
 from ..samples import DomainHistory, Period, Samples
 from .prometheus_contention import checked_domain_waits, checked_node_waits
@@ -421,7 +421,9 @@ def _attribute(rows: NodeRows, domains: DomainRows, before: Agreed) -> Agreed:
             agreed = Agreed(attribution.copy(), last_s)
         last_s = float(rows.time_s[i])
         node_usage, cores, node_memory, size = (None if math.isnan(of[i]) else of[i] for of in node)
-        unknown = attribution.compare(Usage(node_usage, used, cores or 0.0), Usage(node_memory, held, size or 0.0))
+        unknown = attribution.compare(
+            ResourceUsage(node_usage, used, cores or 0.0), ResourceUsage(node_memory, held, size or 0.0)
+        )
         if unknown is Unknown.VMS:
             domains.known[i] = False
             domains.present[:, i] = False
