@@ -10,11 +10,14 @@ from ..common.threads import map_until
 from ..store.base import StoreRefused
 from ..store.factory import check_store, store_name
 from ..store.settings import StoreSettings
-from .host import HostUnavailable
+from .guests import HostSnapshot, observe_all
+from .host import Host, HostUnavailable
 from .settings import BallooningSettings
 
 #: Hosts that are queried at the same time.
 _AT_ONCE = 16
+#: A host that omits statistics of a guest is queried again: at most this often, after this pause.
+_MORE_QUERIES, _PAUSE_S = 4, 0.1
 
 Row = tuple[str, bool, str]
 
@@ -52,14 +55,25 @@ def _host_check(timeout_s: float) -> Callable[[str], tuple[bool, str]]:
     def check(uri: str) -> tuple[bool, str]:
         host = Hypervisor(uri, timeout_s)
         try:
-            guests = host.guests().values()
+            snapshot = _observe(host)
         except HostUnavailable as error:
             return False, str(error)
         except Exception as error:
             return False, f"{type(error).__name__}: {error}"
         finally:
             host.close()
-        reporting = sum(guest.reports for guest in guests)
-        return True, f"guests running: {len(guests)}, with balloon statistics: {reporting}"
+        reporting = sum(one.guest.reports for one in snapshot.guests.values())
+        return True, f"guests running: {len(snapshot.guests)}, with balloon statistics: {reporting}"
 
     return check
+
+
+def _observe(host: Host) -> HostSnapshot:
+    """The guests of a host; statistics that it omits are requested again."""
+    snapshot = observe_all(None, host.guests(), time.time(), time.monotonic())
+    for _ in range(_MORE_QUERIES):
+        if not any(one.guest.omitted for one in snapshot.guests.values()):
+            break
+        time.sleep(_PAUSE_S)
+        snapshot = observe_all(snapshot, host.guests(), time.time(), time.monotonic())
+    return snapshot

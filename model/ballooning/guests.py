@@ -76,6 +76,15 @@ class Guest:
         """Whether the guest has reported its free and its total memory."""
         return self.reported_s > 0 and math.isfinite(self.available_mb - self.unused_mb)
 
+    @property
+    def omitted(self) -> bool:
+        """Whether the host left the statistics out of its answer.
+
+        libvirt does so while another query of the guest runs, such as an exporter's. Otherwise its answer has the
+        resident memory, also for a guest without a balloon.
+        """
+        return math.isnan(self.rss_mb)
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedGuest:
@@ -127,8 +136,10 @@ class HostSnapshot:
 
     @property
     def settled(self) -> bool:
-        """Whether statistics of every guest that reports were observed to change."""
-        return not any(one.guest.reports and math.isinf(one.fresh_s) for one in self.guests.values())
+        """Whether the host answered for every guest, and statistics of every guest that reports were seen to change."""
+        return not any(
+            one.guest.omitted or (one.guest.reports and math.isinf(one.fresh_s)) for one in self.guests.values()
+        )
 
 
 def observe_all(

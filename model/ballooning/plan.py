@@ -121,6 +121,7 @@ def skip_reason(observed: ObservedGuest, metrics: GuestUsage, grace_until_s: flo
         (not math.isfinite(metrics.usage_mb), "the store has no mem_usage for it"),
         (not math.isfinite(metrics.rss_mb), "the store has no mem_rss for it"),
         (not metrics.age_s <= max_age_s, f"its last stored sample is {metrics.age_s:.0f} s old"),
+        (guest.omitted, "its host was busy with other queries of it and omitted its balloon statistics"),
         (not guest.reports, "no balloon statistics: the guest has no balloon driver or no statistics period"),
         (now_s - observed.fresh_s > rules.stats_age_s, "its balloon statistics do not change"),
         (now_s - observed.swapped_at_s < rules.quiet_s, "it swaps"),

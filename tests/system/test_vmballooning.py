@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 import libvirt
 import pytest
 
+from model.ballooning.hypervisor import Hypervisor
 from model.samples import ScrapeSample
 from model.store.sqlite import SqliteStore
 from tests.conftest import ROOT, bare_environment
@@ -258,6 +260,41 @@ def test_dry_run_prints_an_action_for_each_guest_and_changes_nothing(
 
 
 # --- no guest stays squeezed ---------------------------------------------------------------------------
+
+
+def test_statistics_that_a_busy_host_omits_are_not_those_of_a_guest_without_balloon(
+    host: Host, guests: dict[str, Guest]
+) -> None:
+    """libvirt answers without the statistics of a guest while another query of it runs, here that of an exporter."""
+    stop, hypervisor = threading.Event(), Hypervisor(host.uri, 10)
+
+    def query() -> None:
+        with host.connection() as connection:
+            domain = connection.lookupByName("vm-a")
+            while not stop.is_set():
+                domain.memoryStats()
+            del domain
+
+    def answers() -> dict[str, Any]:
+        return {guest.name: guest for guest in hypervisor.guests().values()}
+
+    def silent_answer() -> Any:
+        guest = answers()["vm-a"]
+        return guest if math.isnan(guest.reported_s) else None
+
+    with contextlib.closing(hypervisor):
+        quiet = answers()
+        assert (quiet["vm-a"].omitted, quiet["vm-a"].reports) == (False, True)
+        assert (quiet["driverless"].omitted, quiet["driverless"].reports) == (False, False)
+        queries = [threading.Thread(target=query) for _ in range(2)]
+        for thread in queries:
+            thread.start()
+        try:
+            assert wait_for(silent_answer).omitted
+        finally:
+            stop.set()
+            for thread in queries:
+                thread.join()
 
 
 def test_guest_of_a_killed_daemon_is_restored_at_the_next_start(env: Environment, hoarder: Guest, stored: None) -> None:

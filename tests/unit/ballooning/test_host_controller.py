@@ -272,6 +272,27 @@ def finish(site: Site, controller: HostController) -> None:
     assert site.journal.sessions() == {}
 
 
+def test_plan_waits_for_statistics_that_the_busy_host_omitted(site: Site) -> None:
+    """libvirt omits them while another query of the guest runs: that is no guest without a balloon."""
+
+    class Busy(FakeHost):
+        omits = True
+
+        def guests(self) -> dict[str, Guest]:
+            answer = super().guests()
+            return {uuid: Guest(uuid, "b", 4096.0, 4096.0) for uuid in answer} if self.omits else answer
+
+    host = Busy(FULL)
+    controller = squeezing(site, host)
+    controller.step()
+    assert controller.pause_s() < 1  # not settled
+    host.omits = False
+    for _ in range(2):
+        controller.step()
+    assert host.requests
+    assert site.journal.sessions()["u2"].name == "b"
+
+
 def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
