@@ -49,6 +49,8 @@ class Attribution:
 
     def lacks(self, usage: Mapping[str, float | None]) -> bool:
         """Whether a VM is missing that used something when both agreed last."""
+        if self._usage.keys() <= usage.keys():
+            return False
         return any(name not in usage and used > self.noise for name, used in self._usage.items())
 
     def agrees(self, node: float | None, usage: Mapping[str, float | None], capacity: float) -> bool | None:
@@ -64,7 +66,7 @@ class Attribution:
             Of the node.
         """
         now = self._now(usage)
-        lost = sum(max(0.0, before - now.get(name, 0.0)) for name, before in self._usage.items())
+        lost = sum([before - used for name, before in self._usage.items() if (used := now.get(name, 0.0)) < before])
         if lost <= self.noise:
             return True
         if node is None or node > _SATURATED * capacity:

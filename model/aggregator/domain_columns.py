@@ -33,7 +33,10 @@ class DomainColumns:
         """A field by domain; None where a domain lacks it."""
         if name not in self.columns:
             return dict.fromkeys(self.machines)
-        values = self.columns[name].tolist()
+        column = self.columns[name]
+        values = column.tolist()
+        if not np.isnan(column).any():
+            return dict(zip(self.machines, values, strict=True))
         return {
             machine: value if value == value else None  # noqa: PLR0124  # not NaN
             for machine, value in zip(self.machines, values, strict=True)

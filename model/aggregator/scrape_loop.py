@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -56,6 +55,8 @@ class ScrapeLoop:
     problems : ProblemLog
     interval_s : float
         0 uses the delay of the probe.
+    groups : int
+        Groups of nodes that begin at different times of the interval.
     clock : callable
         Monotonic seconds.
     recall : callable
@@ -68,6 +69,7 @@ class ScrapeLoop:
     metrics: AggregatorMetrics
     problems: ProblemLog
     interval_s: float = 0.0
+    groups: int = 1
     clock: Callable[[], float] = time.monotonic
     recall: Callable[[str], ScrapeSample | None] = lambda _: None
     _rates: NodeRates = field(init=False)
@@ -100,10 +102,11 @@ class ScrapeLoop:
         """Intervals until the next scrape: more than one when the node costs too much."""
         return max(1, math.ceil(self._pause_s / self.current_interval_s))
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Scrape at the interval until stopped; scrapes that are too late are skipped."""
-        pace = Pace(jitter(self.node) * self.current_interval_s, self.clock)
-        while await pace.wait(stop):
+    async def run(self) -> None:
+        """Scrape at the interval until cancelled; scrapes that are too late are skipped."""
+        pace = Pace(jitter(self.node, self.groups) * self.current_interval_s, self.clock)
+        while True:
+            await pace.wait()
             await self.scrape()
             intervals = self.current_intervals
             missed = pace.advance(intervals * self.current_interval_s)

@@ -66,12 +66,15 @@ class VmprobeReader:
         PageError
             When the page is empty, truncated, too large or not a page of vmprobe.
         """
-        metrics = None if self._layout is None else self._layout.parse(page)
-        if metrics is not None and _is_time(metrics.node["probe_epoch"]):
-            self._completeness.accept()
+        layout = self._layout
+        metrics = None if layout is None else layout.parse(page)
+        if layout is None or metrics is None or not _is_time(metrics.node["probe_epoch"]):
+            return self._read_with_parser(page, received_ms)
+        self._completeness.accept()
+        contention = None
+        if not layout.is_plain:
             contention = self._read_contention(page, metrics.node["probe_epoch"], received_ms)
-            return Scrape(metrics.node["probe_epoch"], *metrics, received_ms, contention=contention)
-        return self._read_with_parser(page, received_ms)
+        return Scrape(metrics.node["probe_epoch"], *metrics, received_ms, contention=contention)
 
     def _read_with_parser(self, page: bytes, received_ms: float | None) -> Scrape:
         self._limits.check_series(page, [f"{self.prefix}_".encode()])

@@ -19,8 +19,8 @@ from ..machine_table import MachineTable, TableLayout
 from .page_parts import cached_slice, parse_numbers, take
 from .vmprobe_names import Place
 
-#: All that is neither white space nor a control character.
-_VISIBLE = bytes(range(33, 256))
+#: White space and control characters are not above it.
+_BLANK = ord(" ")
 
 
 class PageMetrics(NamedTuple):
@@ -82,6 +82,11 @@ class PageLayout:
     domains: TableLayout
     cells: NDArray[np.int32]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the page has no other lines."""
+        return self.pieces is None
+
     def parse(self, page: bytes) -> PageMetrics | None:
         """Metrics of a page; None when the page does not have this layout or a value is not a finite number."""
         texts = self._split(page) if self.pieces is None else self._cut(page, self.pieces)
@@ -90,12 +95,13 @@ class PageLayout:
             return None
         node = dict(zip(self.node_metrics, map(values.__getitem__, self.node_values), strict=True))
         values.append(math.nan)
-        return PageMetrics(node, MachineTable(self.domains, np.array(values)[self.cells]))
+        table = np.fromiter(values, np.float64, len(values))[self.cells]
+        return PageMetrics(node, MachineTable(self.domains, table))
 
     def _split(self, page: bytes) -> list[bytes] | None:
         """The texts of the values of a page without other lines."""
         # A blank and the end of a line in turn, and a word before each of them.
-        if page.translate(None, _VISIBLE) != b" \n" * self.number or not page.endswith(b"\n"):
+        if _invisible(page) != b" \n" * self.number or not page.endswith(b"\n"):
             return None
         words = page.split()
         if len(words) != 2 * self.number:
@@ -140,7 +146,7 @@ def page_layout(
     """
     start = f"{prefix}_".encode()
     joined = start + (b" " + start).join(names) + b" "
-    is_plain = page.startswith(start) and page.translate(None, _VISIBLE) == b" \n" * len(names)
+    is_plain = page.startswith(start) and _invisible(page) == b" \n" * len(names)
     pieces = None if is_plain else _cut(page, start, names)
     if pieces is None and not is_plain:
         return None
@@ -164,6 +170,12 @@ def page_layout(
         TableLayout(list(rows), columns),
         np.array(table, dtype=np.int32).reshape(len(rows), len(columns)),
     )
+
+
+def _invisible(page: bytes) -> bytes:
+    """White space and control characters of a page; ``bytes.translate`` takes twice as long."""
+    characters = np.frombuffer(page, dtype=np.uint8)
+    return characters[np.flatnonzero(characters <= _BLANK)].tobytes()
 
 
 def _cut(page: bytes, start: bytes, names: Sequence[bytes]) -> _Pieces | None:

@@ -168,9 +168,12 @@ def _log_refused_reload(faults: Iterable[str]) -> None:
     LOG.error("reload: the daemon continues with the previous settings")
 
 
-def jitter(name: str) -> float:
-    """A fraction of a period, 0 to 1, fixed for a name, that spreads the scrapes of many nodes."""
-    return zlib.crc32(name.encode()) / 2**32
+def jitter(name: str, groups: int) -> float:
+    """A fraction of a period, at least 0 and below 1, that spreads the scrapes of many nodes.
+
+    It is fixed for a name and a number of groups. The names of a group share it.
+    """
+    return zlib.crc32(name.encode()) * groups // 2**32 / groups
 
 
 class Pace:
@@ -188,16 +191,9 @@ class Pace:
         self._clock = clock
         self._next = clock() + first_after_s
 
-    async def wait(self, stop: asyncio.Event) -> bool:
-        """Wait for the next moment; False when stopped."""
-        if stop.is_set():
-            return False
-        pause = max(0.0, self._next - self._clock())
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-        except asyncio.TimeoutError:
-            return True
-        return False
+    async def wait(self) -> None:
+        """Wait for the next moment."""
+        await asyncio.sleep(max(0.0, self._next - self._clock()))
 
     def advance(self, period_s: float) -> int:
         """Step to the next moment; moments that have passed are skipped, and their number is returned."""

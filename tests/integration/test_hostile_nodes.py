@@ -125,13 +125,15 @@ def test_skipped_scrapes_of_an_expensive_node_are_counted(aggregate: Any, monkey
         aggregator = aggregate(stubs_of(fakes), 1.0)
         start_s, times = clock.now_s, []
 
-        async def wait(pace: Pace, stop: asyncio.Event) -> bool:
+        async def wait(pace: Pace) -> None:
             clock.now_s = max(clock.now_s, pace._next)
             times.append(clock.now_s - start_s)
-            return len(times) <= 8
+            if len(times) == 9:
+                raise asyncio.CancelledError
 
         monkeypatch.setattr(Pace, "wait", wait)
-        aggregator._loop.run_until_complete(aggregator.loops[0].run(asyncio.Event()))
+        with pytest.raises(asyncio.CancelledError):
+            aggregator._loop.run_until_complete(aggregator.loops[0].run())
     pauses = [round(b - a) for a, b in itertools.pairwise(times)]
     assert pauses == [4, 8, 16, 32, 60, 60, 60, 60]
     assert aggregator.value("scroogevm_scrapes_throttled_total", node=fakes.url(0)) == sum(pauses) - len(pauses)

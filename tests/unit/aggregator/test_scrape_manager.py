@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -344,16 +343,20 @@ def test_loop_scrapes_at_its_interval_and_counts_missed_scrapes(
     (loop,) = aggregator.loops
     start_s, times = clock.now_s, []
 
-    async def wait(pace: Pace, stop: asyncio.Event) -> bool:
+    async def wait(pace: Pace) -> None:
         clock.now_s = max(clock.now_s, pace._next)
         times.append(clock.now_s - start_s)
         if len(times) == 3:
             clock.now_s += 5.0  # this scrape takes 5 s
-        return len(times) < 6
+        if len(times) == 6:
+            raise asyncio.CancelledError
 
     monkeypatch.setattr(Pace, "wait", wait)
-    aggregator._loop.run_until_complete(loop.run(asyncio.Event()))
-    first_s = 2.0 * jitter(node)
+    loop.groups = 50
+    with pytest.raises(asyncio.CancelledError):
+        aggregator._loop.run_until_complete(loop.run())
+    first_s = 2.0 * jitter(node, 50)
+    assert first_s > 0
     assert times == pytest.approx([first_s + offset for offset in (0, 2, 4, 10, 12, 14)], abs=1e-3)
     assert aggregator.value("scroogevm_scrapes_missed_total", node=node) == 2
     assert len(aggregator.samples[node]) == 5
@@ -497,22 +500,22 @@ def test_pace_does_not_drift_and_skips_times_that_have_passed() -> None:
     assert pace._next == 127.0
 
 
-def test_pace_ends_when_it_is_stopped() -> None:
-    async def wait() -> bool:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().call_soon(stop.set)
-        return await Pace(60.0).wait(stop)
-
+def test_pace_waits_for_the_next_time_and_not_for_one_that_has_passed() -> None:
     start_s = time.monotonic()
-    assert asyncio.run(wait()) is False
-    assert time.monotonic() - start_s < 5
+    asyncio.run(Pace(0.2).wait())
+    assert time.monotonic() - start_s >= 0.2
+    asyncio.run(asyncio.wait_for(Pace(-60.0).wait(), 5.0))
 
 
-def test_a_thousand_nodes_are_spread_over_the_period() -> None:
-    shares = sorted(jitter(f"http://worker{i}:9100/metrics") for i in range(1000))
-    assert jitter("x") == jitter("x")
-    assert max(b - a for a, b in itertools.pairwise(shares)) < 0.02
-    assert 80 < sum(share < 0.1 for share in shares) < 120
+@pytest.mark.parametrize(("nodes", "groups", "largest"), [(1000, 63, 32), (17, 2, 17), (16, 1, 16), (1, 1, 1)])
+def test_nodes_are_scraped_in_groups_that_are_spread_over_the_interval(nodes: int, groups: int, largest: int) -> None:
+    urls = [f"http://worker{i}:9100/metrics" for i in range(nodes)]
+    stubs: list[Stub] = [VmprobeStub(url, url, "vmprobe") for url in urls]
+    manager = ScrapeManager(settings(stubs), lambda _: None, AggregatorMetrics(CollectorRegistry()))
+    session: Any = None  # nothing is requested
+    shares = Counter(jitter(loop.node, loop.groups) for loop in manager.loops(session))
+    assert sorted(shares) == [k / groups for k in range(groups)]
+    assert max(shares.values()) <= largest
 
 
 def test_problem_and_recovery_are_logged_once(event_log: pytest.LogCaptureFixture) -> None:
