@@ -83,7 +83,7 @@ class Guest:
         libvirt does so while another query of the guest runs, such as an exporter's. Otherwise its answer has the
         resident memory, also for a guest without a balloon.
         """
-        return math.isnan(self.rss_mb)
+        return math.isnan(self.rss_mb) and math.isnan(self.reported_s)
 
 
 @dataclass(frozen=True, slots=True)
