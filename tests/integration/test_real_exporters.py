@@ -245,11 +245,12 @@ def test_wait_of_a_real_vm_arrives_through_a_textfile(tmp_path: Path, virsh: Pat
             subprocess.run(list(map(str, script)), env=environment, check=True, timeout=60)
             sample = rates.update(scrape(LabelStub("w1", node, libvirt))).sample
             found.extend([sample.domains["vm-1"]] if sample is not None and "vm-1" in sample.domains else [])
-            return bool(found) and found[-1].get("cpu_usage", 0.0) > 0.1 and "cpu_wait" in found[-1]
+            # The first samples may be of a time before the other processes had all started.
+            return bool(found) and found[-1].get("cpu_usage", 0.0) > 0.1 and found[-1].get("cpu_wait", 0.0) > 0.05
 
         with busy_processes(2 * (os.cpu_count() or 1)):
             wait_for(has_wait)
     vm = found[-1]
-    # One vCPU; the share of a fair scheduler is far from none.
-    assert 0.05 < vm["cpu_wait"] < 1.2
+    # One vCPU.
+    assert vm["cpu_wait"] < 1.2
     assert vm["cpu_wait_share"] == pytest.approx(vm["cpu_wait"] / (vm["cpu_wait"] + vm["cpu_usage"]), rel=0.5)
