@@ -51,7 +51,7 @@ def count_points(data: bytes) -> int:
     """Rows of node and domains of a packed sample; 0 if it is none."""
     try:
         return 1 + len(_DECODER.decode(data).domains)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return 0
 
 
@@ -64,7 +64,7 @@ def unpack_sample(data: bytes) -> ScrapeSample:
     """
     try:
         packed = _DECODER.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SampleCorrupt(str(error)) from None
     names, width = packed.domain_fields, len(packed.domain_fields)
     if len(packed.block) != 8 * width * len(packed.domains):

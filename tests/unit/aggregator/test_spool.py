@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.aggregator.sample_codec import SampleCorrupt, pack_sample, unpack_sample
+from model.aggregator.sample_codec import SampleCorrupt, count_points, pack_sample, unpack_sample
 from model.aggregator.spool import Spool
 from model.samples import ScrapeSample
 from tests.conftest import ROOT
@@ -57,9 +57,11 @@ def test_missing_value_stays_missing() -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
+@example(b"\x96\xa7\x00\x00\x00\x00\x00\x00\x80")  # a text that is no UTF-8
 def test_bytes_that_are_no_sample_are_refused(data: bytes) -> None:
     with pytest.raises(SampleCorrupt):
         unpack_sample(data)
+    assert count_points(data) == 0
 
 
 def test_sample_with_a_block_of_another_size_is_refused() -> None:
